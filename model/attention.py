@@ -1,0 +1,199 @@
+"""Multi-head latent attention with the sparse indexer (DeepSeek-V3.2's DSA, as in GLM-5).
+
+Follows transformers' `GlmMoeDsaAttention` and `GlmMoeDsaIndexer`. The latent cache holds, per
+token, the normalised latent and the rotated shared key: [c (R) ‖ k_rope]. It never holds
+expanded keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.operators import EagerOperators, at_least_float32, selection_mask
+
+# transformers leaves these two norms and the indexer's at their class default, whatever
+# `rms_norm_eps` says.
+LATENT_NORM_EPS = 1e-6
+INDEXER_NORM_EPS = 1e-6
+
+
+class LayerState(NamedTuple):
+    """What one decoder layer carries from step to step.
+
+    kv_cache [B, 1, C, R+rope]; index_keys [B, 1, C, D_index], None in a layer that shares the
+    selection of an earlier one.
+    """
+
+    kv_cache: Tensor
+    index_keys: Tensor | None
+
+
+class Step(NamedTuple):
+    """What every layer of one pass shares: cos, sin [B, S, rope/2]; past_lengths int64 [B]."""
+
+    cos: Tensor
+    sin: Tensor
+    past_lengths: Tensor
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain."""
+
+    def __init__(self, width: int, eps: float, operators: EagerOperators) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+        self.operators = operators
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] → [..., width]."""
+        return self.operators.rms_norm(x, self.weight, self.eps)
+
+
+class Indexer(nn.Module):
+    """Scores every cached position for every new token and keeps the best `index_topk`."""
+
+    def __init__(self, config: ModelConfig, operators: EagerOperators) -> None:
+        super().__init__()
+        self.heads, self.width = config.index_n_heads, config.index_head_dim
+        self.index_topk = config.index_topk
+        self.scale = self.width**-0.5
+        self.operators = operators
+        self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False)
+        self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
+        self.k_norm = nn.LayerNorm(self.width, eps=INDEXER_NORM_EPS)
+        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+
+    def project(
+        self, x: Tensor, q_latent: Tensor, index_keys: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, S, H, D], head weights [B, S, H] and the updated keys [B, 1, C, D].
+
+        x [T, hidden], q_latent [T, q_lora_rank].
+        """
+        batch, length, _ = step.cos.shape
+        query = self.wq_b(q_latent).reshape(batch, length, -1)
+        query = self.operators.rotary_embedding(query, step.cos, step.sin, self.heads)
+        key = self.k_norm(self.wk(x)).reshape(batch, length, self.width)
+        key = self.operators.rotary_embedding(key, step.cos, step.sin, 1)
+        keys = self.operators.update_cache(index_keys, key.unsqueeze(1), step.past_lengths)
+        weights = at_least_float32(self.weights_proj(x)) * self.heads**-0.5
+        return (
+            query.reshape(batch, length, self.heads, self.width),
+            weights.reshape(batch, length, self.heads),
+            keys,
+        )
+
+    def forward(
+        self, x: Tensor, q_latent: Tensor, index_keys: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """Selected positions int32 [B, S, K] and the updated keys [B, 1, C, D]."""
+        query, weights, keys = self.project(x, q_latent, index_keys, step)
+        indices = self.operators.indexer_topk(
+            query, keys, weights, step.past_lengths, index_topk=self.index_topk, scale=self.scale
+        )
+        return indices, keys
+
+
+class Attention(nn.Module):
+    """Latent attention over the positions that the indexer (or an earlier layer's) selected.
+
+    `absorbed` folds the key up-projection into the query and attends in the latent space, which
+    is what is exported; the expanded form rebuilds keys and values as transformers does. Both
+    compute the same function.
+    """
+
+    def __init__(
+        self, config: ModelConfig, has_indexer: bool, absorbed: bool, operators: EagerOperators
+    ) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value, self.rank = config.v_head_dim, config.kv_lora_rank
+        self.scale = (self.nope + self.rope) ** -0.5
+        self.absorbed, self.operators = absorbed, operators
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
+        self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS, operators)
+        self.q_b_proj = nn.Linear(
+            config.q_lora_rank, self.heads * (self.nope + self.rope), bias=False
+        )
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
+        self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS, operators)
+        # kv_b_proj of the checkpoint, split per head into its key and its value rows.
+        self.k_up_proj = nn.Parameter(torch.empty(self.heads, self.nope, self.rank))
+        self.v_up_proj = nn.Parameter(torch.empty(self.heads, self.value, self.rank))
+        self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
+        self.indexer = Indexer(config, operators) if has_indexer else None
+
+    def query_latent(self, x: Tensor) -> Tensor:
+        """The shared low-rank query [T, q_lora_rank] of x [T, hidden]."""
+        return self.q_a_layernorm(self.q_a_proj(x))
+
+    def forward(
+        self, x: Tensor, state: LayerState, step: Step, shared_indices: Tensor | None
+    ) -> tuple[Tensor, LayerState, Tensor]:
+        """x [T, hidden] → output [T, hidden], the updated state, positions int32 [B, S, K]."""
+        batch, length, _ = step.cos.shape
+        q_latent = self.query_latent(x)
+        q_nope, q_rope = (
+            self.q_b_proj(q_latent)
+            .reshape(-1, self.heads, self.nope + self.rope)
+            .split([self.nope, self.rope], dim=-1)
+        )
+        q_rope = self._rotate(q_rope.reshape(batch, length, -1), step, self.heads)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.rank, self.rope], dim=-1)
+        latent = self.kv_a_layernorm(latent).reshape(batch, length, self.rank)
+        k_rope = self._rotate(k_rope.reshape(batch, length, self.rope), step, 1)
+        entry = torch.cat([latent, k_rope], dim=-1).unsqueeze(1)
+        cache = self.operators.update_cache(state.kv_cache, entry, step.past_lengths)
+
+        index_keys = state.index_keys
+        if self.indexer is not None:
+            assert index_keys is not None, "a layer with an indexer carries index keys"
+            indices, index_keys = self.indexer(x, q_latent, index_keys, step)
+        else:
+            assert shared_indices is not None, "a shared layer takes an earlier layer's indices"
+            indices = shared_indices
+
+        q_rope = q_rope.reshape(batch, length, self.heads, self.rope)
+        attend = self._attend_absorbed if self.absorbed else self._attend_expanded
+        output = attend(q_nope, q_rope, cache, indices)
+        return self.o_proj(output), LayerState(cache, index_keys), indices
+
+    def _rotate(self, x: Tensor, step: Step, heads: int) -> Tensor:
+        return self.operators.rotary_embedding(x, step.cos, step.sin, heads)
+
+    def _attend_absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, indices: Tensor
+    ) -> Tensor:
+        batch, length, _, _ = q_rope.shape
+        absorbed = torch.matmul(q_nope.transpose(0, 1), self.k_up_proj).transpose(0, 1)  # [T,H,R]
+        query = torch.cat([absorbed.reshape(batch, length, self.heads, self.rank), q_rope], dim=-1)
+        latent = self.operators.sparse_mla(
+            query, cache, indices, scale=self.scale, value_width=self.rank
+        ).reshape(-1, self.heads, self.rank)
+        values = torch.matmul(latent.transpose(0, 1), self.v_up_proj.transpose(1, 2))  # [H, T, V]
+        return values.transpose(0, 1).reshape(-1, self.heads * self.value)
+
+    def _attend_expanded(
+        self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, indices: Tensor
+    ) -> Tensor:
+        batch, length, _, _ = q_rope.shape
+        latent, k_rope = cache.split([self.rank, self.rope], dim=-1)  # [B, 1, C, ·]
+        key_nope = F.linear(latent, self.k_up_proj.flatten(0, 1)).unflatten(-1, (self.heads, -1))
+        values = F.linear(latent, self.v_up_proj.flatten(0, 1)).unflatten(-1, (self.heads, -1))
+        key_rope = k_rope.unsqueeze(3).expand(-1, -1, -1, self.heads, -1)
+        keys = torch.cat([key_nope, key_rope], dim=-1)
+        query = torch.cat([q_nope.reshape(batch, length, self.heads, self.nope), q_rope], dim=-1)
+        keys, values = keys.squeeze(1).transpose(1, 2), values.squeeze(1).transpose(1, 2)
+        dots = torch.matmul(query.transpose(1, 2), keys.transpose(-1, -2)) * self.scale
+        hidden = ~selection_mask(indices, cache.shape[2]).unsqueeze(1)
+        dots = at_least_float32(dots.masked_fill(hidden, float("-inf")))
+        output = torch.matmul(torch.softmax(dots, dim=-1).to(values.dtype), values)  # [B, H, S, V]
+        return output.transpose(1, 2).reshape(batch * length, -1)

@@ -1,0 +1,150 @@
+"""What a decoder block asks of its platform: the operators that export and plugins may replace.
+
+The eager definitions below are plain PyTorch. `glm_trt.plugins` offers the same set as
+registered torch operators, so one model definition is traced, run eagerly and run on kernels.
+Letters in shapes: B batch, S new tokens, C cache capacity, T = B·S tokens, E experts,
+k experts a token, K selected positions, H heads, D head width, R latent rank, I expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 where the whole model runs in float64 (the yardstick)."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def positions_of(past_lengths: Tensor, length: int) -> Tensor:
+    """Positions [B, S] of `length` new tokens that follow `past_lengths` [B] cached ones."""
+    steps = torch.arange(length, dtype=past_lengths.dtype, device=past_lengths.device)
+    return past_lengths.unsqueeze(1) + steps
+
+
+def first_largest(scores: Tensor, count: int) -> Tensor:
+    """Indices [..., count] of the largest scores, best first; ties go to the smaller index."""
+    return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+class EagerOperators:
+    """The operators in plain PyTorch, as transformers' `glm_moe_dsa` computes them."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """weight · cast(x · rsqrt(mean x² + ε)): the mean in float32, the product in x's dtype."""
+        wide = at_least_float32(x)
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+
+    def rotary_embedding(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        """Rotate the pairs (x₂ᵢ, x₂ᵢ₊₁) of the first 2·width(cos) entries of each head, in place.
+
+        x [B, S, heads·D], cos and sin [B, S, rope/2] in x's dtype → [B, S, heads·D].
+        The rotated pair stays where it was (transformers moves the halves side by side; the same
+        permutation of queries and keys leaves every dot product unchanged).
+        """
+        batch, length, _ = x.shape
+        heads_of_x = x.reshape(batch, length, heads, -1)
+        width = 2 * cos.shape[-1]
+        pairs = heads_of_x[..., :width].unflatten(-1, (-1, 2))
+        even, odd = pairs[..., 0], pairs[..., 1]
+        c, s = cos.unsqueeze(2), sin.unsqueeze(2)
+        rotated = torch.stack([even * c - odd * s, odd * c + even * s], dim=-1).flatten(-2)
+        return torch.cat([rotated, heads_of_x[..., width:]], dim=-1).flatten(-2)
+
+    def update_cache(self, cache: Tensor, update: Tensor, past_lengths: Tensor) -> Tensor:
+        """A copy of cache [B, 1, C, D] with update [B, 1, S, D] written from `past_lengths` [B]."""
+        rows = positions_of(past_lengths, update.shape[2])
+        index = rows[:, None, :, None].expand_as(update)
+        return cache.scatter(2, index, update)
+
+    def moe_routing(
+        self,
+        logits: Tensor,
+        correction_bias: Tensor,
+        *,
+        top_k: int,
+        n_group: int,
+        topk_group: int,
+        norm_topk_prob: bool,
+        routed_scaling_factor: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose experts: logits [T, E], bias [E] → indices int32 [T, k], weights [T, k]."""
+        scores = logits.sigmoid()
+        choice = scores + correction_bias
+        grouped = choice.unflatten(-1, (n_group, -1))
+        group_scores = grouped.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(group_scores, dtype=torch.bool)
+        kept.scatter_(-1, first_largest(group_scores, topk_group), True)
+        choice = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
+        indices = first_largest(choice, top_k)
+        weights = scores.gather(-1, indices)
+        if norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return indices.int(), weights * routed_scaling_factor
+
+    def moe_experts(
+        self, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+    ) -> Tensor:
+        """Σ weight · down(silu(gate x) · up x) over each token's experts; reads only those hit.
+
+        x [T, hidden], indices int32 [T, k], weights [T, k], gate_up [E, 2I, hidden] (gate rows
+        first), down [E, hidden, I] → [T, hidden].
+        """
+        total = torch.zeros_like(x)
+        for expert in indices.unique().tolist():
+            token, slot = torch.where(indices == expert)
+            gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
+            part = F.linear(F.silu(gate) * up, down[expert]) * weights[token, slot].unsqueeze(-1)
+            total.index_add_(0, token, part.to(total.dtype))
+        return total
+
+    def indexer_scores(self, query: Tensor, keys: Tensor, weights: Tensor, scale: float) -> Tensor:
+        """Σ_h w_h · relu(q_h·k · scale): query [B, S, H, D], keys [B, 1, C, D] → [B, S, C]."""
+        dots = torch.matmul(at_least_float32(query), at_least_float32(keys).transpose(-1, -2))
+        return torch.matmul(weights.unsqueeze(-2), F.relu(dots * scale)).squeeze(-2)
+
+    def indexer_topk(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        weights: Tensor,
+        past_lengths: Tensor,
+        *,
+        index_topk: int,
+        scale: float,
+    ) -> Tensor:
+        """Visible positions with the largest indexer scores, ascending, then −1: int32 [B, S, K].
+
+        query [B, S, H, D], keys [B, 1, C, D], weights float32 [B, S, H], past_lengths [B];
+        K = min(index_topk, C). A query at position p sees positions 0 … p.
+        """
+        capacity = keys.shape[2]
+        scores = self.indexer_scores(query, keys, weights, scale)
+        positions = positions_of(past_lengths, query.shape[1]).unsqueeze(-1)
+        hidden = torch.arange(capacity, device=keys.device) > positions
+        chosen = first_largest(scores.masked_fill(hidden, float("-inf")), min(index_topk, capacity))
+        chosen = chosen.masked_fill(chosen > positions, capacity).sort(dim=-1).values
+        return chosen.masked_fill(chosen == capacity, -1).int()
+
+    def sparse_mla(
+        self, query: Tensor, cache: Tensor, indices: Tensor, *, scale: float, value_width: int
+    ) -> Tensor:
+        """Attend to the selected latents: softmax(q·c·scale) c[:R], −1 entries left out.
+
+        query [B, S, H, R+rope], cache [B, 1, C, R+rope], indices int32 [B, S, K] → [B, S, H, R].
+        """
+        dots = torch.matmul(query, cache.transpose(-1, -2)) * scale
+        selected = selection_mask(indices, cache.shape[2])
+        dots = at_least_float32(dots).masked_fill(~selected.unsqueeze(2), float("-inf"))
+        probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
+        return torch.matmul(probabilities, cache[..., :value_width])
+
+
+def selection_mask(indices: Tensor, capacity: int) -> Tensor:
+    """True where a position is selected: indices int32 [B, S, K] (−1 = none) → bool [B, S, C]."""
+    mask = torch.zeros(*indices.shape[:-1], capacity + 1, dtype=torch.bool, device=indices.device)
+    mask.scatter_(-1, torch.where(indices < 0, capacity, indices).long(), True)
+    return mask[..., :capacity]

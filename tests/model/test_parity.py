@@ -1,0 +1,80 @@
+"""The eager model against transformers' own `GlmMoeDsaForCausalLM`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.glm_moe_dsa import GlmMoeDsa
+from glm_trt.model.weights import load_model
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checkpoints import SHAPES, make_oracle, save  # noqa: E402
+
+TOLERANCE = 2e-5
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).double().norm() / expected.double().norm())
+
+
+def logits_of(model: GlmMoeDsa, ids: torch.Tensor, chunks: list[int]) -> torch.Tensor:
+    """Logits [B, S, vocab] when `ids` are fed in pieces of these lengths."""
+    batch, length = ids.shape
+    states, past, outputs = model.empty_states(batch, length), 0, []
+    for chunk in chunks:
+        piece = ids[:, past : past + chunk]
+        out, states = model(piece, states, torch.full((batch,), past))
+        outputs.append(out)
+        past += chunk
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize("absorbed", [False, True], ids=["expanded", "absorbed"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_transformers(tmp_path: Path, shape: str, absorbed: bool) -> None:
+    oracle = make_oracle(**SHAPES[shape])
+    checkpoint = Checkpoint.open(save(oracle, tmp_path))
+    model = load_model(checkpoint, absorbed=absorbed)
+    for batch, length in ((1, 1), (2, 7), (3, 33), (1, 300)):
+        ids = torch.randint(0, oracle.config.vocab_size, (batch, length))
+        with torch.no_grad():
+            expected = oracle(ids, use_cache=False).logits
+        assert relative(logits_of(model, ids, [length]), expected) < TOLERANCE, (batch, length)
+
+
+@pytest.mark.parametrize("shape", ["plain", "shared_indexer", "fewer_groups"])
+def test_decode_equals_full_pass(tmp_path: Path, shape: str) -> None:
+    oracle = make_oracle(**SHAPES[shape])
+    model = load_model(Checkpoint.open(save(oracle, tmp_path)))
+    ids = torch.randint(0, 97, (2, 40))
+    full = logits_of(model, ids, [40])
+    assert relative(logits_of(model, ids, [1] * 40), full) < TOLERANCE
+    assert relative(logits_of(model, ids, [13, 1, 20, 6]), full) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("original_format", [True, False], ids=["per_expert", "stacked"])
+def test_storage_forms(tmp_path: Path, dtype: str, original_format: bool) -> None:
+    oracle = make_oracle().to(getattr(torch, dtype))
+    save(oracle, tmp_path, save_original_format=original_format, max_shard_size="60KB")
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.experts_stacked(1) is not original_format
+    ids = torch.randint(0, 97, (2, 21))
+    with torch.no_grad():
+        expected = oracle.float()(ids, use_cache=False).logits
+    assert relative(logits_of(load_model(checkpoint), ids, [21]), expected) < TOLERANCE
+
+
+def test_float64_is_the_same_function(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(save(make_oracle(), tmp_path))
+    ids = torch.randint(0, 97, (1, 50))
+    wide = logits_of(load_model(checkpoint, "float64"), ids, [50])
+    absorbed = logits_of(load_model(checkpoint, "float64", absorbed=True), ids, [50])
+    assert wide.dtype == torch.float64
+    # Angles are float32 by definition, so the two forms differ by float64 rounding alone.
+    assert relative(absorbed, wide) < 1e-12
