@@ -11,11 +11,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
-
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
+from numpy.typing import NDArray
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
@@ -54,9 +53,7 @@ class Binding:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Binding:
         """Read back what `to_dict` wrote."""
-        return cls(
-            **{**data, "tensors": tuple(data["tensors"]), "shape": tuple(data["shape"])}
-        )
+        return cls(**{**data, "tensors": tuple(data["tensors"]), "shape": tuple(data["shape"])})
 
 
 def embedding_bindings(config: ModelConfig) -> list[Binding]:
@@ -150,9 +147,7 @@ def _moe_bindings(
             bindings.append(Binding(target, (prefix + target,), shape))
         else:
             sources = tuple(f"{prefix}mlp.experts.{{expert}}.{part}.weight" for part in parts)
-            bindings.append(
-                Binding(target, sources, shape, "stack_experts", {"experts": experts})
-            )
+            bindings.append(Binding(target, sources, shape, "stack_experts", {"experts": experts}))
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
 
 
@@ -195,9 +190,7 @@ def _head_rows(tensor: NDArray[Any], heads: int, start: int, stop: int) -> NDArr
     return tensor.reshape(heads, -1, tensor.shape[-1])[:, start:stop]
 
 
-def _stack_experts(
-    binding: Binding, checkpoint: Checkpoint, dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def _stack_experts(binding: Binding, checkpoint: Checkpoint, dtype: np.dtype[Any]) -> NDArray[Any]:
     # One destination filled row block by row block: never a second copy of the whole.
     result = np.empty(binding.shape, dtype)
     for expert in range(binding.arguments["experts"]):

@@ -44,6 +44,7 @@ def make_oracle(seed: int = 0, **changes: Any) -> GlmMoeDsaForCausalLM:
     torch.manual_seed(seed)
     config = GlmMoeDsaConfig(**{**SMALL, **changes})
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"  # grouped_mm wants widths that are multiples of 4
     model = GlmMoeDsaForCausalLM(config).eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -60,3 +61,17 @@ def save(model: GlmMoeDsaForCausalLM, directory: Path, **options: Any) -> Path:
     """`model` as transformers' `save_pretrained` writes it."""
     model.save_pretrained(directory, **options)
     return directory
+
+
+def reload_oracle(directory: Path) -> GlmMoeDsaForCausalLM:
+    """The stored checkpoint as transformers itself reads it, in float32.
+
+    Not `model.float()`: a model cast to bfloat16 has rounded its rotary frequencies too.
+    """
+    model = GlmMoeDsaForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    return model.eval()

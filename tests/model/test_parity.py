@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import SHAPES, make_oracle, reload_oracle, save
 
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.glm_moe_dsa import GlmMoeDsa
 from glm_trt.model.weights import load_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoints import SHAPES, make_oracle, save  # noqa: E402
 
 TOLERANCE = 2e-5
 
@@ -66,7 +63,7 @@ def test_storage_forms(tmp_path: Path, dtype: str, original_format: bool) -> Non
     assert checkpoint.experts_stacked(1) is not original_format
     ids = torch.randint(0, 97, (2, 21))
     with torch.no_grad():
-        expected = oracle.float()(ids, use_cache=False).logits
+        expected = reload_oracle(tmp_path)(ids, use_cache=False).logits
     assert relative(logits_of(load_model(checkpoint), ids, [21]), expected) < TOLERANCE
 
 

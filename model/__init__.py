@@ -1,0 +1,1 @@
+"""The eager PyTorch reference, its config, and reading checkpoints."""

@@ -1,0 +1,160 @@
+"""Reading a Hugging Face checkpoint: lazy, memory-mapped, every tensor checked before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import CheckpointError
+from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
+from glm_trt.model.tensor_table import FLOAT32_ALLOWED, expected_tensors, mtp_layers
+from numpy.typing import NDArray
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+class Checkpoint:
+    """A checkpoint directory whose files agree with its config. Use `Checkpoint.open`."""
+
+    def __init__(self, directory: Path, config: ModelConfig, files: list[SafetensorsFile]) -> None:
+        self.directory, self.config, self.files = directory, config, tuple(files)
+        self._file_of: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file.tensors:
+                if name in self._file_of:
+                    first = self._file_of[name].path.name
+                    raise CheckpointError(
+                        f"{directory}: {name}: duplicated in {first} and {file.path.name}"
+                    )
+                self._file_of[name] = file
+        self.names = tuple(sorted(self._file_of))
+        self._check_tensors()
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Checkpoint:
+        """Map every shard and check names, shapes and dtypes against the config.
+
+        Raises
+        ------
+        ConfigError, CheckpointError
+            Naming file and tensor, what was expected and what was found.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: not a directory; expected a checkpoint directory")
+        config = ModelConfig.from_directory(directory)
+        return cls(directory, config, _open_files(directory))
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's dtype: the config's, or the embedding's where that says none."""
+        return self.config.dtype or self.info("model.embed_tokens.weight").dtype
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the multi-token-prediction layers are stored (transformers drops them)."""
+        prefixes = tuple(f"model.layers.{i}." for i in mtp_layers(self.config))
+        return any(name.startswith(prefixes) for name in self.names) if prefixes else False
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The tokenizer's files that exist; a checkpoint may have none."""
+        paths = (self.directory / name for name in TOKENIZER_FILES)
+        return tuple(path for path in paths if path.is_file())
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype and place of a tensor."""
+        return self._file_of[name].tensors[name]
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A read-only view of the mapped file."""
+        return self._file_of[name].tensor(name)
+
+    def experts_stacked(self, layer: int) -> bool:
+        """Whether the layer's experts are stored as one tensor rather than one each."""
+        return f"model.layers.{layer}.mlp.experts.gate_up_proj" in self._file_of
+
+    def _check_tensors(self) -> None:
+        config = self.config
+        layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+        stacked = {layer for layer in layers if self.experts_stacked(layer)}
+        expected = expected_tensors(config, stacked, self.has_mtp)
+        if config.tie_word_embeddings and "lm_head.weight" not in self._file_of:
+            del expected["lm_head.weight"]
+        missing = [name for name in expected if name not in self._file_of]
+        if missing:
+            raise CheckpointError(f"{self.directory}: missing {_some(missing)}")
+        extra = [name for name in self.names if name not in expected]
+        if extra:
+            file = self._file_of[extra[0]].path
+            raise CheckpointError(f"{file}: not expected by config.json: {_some(extra)}")
+        for name, shape in expected.items():
+            info = self.info(name)
+            if info.shape != shape:
+                raise CheckpointError(
+                    f"{info.file}: {name}: expected shape {shape}, found {info.shape}"
+                )
+            widened = name.endswith(FLOAT32_ALLOWED) and info.dtype == "float32"
+            if info.dtype != self.dtype and not widened:
+                raise CheckpointError(
+                    f"{info.file}: {name}: expected dtype {self.dtype}, found {info.dtype}"
+                )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} tensor(s): " + ", ".join(names[:5]) + more
+
+
+def _open_files(directory: Path) -> list[SafetensorsFile]:
+    index = directory / INDEX_FILE
+    if index.exists():
+        if (directory / SINGLE_FILE).exists():
+            raise CheckpointError(
+                f"{directory}: holds both {SINGLE_FILE} and {INDEX_FILE}; keep one of them"
+            )
+        return _open_indexed(directory, index)
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{directory}: no .safetensors file found")
+    return [SafetensorsFile(path) for path in paths]
+
+
+def _open_indexed(directory: Path, index: Path) -> list[SafetensorsFile]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        items = sorted(weight_map.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: no readable weight_map: {error!r}") from error
+    files: dict[str, SafetensorsFile] = {}
+    for name, shard in items:
+        # Lexical, not resolved: the Hugging Face cache links its files to elsewhere.
+        parts = PurePosixPath(shard).parts if isinstance(shard, str) else ()
+        if not parts or ".." in parts or PurePosixPath(shard).is_absolute():
+            raise CheckpointError(
+                f"{index}: {name}: expected a file inside the directory, found {shard!r}"
+            )
+        if shard not in files:
+            if not (directory / shard).is_file():
+                raise CheckpointError(f"{index}: {name}: shard {shard} does not exist")
+            files[shard] = SafetensorsFile(directory / shard)
+        if name not in files[shard].tensors:
+            raise CheckpointError(f"{index}: {name}: not in {shard}, where the index puts it")
+    for shard, file in files.items():
+        for name in file.tensors:
+            if weight_map.get(name) != shard:
+                place = weight_map.get(name, "nowhere")
+                raise CheckpointError(
+                    f"{file.path}: {name}: stored here, but the index puts it in {place}"
+                )
+    return list(files.values())

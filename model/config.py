@@ -1,0 +1,245 @@
+"""The config of `glm_moe_dsa`, read from a Hugging Face `config.json` and checked as a whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_trt.model.errors import ConfigError
+
+MODEL_TYPES = ("glm_moe_dsa",)
+DTYPES = ("float32", "bfloat16", "float16")
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size",
+    "num_hidden_layers", "num_attention_heads", "q_lora_rank", "kv_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts",
+    "num_experts_per_tok", "n_group", "topk_group", "index_topk", "index_head_dim",
+    "index_n_heads", "max_position_embeddings",
+)  # fmt: skip
+_NUMBERS = ("routed_scaling_factor", "rms_norm_eps")
+# Fields that may be absent, but if present must say this: no graph of ours computes anything else.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "mlp_bias": (False,),
+    "scoring_func": ("sigmoid",),
+    "topk_method": ("noaux_tc",),
+    "rope_interleave": (True,),
+    "indexer_rope_interleave": (True,),
+    "quantization_config": (None,),
+    "rope_scaling": (None,),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model computes; names and meaning are those of `config.json`.
+
+    Build it with `from_directory` or `from_dict`, which raise `ConfigError` naming the file, the
+    field, what was expected and what was found. Unknown fields are ignored.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    n_group: int
+    topk_group: int
+    index_topk: int
+    index_head_dim: int
+    index_n_heads: int
+    max_position_embeddings: int
+    routed_scaling_factor: float
+    rms_norm_eps: float
+    norm_topk_prob: bool
+    rope_theta: float
+    layer_types: tuple[str, ...]
+    mlp_layer_types: tuple[str, ...]
+    indexer_types: tuple[str, ...]
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    num_nextn_predict_layers: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str | None = None
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> ModelConfig:
+        """Read `directory/config.json`."""
+        path = Path(directory) / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
+        return cls.from_dict(data, str(path))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str = "config.json") -> ModelConfig:
+        """Check `data` as a whole and keep what the model needs."""
+        return _Reader(data, source).read()
+
+
+class _Reader:
+    def __init__(self, data: dict[str, Any], source: str) -> None:
+        self.data, self.source = data, source
+
+    def fail(self, field: str, expected: str, found: object) -> ConfigError:
+        return ConfigError(f"{self.source}: {field}: expected {expected}, found {found!r}")
+
+    def read(self) -> ModelConfig:
+        data = self.data
+        if data.get("model_type") not in MODEL_TYPES:
+            raise self.fail("model_type", f"one of {MODEL_TYPES}", data.get("model_type"))
+        required = (*_SIZES, *_NUMBERS, "norm_topk_prob")
+        missing = [name for name in required if name not in data]
+        if "mlp_layer_types" not in data and "first_k_dense_replace" not in data:
+            missing.append("mlp_layer_types (or first_k_dense_replace)")
+        if not data.get("rope_parameters") and "rope_theta" not in data:
+            missing.append("rope_parameters")
+        if missing:
+            raise ConfigError(f"{self.source}: missing {', '.join(missing)}")
+        for name, allowed in _FIXED.items():
+            if name in data and data[name] not in allowed:
+                raise self.fail(name, f"{allowed[0]!r} (nothing else is supported)", data[name])
+        sizes = {name: self.integer(name) for name in _SIZES}
+        config = ModelConfig(
+            **sizes,
+            routed_scaling_factor=self.number(
+                "routed_scaling_factor", data["routed_scaling_factor"]
+            ),
+            rms_norm_eps=self.number("rms_norm_eps", data["rms_norm_eps"]),
+            norm_topk_prob=self.boolean("norm_topk_prob", False),
+            rope_theta=self.rope_theta(),
+            layer_types=self.layers("layer_types", ("indexed_attention",)),
+            mlp_layer_types=self.mlp_layers(),
+            indexer_types=self.indexers(),
+            attention_bias=self.boolean("attention_bias", False),
+            tie_word_embeddings=self.boolean("tie_word_embeddings", False),
+            num_nextn_predict_layers=self.integer("num_nextn_predict_layers", 0, 0),
+            eos_token_ids=self.eos(sizes["vocab_size"]),
+            dtype=self.dtype(),
+        )
+        self.check(config)
+        return config
+
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        value = self.data.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.fail(name, f"an integer of at least {least}", value)
+        return value
+
+    def number(self, name: str, value: object) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator]
+            raise self.fail(name, "a positive finite number", value)
+        return float(value)  # type: ignore[arg-type]
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.data.get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false", value)
+        return value
+
+    def rope_theta(self) -> float:
+        rope = self.data.get("rope_parameters") or {"rope_theta": self.data.get("rope_theta")}
+        if not isinstance(rope, dict):
+            raise self.fail("rope_parameters", "an object", rope)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise self.fail("rope_parameters.rope_type", "'default'", kind)
+        return self.number("rope_parameters.rope_theta", rope.get("rope_theta"))
+
+    def layers(self, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        count = self.integer("num_hidden_layers")
+        value = self.data.get(name)
+        if value is None:
+            return (allowed[0],) * count
+        if not isinstance(value, list) or len(value) != count:
+            raise self.fail(name, f"a list of num_hidden_layers = {count} entries", value)
+        for i, entry in enumerate(value):
+            if entry not in allowed:
+                raise self.fail(f"{name}[{i}]", f"one of {allowed}", entry)
+        return tuple(value)
+
+    def mlp_layers(self) -> tuple[str, ...]:
+        if self.data.get("mlp_layer_types") is not None:
+            return self.layers("mlp_layer_types", ("dense", "sparse"))
+        count = self.integer("num_hidden_layers")
+        dense = min(self.integer("first_k_dense_replace", None, 0), count)
+        return ("dense",) * dense + ("sparse",) * (count - dense)
+
+    def indexers(self) -> tuple[str, ...]:
+        """As transformers derives them: an explicit list, a pattern, or frequency and offset."""
+        allowed, count = ("full", "shared"), self.integer("num_hidden_layers")
+        if self.data.get("indexer_types") is not None:
+            kinds = self.layers("indexer_types", allowed)
+        elif (pattern := self.data.get("index_topk_pattern")) is not None:
+            letters = {"F": "full", "S": "shared", "full": "full", "shared": "shared"}
+            if len(pattern) != count or any(entry not in letters for entry in pattern):
+                raise self.fail("index_topk_pattern", f"{count} of F and S", pattern)
+            kinds = tuple(letters[entry] for entry in pattern)
+        else:
+            every = max(self.integer("index_topk_freq", 1, 0), 1)
+            offset = self.integer("index_skip_topk_offset", 2, 0)
+            kinds = tuple(allowed[max(i - offset + 1, 0) % every != 0] for i in range(count))
+        if kinds[0] != "full":
+            raise self.fail("indexer_types[0]", "'full' (nothing to share yet)", kinds[0])
+        return kinds
+
+    def eos(self, vocabulary: int) -> tuple[int, ...]:
+        value = self.data.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for token in ids:
+            valid = isinstance(token, int) and not isinstance(token, bool)
+            if not valid or not 0 <= token < vocabulary:
+                raise self.fail("eos_token_id", f"ids below vocab_size = {vocabulary}", value)
+        return tuple(ids)
+
+    def dtype(self) -> str | None:
+        value = self.data.get("dtype", self.data.get("torch_dtype"))
+        if value is not None and value not in DTYPES:
+            raise self.fail("dtype", f"one of {DTYPES}", value)
+        return value
+
+    def check(self, config: ModelConfig) -> None:
+        """Fields that contradict each other."""
+        qk_width = config.qk_nope_head_dim + config.qk_rope_head_dim
+        equal = {
+            "qk_head_dim": ("qk_nope_head_dim + qk_rope_head_dim", qk_width),
+            "head_dim": ("qk_rope_head_dim", config.qk_rope_head_dim),
+            "num_key_value_heads": ("num_attention_heads", config.num_attention_heads),
+        }
+        for name, (meaning, value) in equal.items():
+            if self.data.get(name, value) != value:
+                raise self.fail(name, f"{value} = {meaning}", self.data[name])
+        if config.qk_rope_head_dim % 2:
+            raise self.fail("qk_rope_head_dim", "an even width", config.qk_rope_head_dim)
+        if config.index_head_dim < config.qk_rope_head_dim:
+            expected = f"at least qk_rope_head_dim = {config.qk_rope_head_dim}"
+            raise self.fail("index_head_dim", expected, config.index_head_dim)
+        experts, groups = config.n_routed_experts, config.n_group
+        if experts % groups or experts // groups < 2:
+            expected = f"groups of equal size, two or more each, in {experts} experts"
+            raise self.fail("n_group", expected, groups)
+        if config.topk_group > groups:
+            raise self.fail("topk_group", f"at most n_group = {groups}", config.topk_group)
+        selectable = experts // groups * config.topk_group
+        if config.num_experts_per_tok > selectable:
+            expected = f"at most {selectable} (experts in topk_group groups)"
+            raise self.fail("num_experts_per_tok", expected, config.num_experts_per_tok)

@@ -1,0 +1,15 @@
+"""Errors a user can act on. `exit_code` is what the command ends with."""
+
+
+class GlmTrtError(Exception):
+    """Wrong input: the message says what was wrong, where, what was expected and found."""
+
+    exit_code = 2
+
+
+class ConfigError(GlmTrtError):
+    """A config that is incomplete, contradictory or of an unsupported model."""
+
+
+class CheckpointError(GlmTrtError):
+    """A checkpoint whose files or tensors are not what its config says."""

@@ -1,0 +1,132 @@
+"""One safetensors file, mapped: header checked strictly, tensors as read-only views.
+
+The safetensors library copies (NumPy) or needs torch; a runtime needs neither, so the format
+(8-byte little-endian header length, JSON header, data) is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from glm_trt.model.errors import CheckpointError
+from numpy.typing import NDArray
+
+MAX_HEADER_BYTES = 100_000_000
+_DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "F32": ("float32", np.dtype(np.float32)),
+    "F16": ("float16", np.dtype(np.float16)),
+    "BF16": ("bfloat16", np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies. `offset` is in bytes from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+
+
+class SafetensorsFile:
+    """The tensors of `path`. Raises `CheckpointError` naming file and tensor if malformed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size_bytes = path.stat().st_size
+            with path.open("rb") as file:
+                head = file.read(8)
+                length = int.from_bytes(head, "little")
+                if len(head) < 8 or length > min(MAX_HEADER_BYTES, self.size_bytes - 8):
+                    raise CheckpointError(
+                        f"{path}: header of {length} bytes does not fit a file of "
+                        f"{self.size_bytes} bytes: truncated, or not safetensors"
+                    )
+                header = file.read(length)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from error
+        self.header_sha256 = hashlib.sha256(head + header).hexdigest()
+        self.tensors = self._parse(header, 8 + length)
+        self._bytes: NDArray[np.uint8] = (
+            np.memmap(path, np.uint8, mode="r") if self.size_bytes else np.empty(0, np.uint8)
+        )
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A read-only view of the mapped file; nothing is copied."""
+        info = self.tensors[name]
+        dtype = _DTYPES_BY_NAME[info.dtype]
+        size = math.prod(info.shape) * dtype.itemsize
+        return self._bytes[info.offset : info.offset + size].view(dtype).reshape(info.shape)
+
+    def _parse(self, header: bytes, start: int) -> dict[str, TensorInfo]:
+        try:
+            entries = json.loads(header, object_pairs_hook=self._unique)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: header is not JSON: {error}") from error
+        entries.pop("__metadata__", None)
+        spans: list[tuple[int, int, str]] = []
+        tensors: dict[str, TensorInfo] = {}
+        for name, entry in entries.items():
+            try:
+                kind, shape = entry["dtype"], tuple(entry["shape"])
+                begin, end = entry["data_offsets"]
+                numbers = [*shape, begin, end]
+                if any(type(n) is not int or n < 0 for n in numbers):
+                    raise ValueError(f"not whole numbers: {numbers}")
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{self.path}: {name}: malformed entry: {error}") from error
+            if kind not in _DTYPES:
+                expected = ", ".join(_DTYPES)
+                raise CheckpointError(
+                    f"{self.path}: {name}: dtype: expected {expected}; found {kind}"
+                )
+            dtype_name, dtype = _DTYPES[kind]
+            size = math.prod(shape) * dtype.itemsize
+            if end - begin != size:
+                raise CheckpointError(
+                    f"{self.path}: {name}: expected {size} bytes for {kind} {shape}, "
+                    f"found {end - begin}"
+                )
+            spans.append((begin, end, name))
+            tensors[name] = TensorInfo(name, shape, dtype_name, self.path, start + begin)
+        self._check_spans(sorted(spans), start)
+        return tensors
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in seen:
+                raise CheckpointError(f"{self.path}: {name}: listed twice in the header")
+            seen[name] = value
+        return seen
+
+    def _check_spans(self, spans: list[tuple[int, int, str]], start: int) -> None:
+        position = 0
+        for begin, end, name in spans:
+            if begin != position:
+                raise CheckpointError(
+                    f"{self.path}: {name}: data expected at offset {position}, found at {begin}"
+                )
+            if start + end > self.size_bytes:
+                raise CheckpointError(
+                    f"{self.path}: {name}: file truncated: expected at least {start + end} "
+                    f"bytes, found {self.size_bytes}"
+                )
+            position = end
+        if start + position != self.size_bytes:
+            raise CheckpointError(
+                f"{self.path}: expected {start + position} bytes, found {self.size_bytes}"
+            )
+
+
+_DTYPES_BY_NAME = {name: dtype for name, dtype in _DTYPES.values()}
