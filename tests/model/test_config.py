@@ -1,0 +1,96 @@
+"""The config: equal to transformers' reading, and clear about everything it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GlmMoeDsaConfig
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import ConfigError
+
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+DATA: dict[str, Any] = json.loads((TINY / "config.json").read_text())
+
+
+def test_reads_the_tiny_config() -> None:
+    config = ModelConfig.from_directory(TINY)
+    assert config.mlp_layer_types == ("dense",) + ("sparse",) * 5
+    assert (config.hidden_size, config.rope_theta, config.dtype) == (256, 1e6, "bfloat16")
+    assert (config.eos_token_ids, config.num_nextn_predict_layers) == ((0,), 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"index_topk_freq": 4},
+        {"index_topk_freq": 3, "index_skip_topk_offset": 5},
+        {"index_topk_pattern": "FSSF" * 19 + "FS"},
+        {"first_k_dense_replace": 0},
+    ],
+)
+def test_agrees_with_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
+    theirs = GlmMoeDsaConfig(**options)
+    theirs.save_pretrained(tmp_path)
+    ours = ModelConfig.from_directory(tmp_path)
+    for name in ("layer_types", "mlp_layer_types", "indexer_types"):
+        assert list(getattr(ours, name)) == getattr(theirs, name)
+    derived = ModelConfig.from_dict({**DATA, "num_hidden_layers": 78, "layer_types": None,
+        "mlp_layer_types": ["dense"] * 78, "indexer_types": None, **options})  # fmt: skip
+    assert list(derived.indexer_types) == theirs.indexer_types
+
+
+@pytest.mark.parametrize("field", ["kv_lora_rank", "index_topk", "norm_topk_prob", "rms_norm_eps"])
+def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    data = {name: value for name, value in DATA.items() if name != field}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=rf"config\.json: missing {field}"):
+        ModelConfig.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "llama"),
+        ("hidden_size", "256"),
+        ("hidden_size", True),
+        ("hidden_size", 0),
+        ("rms_norm_eps", float("nan")),
+        ("norm_topk_prob", 1),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}),
+        ("layer_types", ["linear_attention"] * 6),
+        ("layer_types", ["indexed_attention"] * 5),
+        ("indexer_types", ["shared"] + ["full"] * 5),
+        ("mlp_layer_types", ["dense"] * 5 + ["other"]),
+        ("n_group", 3),
+        ("n_group", 16),
+        ("topk_group", 2),
+        ("num_experts_per_tok", 17),
+        ("qk_head_dim", 63),
+        ("head_dim", 48),
+        ("num_key_value_heads", 2),
+        ("index_head_dim", 8),
+        ("hidden_act", "gelu"),
+        ("mlp_bias", True),
+        ("scoring_func", "softmax"),
+        ("rope_interleave", False),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("eos_token_id", 2048),
+        ("dtype", "float64"),
+    ],
+)
+def test_refused_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        ModelConfig.from_dict({**DATA, field: value})
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not found"):
+        ModelConfig.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not readable as JSON"):
+        ModelConfig.from_directory(tmp_path)
