@@ -1,0 +1,1 @@
+"""The operators that TensorRT lacks: one folder each, shared parts in common/."""

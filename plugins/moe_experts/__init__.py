@@ -1,0 +1,42 @@
+"""MoE experts: the weighted sum of each token's SwiGLU experts.
+
+Contract, and the naive reference after transformers' `GlmMoeDsaExperts`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from glm_trt.plugins.common.contract import Contract, Port
+from torch import Tensor
+
+CONTRACT = Contract(
+    name="MoeExperts",
+    torch_name="moe_experts",
+    doc="Sum over a token's experts of weight * down(silu(gate x) * up x).",
+    inputs=(
+        Port("x", ("T", "hidden")),
+        Port("indices", ("T", "k"), "int32"),
+        Port("weights", ("T", "k"), "float32"),
+        Port("gate_up", ("E", "2I", "hidden")),
+        Port("down", ("E", "hidden", "I")),
+    ),
+    outputs=(Port("y", ("T", "hidden")),),
+    attributes={},
+    tolerance={"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2},
+)
+
+
+def reference(x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """x [T, hidden], indices [T, k], weights [T, k], gate_up [E, 2I, hidden] (gate rows first),
+    down [E, hidden, I] → [T, hidden]; float32 inside.
+    """
+    y = torch.zeros(x.shape, dtype=torch.float32)
+    width = down.shape[2]
+    for t in range(x.shape[0]):
+        for slot in range(indices.shape[1]):
+            expert = int(indices[t, slot])
+            both = gate_up[expert].float() @ x[t].float()
+            inner = F.silu(both[:width]) * both[width:]
+            y[t] += weights[t, slot] * (down[expert].float() @ inner)
+    return y.to(x.dtype)

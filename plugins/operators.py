@@ -1,0 +1,46 @@
+"""The model's operator set as registered torch operators, which tracing keeps whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from glm_trt.model.operators import EagerOperators
+from glm_trt.plugins import indexer_topk, moe_experts, moe_routing, sparse_mla
+from glm_trt.plugins.common.contract import Contract, register
+from torch import Tensor
+
+OPERATORS = (moe_routing, moe_experts, indexer_topk, sparse_mla)
+CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
+
+for _operator in OPERATORS:
+    register(_operator.CONTRACT, _operator.reference)
+
+
+class RegisteredOperators(EagerOperators):
+    """`torch.ops.glm_trt.*` in place of the eager definitions; same shapes and meaning."""
+
+    def moe_routing(
+        self, logits: Tensor, correction_bias: Tensor, **attributes: Any
+    ) -> tuple[Tensor, Tensor]:
+        """logits [T, E], correction_bias [E] → indices int32 [T, k], weights [T, k]."""
+        attributes["norm_topk_prob"] = int(attributes["norm_topk_prob"])
+        return torch.ops.glm_trt.moe_routing(logits, correction_bias, **attributes)
+
+    def moe_experts(
+        self, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+    ) -> Tensor:
+        """x [T, hidden], indices, weights [T, k], stacked weights → [T, hidden]."""
+        return torch.ops.glm_trt.moe_experts(x, indices, weights, gate_up, down)
+
+    def indexer_topk(
+        self, query: Tensor, keys: Tensor, weights: Tensor, past_lengths: Tensor, **attributes: Any
+    ) -> Tensor:
+        """query [B, S, H, D], keys [B, 1, C, D], weights [B, S, H] → positions [B, S, K]."""
+        return torch.ops.glm_trt.indexer_topk(query, keys, weights, past_lengths, **attributes)
+
+    def sparse_mla(
+        self, query: Tensor, cache: Tensor, indices: Tensor, **attributes: Any
+    ) -> Tensor:
+        """query [B, S, H, R+rope], cache [B, 1, C, R+rope] → latent [B, S, H, R]."""
+        return torch.ops.glm_trt.sparse_mla(query, cache, indices, **attributes)
