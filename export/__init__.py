@@ -1,0 +1,1 @@
+"""From the eager model to ONNX graphs: one per kind of block."""

@@ -1,0 +1,55 @@
+"""The operator set that is traced: standard ONNX operators by name where one exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
+from onnxscript import values
+from torch import Tensor
+
+
+class TracedOperators(RegisteredOperators):
+    """Emits RMSNormalization, RotaryEmbedding and TensorScatter; the rest stay whole."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """ai.onnx 23 RMSNormalization over the last axis, the mean in float32."""
+        return torch.onnx.ops.symbolic(
+            "RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps, "stash_type": 1},
+            dtype=x.dtype, shape=x.shape, version=23,
+        )  # fmt: skip
+
+    def rotary_embedding(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        """ai.onnx 23 RotaryEmbedding, interleaved, on the first entries of each head."""
+        attributes: dict[str, Any] = {
+            "interleaved": 1,
+            "num_heads": heads,
+            "rotary_embedding_dim": 2 * int(cos.shape[-1]),
+        }
+        return torch.onnx.ops.symbolic(
+            "RotaryEmbedding", [x, cos, sin], attributes, dtype=x.dtype, shape=x.shape, version=23
+        )
+
+    def update_cache(self, cache: Tensor, update: Tensor, past_lengths: Tensor) -> Tensor:
+        """ai.onnx 24 TensorScatter, which runtimes do in place."""
+        return torch.onnx.ops.symbolic(
+            "TensorScatter", [cache, update, past_lengths], {"axis": -2, "mode": "linear"},
+            dtype=cache.dtype, shape=cache.shape, version=24,
+        )  # fmt: skip
+
+
+def translations() -> dict[Any, Any]:
+    """torch operator → function that writes its ONNX node, for `torch.onnx.export`."""
+    domain = values.Opset("glm_trt", 1)
+
+    def translation(name: str) -> Any:
+        def write(*tensors: Any, **attributes: Any) -> Any:
+            return getattr(domain, name)(*tensors, **attributes)
+
+        return write
+
+    return {
+        getattr(torch.ops.glm_trt, contract.torch_name).default: translation(contract.name)
+        for contract in CONTRACTS.values()
+    }

@@ -1,0 +1,181 @@
+"""Tracing one block to an ONNX graph: weights as inputs, batch, sequence and capacity dynamic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import torch
+from glm_trt.export.operators import TracedOperators, translations
+from glm_trt.model.attention import LayerState, Step
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head
+from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from torch import Tensor, nn
+
+# Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
+BATCH, LENGTH, CAPACITY = 2, 3, 5
+
+
+def block_kind(config: ModelConfig, layer: int) -> str:
+    """Layers of the same kind share one graph: `dense_full`, `sparse_shared`, …"""
+    return f"{config.mlp_layer_types[layer]}_{config.indexer_types[layer]}"
+
+
+class _Traced(nn.Module):
+    """A block as a function of its weights, with flat inputs and outputs."""
+
+    block: nn.Module
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        # Not a submodule: its parameters must not become constants.
+        object.__setattr__(self, "block", block)
+
+    def call(self, weights: dict[str, Tensor], *arguments: Any) -> Any:
+        return torch.func.functional_call(self.block, weights, arguments)
+
+    def forward(self, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(self.block, Embedding):
+            hidden, cos, sin = self.call(weights, inputs["input_ids"], inputs["past_lengths"])
+            return {"hidden_out": hidden, "cos": cos, "sin": sin}
+        if isinstance(self.block, Head):
+            return {"logits": self.call(weights, inputs["hidden"])}
+        state = LayerState(inputs["kv_cache"], inputs.get("index_keys"))
+        step = Step(inputs["cos"], inputs["sin"], inputs["past_lengths"])
+        out = self.call(weights, inputs["hidden"], state, step, inputs.get("shared_indices"))
+        result = {"hidden_out": out.hidden, "kv_cache_out": out.state.kv_cache}
+        if "index_keys" in inputs:
+            result |= {"index_keys_out": out.state.index_keys, "topk_indices": out.topk_indices}
+        if out.expert_indices is not None:
+            result["expert_indices"] = out.expert_indices
+        return result
+
+
+def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.ModelProto:
+    """The ONNX graph of `kind`: "embedding", "head", or a `block_kind`.
+
+    Inputs are named as in the eager block: activations and states first, then the weights by
+    parameter name; outputs `hidden_out`, `kv_cache_out`, `index_keys_out`, `topk_indices`,
+    `expert_indices`, `cos`, `sin`, `logits`, whichever the block has.
+    """
+    operators = TracedOperators()
+    block: nn.Module
+    if kind == "embedding":
+        block = Embedding(config)
+    elif kind == "head":
+        block = Head(config, operators)
+    else:
+        layers = range(config.num_hidden_layers)
+        layer = next(i for i in layers if block_kind(config, i) == kind)
+        with torch.device("meta"):
+            block = DecoderLayer(config, layer, absorbed=True, operators=operators)
+    # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in; `empty`
+    # reserves address space but touches no memory.
+    device = torch.device("cpu")
+    inputs, axes = _example_inputs(config, kind, dtype, device)
+    weights = {
+        name: torch.empty(
+            parameter.shape,
+            dtype=torch.float32 if name.startswith("mlp.gate.") else dtype,
+            device=device,
+        )
+        for name, parameter in block.named_parameters()
+    }
+    return _export(_Traced(block), inputs, axes, weights)
+
+
+def _example_inputs(
+    config: ModelConfig, kind: str, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    past = (torch.zeros(BATCH, dtype=torch.int64, device=device), {0: "batch"})
+
+    def made(*shape: int, kind: torch.dtype = dtype, **names: int) -> Any:
+        axes = {axis: name for name, axis in names.items()}
+        return torch.empty(*shape, dtype=kind, device=device), axes
+
+    hidden = made(BATCH, LENGTH, config.hidden_size, batch=0, sequence=1)
+    if kind == "embedding":
+        ids = made(BATCH, LENGTH, kind=torch.int64, batch=0, sequence=1)
+        both = {"input_ids": ids, "past_lengths": past}
+    elif kind == "head":
+        both = {"hidden": hidden}
+    else:
+        # Two tensors: one passed twice would be traced as one input.
+        cos, sin = (
+            made(BATCH, LENGTH, config.qk_rope_head_dim // 2, batch=0, sequence=1) for _ in "cs"
+        )
+        latent = config.kv_lora_rank + config.qk_rope_head_dim
+        both = {
+            "hidden": hidden, "cos": cos, "sin": sin, "past_lengths": past,
+            "kv_cache": made(BATCH, 1, CAPACITY, latent, batch=0, capacity=2),
+        }  # fmt: skip
+        if kind.endswith("_full"):
+            both["index_keys"] = made(
+                BATCH, 1, CAPACITY, config.index_head_dim, batch=0, capacity=2
+            )
+        else:
+            both["shared_indices"] = made(
+                BATCH, LENGTH, 4, kind=torch.int32, batch=0, sequence=1, selected=2
+            )
+    return {k: v[0] for k, v in both.items()}, {k: v[1] for k, v in both.items()}
+
+
+def _export(
+    traced: _Traced,
+    inputs: dict[str, Tensor],
+    axes: dict[str, dict[int, str]],
+    weights: dict[str, Tensor],
+) -> onnx.ModelProto:
+    dims = {
+        name: torch.export.Dim(name, min=1, max=1 << 20)
+        for name in ("batch", "sequence", "capacity", "selected")
+    }
+    shapes = {name: {i: dims[dim] for i, dim in of.items()} for name, of in axes.items()}
+    program = torch.export.export(
+        traced,
+        (inputs, weights),
+        dynamic_shapes=(shapes, dict.fromkeys(weights)),
+        strict=False,
+    )
+    exported = torch.onnx.export(
+        program,
+        opset_version=OPSET,
+        custom_translation_table=translations(),
+        input_names=[*inputs, *weights],
+        verbose=False,
+    )
+    assert exported is not None
+    model = exported.model_proto
+    names = list(_output_names(program))
+    renamed = dict(zip([o.name for o in model.graph.output], names, strict=True))
+    _rename(model.graph, renamed)
+    used = {node.op_type for node in model.graph.node if node.domain == "glm_trt"}
+    model.functions.extend(body for name, body in function_bodies().items() if name in used)
+    _drop_traces(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+    context = program.call_spec.out_spec.context
+    return [str(name) for name in context]
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for node in graph.node:
+        for field in (node.input, node.output):
+            for i, name in enumerate(field):
+                field[i] = names.get(name, name)
+    for value in [*graph.output, *graph.value_info]:
+        value.name = names.get(value.name, value.name)
+
+
+def _drop_traces(model: onnx.ModelProto) -> None:
+    # The exporter notes Python stack traces, with paths of the machine it ran on.
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for item in [*model.graph.node, *model.graph.value_info, *model.graph.input]:
+        del item.metadata_props[:]
+    for output in model.graph.output:
+        del output.metadata_props[:]
