@@ -1,23 +1,51 @@
 # Every job by name. `make` lists them.
+CHECKPOINT ?= tests/data/glm-5.1-tiny
+BUNDLE ?= build/$(notdir $(patsubst %/,%,$(CHECKPOINT)))
+PROMPT ?= def main():
+# The first that is new enough and starts; a name in PATH alone may be an empty shim.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup test lint clean
+.PHONY: help setup export engines validate report run test bench lint clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.complete ## make .venv with everything
+setup: .venv/.complete ## make .venv with everything; nothing to do the second time
 
 .venv/.complete: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "glm-trt needs Python 3.11 or newer in PATH" >&2; exit 3; }
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+		{ echo "glm-trt needs Python 3.11 or newer; none of python3.13, python3.12, python3.11, python3 in PATH is. Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,tensorrt-rtx]'
 	touch $@
+
+export: setup ## CHECKPOINT to BUNDLE: export, build engines, validate, report
+	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
+	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
+	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
+	@echo "The report is in $(BUNDLE)-report"
+
+engines: setup ## build the engines of BUNDLE
+	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
+
+validate: setup ## compare BUNDLE with the eager model
+	$(BIN)/glm-trt validate "$(BUNDLE)"
+
+report: setup ## the same, written to BUNDLE-report
+	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
+	@echo "The report is in $(BUNDLE)-report"
+
+run: setup ## continue PROMPT with BUNDLE
+	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"
 
 test: setup ## run every test
 	$(BIN)/pytest
+
+bench: setup ## run every script in benchmarks/
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there is no script in benchmarks/ yet" >&2; exit 2; }
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
 lint: setup ## formatting, lint with the one-way import rule, types
 	$(BIN)/ruff check .

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
 from onnxscript import values
 from torch import Tensor
+
+from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
 
 
 class TracedOperators(RegisteredOperators):

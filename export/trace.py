@@ -6,19 +6,20 @@ from typing import Any
 
 import onnx
 import torch
+from torch import Tensor, nn
+
 from glm_trt.export.operators import TracedOperators, translations
 from glm_trt.model.attention import LayerState, Step
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
-from torch import Tensor, nn
 
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
 BATCH, LENGTH, CAPACITY = 2, 3, 5
 
 
 def block_kind(config: ModelConfig, layer: int) -> str:
-    """Layers of the same kind share one graph: `dense_full`, `sparse_shared`, …"""
+    """The layer's kind, such as `dense_full`; layers of the same kind share one graph."""
     return f"{config.mlp_layer_types[layer]}_{config.indexer_types[layer]}"
 
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.operators import EagerOperators, at_least_float32, selection_mask
-from torch import Tensor, nn
 
 # transformers leaves these two norms and the indexer's at their class default, whatever
 # `rms_norm_eps` says.

@@ -11,10 +11,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
+
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
-from numpy.typing import NDArray
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),

@@ -6,11 +6,12 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from numpy.typing import NDArray
+
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
 from glm_trt.model.tensor_table import FLOAT32_ALLOWED, expected_tensors, mtp_layers
-from numpy.typing import NDArray
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

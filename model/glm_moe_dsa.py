@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+
 from glm_trt.model.attention import Attention, LayerState, RMSNorm, Step
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.mlp import DenseMLP, MoE
 from glm_trt.model.operators import EagerOperators, positions_of
-from torch import Tensor, nn
 
 
 class LayerOutput(NamedTuple):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.operators import EagerOperators, at_least_float32
-from torch import Tensor, nn
 
 
 class DenseMLP(nn.Module):

@@ -15,8 +15,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from glm_trt.model.errors import CheckpointError
 from numpy.typing import NDArray
+
+from glm_trt.model.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.glm_moe_dsa import GlmMoeDsa
 from glm_trt.model.operators import EagerOperators
-from torch import Tensor, nn
 
 TORCH_DTYPES = {
     "float64": torch.float64,

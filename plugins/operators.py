@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins import indexer_topk, moe_experts, moe_routing, sparse_mla
 from glm_trt.plugins.common.contract import Contract, register
-from torch import Tensor
 
 OPERATORS = (moe_routing, moe_experts, indexer_topk, sparse_mla)
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}

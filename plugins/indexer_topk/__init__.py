@@ -8,8 +8,9 @@ ascending order, then −1.
 from __future__ import annotations
 
 import torch
-from glm_trt.plugins.common.contract import Contract, Port
 from torch import Tensor
+
+from glm_trt.plugins.common.contract import Contract, Port
 
 CONTRACT = Contract(
     name="IndexerTopK",

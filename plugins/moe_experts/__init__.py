@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from glm_trt.plugins.common.contract import Contract, Port
 from torch import Tensor
+
+from glm_trt.plugins.common.contract import Contract, Port
 
 CONTRACT = Contract(
     name="MoeExperts",

@@ -7,8 +7,9 @@ transformers' `GlmMoeDsaTopkRouter`. Ties go to the smaller group and the smalle
 from __future__ import annotations
 
 import torch
-from glm_trt.plugins.common.contract import Contract, Port
 from torch import Tensor
+
+from glm_trt.plugins.common.contract import Contract, Port
 
 CONTRACT = Contract(
     name="MoeRouting",

@@ -6,8 +6,9 @@ Contract, and the naive reference: DeepSeek-V3.2's sparse attention in the absor
 from __future__ import annotations
 
 import torch
-from glm_trt.plugins.common.contract import Contract, Port
 from torch import Tensor
+
+from glm_trt.plugins.common.contract import Contract, Port
 
 CONTRACT = Contract(
     name="SparseMla",
