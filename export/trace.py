@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 import onnx
@@ -139,14 +141,7 @@ def _export(
         dynamic_shapes=(shapes, dict.fromkeys(weights)),
         strict=False,
     )
-    exported = torch.onnx.export(
-        program,
-        opset_version=OPSET,
-        custom_translation_table=translations(),
-        input_names=[*inputs, *weights],
-        verbose=False,
-    )
-    assert exported is not None
+    exported = _to_onnx(program, [*inputs, *weights])
     model = exported.model_proto
     names = list(_output_names(program))
     renamed = dict(zip([o.name for o in model.graph.output], names, strict=True))
@@ -158,12 +153,34 @@ def _export(
     return model
 
 
+def _to_onnx(program: torch.export.ExportedProgram, input_names: list[str]) -> Any:
+    # The exporter warns of an absent torchvision and of its own deprecated calls: no one's concern.
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.onnx.export(
+                program,
+                opset_version=OPSET,
+                custom_translation_table=translations(),
+                input_names=input_names,
+                verbose=False,
+            )
+    finally:
+        registry.setLevel(level)
+
+
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     context = program.call_spec.out_spec.context
     return [str(name) for name in context]
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    # A value inside the graph may bear the name that an output is to have: move it aside.
+    inner = {name for node in graph.node for name in node.output} - set(names)
+    names = {name: f"{name}_inner" for name in inner & set(names.values())} | names
     for node in graph.node:
         for field in (node.input, node.output):
             for i, name in enumerate(field):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -152,8 +152,16 @@ def _moe_bindings(
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
 
 
+class TensorSource(Protocol):
+    """Anything that gives a stored tensor by name: a checkpoint, or a bundle's own weights."""
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A read-only view of the tensor."""
+        ...
+
+
 def bound_tensor(
-    binding: Binding, checkpoint: Checkpoint, dtype: str | None = None
+    binding: Binding, checkpoint: TensorSource, dtype: str | None = None
 ) -> NDArray[Any]:
     """The array that feeds `binding`; a view of the mapped file where nothing must change.
 
@@ -191,7 +199,9 @@ def _head_rows(tensor: NDArray[Any], heads: int, start: int, stop: int) -> NDArr
     return tensor.reshape(heads, -1, tensor.shape[-1])[:, start:stop]
 
 
-def _stack_experts(binding: Binding, checkpoint: Checkpoint, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _stack_experts(
+    binding: Binding, checkpoint: TensorSource, dtype: np.dtype[Any]
+) -> NDArray[Any]:
     # One destination filled row block by row block: never a second copy of the whole.
     result = np.empty(binding.shape, dtype)
     for expert in range(binding.arguments["experts"]):

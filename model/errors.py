@@ -13,3 +13,13 @@ class ConfigError(GlmTrtError):
 
 class CheckpointError(GlmTrtError):
     """A checkpoint whose files or tensors are not what its config says."""
+
+
+class BundleError(GlmTrtError):
+    """A bundle that is incomplete, altered or of another format version."""
+
+
+class MissingCapabilityError(GlmTrtError):
+    """The machine lacks what was asked for: a GPU, a driver, a library."""
+
+    exit_code = 3

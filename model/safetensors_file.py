@@ -131,3 +131,18 @@ class SafetensorsFile:
 
 
 _DTYPES_BY_NAME = {name: dtype for name, dtype in _DTYPES.values()}
+
+
+class TensorFiles:
+    """Several safetensors files as one source of tensors by name."""
+
+    def __init__(self, files: list[SafetensorsFile]) -> None:
+        self.files = tuple(files)
+        self._file_of = {name: file for file in files for name in file.tensors}
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A read-only view of the mapped file."""
+        if name not in self._file_of:
+            names = ", ".join(str(file.path) for file in self.files)
+            raise CheckpointError(f"{name}: in none of {names}")
+        return self._file_of[name].tensor(name)

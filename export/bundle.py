@@ -1,0 +1,324 @@
+"""Exporting a checkpoint to a bundle: resumable, and never visible before it is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glm_trt.export import manifest as m
+from glm_trt.export.files import explain, sha256_of, sync_directory, write_atomically
+from glm_trt.export.materialize import materialize_block
+from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.errors import BundleError, CheckpointError
+from glm_trt.model.safetensors_file import SafetensorsFile
+
+# Reading every weight once finds NaN and gives each shard a hash; beyond this it is left out, as
+# a checkpoint of a terabyte must export without being read.
+SCAN_LIMIT_BYTES = 32 << 30
+_NON_FINITE = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00),
+               "bfloat16": (np.uint16, 0x7F80)}  # fmt: skip
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export. `dtypes` None means float32 and the checkpoint's own."""
+
+    dtypes: tuple[str, ...] | None = None
+    max_seq_len: int | None = None
+    materialize: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the model: its name, its kind, its bindings."""
+
+    name: str
+    kind: str
+    layer: int | None
+    bindings: list[b.Binding]
+
+
+def model_blocks(checkpoint: Checkpoint) -> list[Block]:
+    """The blocks in the order of a pass: embedding, layers, head."""
+    from glm_trt.export.trace import block_kind
+
+    config = checkpoint.config
+    blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config))]
+    for i in range(config.num_hidden_layers):
+        bindings = b.layer_bindings(config, checkpoint, i)
+        blocks.append(Block(f"layer.{i}", block_kind(config, i), i, bindings))
+    blocks.append(Block("head", "head", None, b.head_bindings(config, checkpoint)))
+    return blocks
+
+
+def export_checkpoint(
+    directory: Path, output: Path, options: ExportOptions, progress: Progress = lambda _: None
+) -> bool:
+    """Write the bundle `output`; False where it was already up to date.
+
+    A run that was cut off leaves `.NAME.partial` beside `output`; the next run goes on from there.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        If the checkpoint is not sound (a value that is not finite included).
+    BundleError
+        If `output` is something else than a bundle, is being written, or the disk is full.
+    """
+    checkpoint = Checkpoint.open(directory)
+    output = Path(os.path.abspath(output))
+    _check_output(output, checkpoint)
+    config = checkpoint.config
+    dtypes = tuple(dict.fromkeys(("float32", *(options.dtypes or (checkpoint.dtype,)))))
+    max_seq_len = options.max_seq_len or config.max_position_embeddings
+    if not 1 <= max_seq_len <= config.max_position_embeddings:
+        raise BundleError(
+            f"--max-seq-len: expected 1 … {config.max_position_embeddings} "
+            f"(max_position_embeddings), found {max_seq_len}"
+        )
+    progress("checking weights")
+    shards = [_scanned(file, checkpoint.directory) for file in checkpoint.files]
+    settings = {"dtypes": dtypes, "max_seq_len": max_seq_len, "materialize": options.materialize}
+    key = _export_key(checkpoint, shards, settings)
+    previous = _previous(output)
+    if previous is not None and previous["key"] == key:
+        location = os.path.normpath(output / previous["checkpoint"]["directory"])
+        if options.materialize or location == os.path.abspath(checkpoint.directory):
+            return False
+
+    partial = output.parent / f".{output.name}.partial"
+    with _locked(output.parent, f".{output.name}.lock"):
+        _prepare(partial, key)
+        try:
+            manifest = _write_contents(
+                partial, output, checkpoint, dtypes, max_seq_len, options, shards, key, progress
+            )
+            _carry_engines(previous, output, partial, manifest)
+            m.write_manifest(partial, manifest)
+            (partial / "export.key").unlink()
+            _publish(partial, output)
+        except OSError as error:
+            raise BundleError(explain(Path(error.filename or partial), error)) from error
+    return True
+
+
+def _write_contents(
+    partial: Path,
+    output: Path,
+    checkpoint: Checkpoint,
+    dtypes: tuple[str, ...],
+    max_seq_len: int,
+    options: ExportOptions,
+    shards: list[dict[str, Any]],
+    key: str,
+    progress: Progress,
+) -> m.Manifest:
+    blocks = model_blocks(checkpoint)
+    graphs = _write_graphs(partial, checkpoint, blocks, dtypes, progress)
+    source = {
+        "directory": os.path.relpath(checkpoint.directory, output),
+        "dtype": checkpoint.dtype,
+        "files": shards,
+    }
+    if options.materialize:
+        _check_space(partial, blocks)
+        for i, block in enumerate(blocks):
+            progress(f"weights of {block.name}")
+            blocks[i] = Block(
+                block.name, block.kind, block.layer,
+                materialize_block(block.bindings, checkpoint, partial / "weights", block.name),
+            )  # fmt: skip
+        paths = [partial / "weights" / f"{block.name}.safetensors" for block in blocks]
+        source["directory"] = "weights"
+        source["files"] = [_shard_entry(SafetensorsFile(p), partial / "weights") for p in paths]
+    bindings = {block.name: [x.to_dict() for x in block.bindings] for block in blocks}
+    write_atomically(partial / "bindings.json", json.dumps(bindings, indent=1).encode())
+    tokenizer = []
+    for path in checkpoint.tokenizer_files:
+        write_atomically(partial / "tokenizer" / path.name, path.read_bytes())
+        tokenizer.append(f"tokenizer/{path.name}")
+    names = [graph["file"] for graph in graphs] + ["bindings.json", *tokenizer]
+    config_text = (checkpoint.directory / "config.json").read_text(encoding="utf-8")
+    return {
+        "format": m.FORMAT,
+        "format_version": m.FORMAT_VERSION,
+        "key": key,
+        "versions": _versions(),
+        "config": json.loads(config_text),
+        "dtypes": list(dtypes),
+        "max_seq_len": max_seq_len,
+        "materialized": options.materialize,
+        "blocks": [
+            {"name": block.name, "kind": block.kind}
+            | ({} if block.layer is None else {"layer": block.layer})
+            for block in blocks
+        ],
+        "graphs": graphs,
+        "bindings": "bindings.json",
+        "checkpoint": source,
+        "tokenizer": tokenizer,
+        "files": {name: m.file_entry(partial / name) for name in names},
+        "engines": [],
+    }
+
+
+def _write_graphs(
+    partial: Path,
+    checkpoint: Checkpoint,
+    blocks: list[Block],
+    dtypes: tuple[str, ...],
+    progress: Progress,
+) -> list[dict[str, str]]:
+    import torch  # slow to load, and an up-to-date bundle needs none of it
+
+    from glm_trt.export.trace import trace_block
+
+    graphs = []
+    for dtype in dtypes:
+        for kind in dict.fromkeys(block.kind for block in blocks):
+            name = f"graphs/{dtype}/{kind}.onnx"
+            graphs.append({"kind": kind, "dtype": dtype, "file": name})
+            # Written atomically under this very key: what is there is whole.
+            if (partial / name).is_file():
+                continue
+            progress(f"tracing {kind} in {dtype}")
+            model = trace_block(checkpoint.config, kind, getattr(torch, dtype))
+            write_atomically(partial / name, model.SerializeToString(deterministic=True))
+    return graphs
+
+
+def _scanned(file: SafetensorsFile, directory: Path) -> dict[str, Any]:
+    if file.size_bytes <= SCAN_LIMIT_BYTES:
+        for name, info in file.tensors.items():
+            kind, mask = _NON_FINITE[info.dtype]
+            bits = file.tensor(name).reshape(-1).view(kind)
+            for start in range(0, bits.size, 1 << 22):
+                bad = np.flatnonzero((bits[start : start + (1 << 22)] & kind(mask)) == mask)
+                if bad.size:
+                    place = tuple(int(i) for i in np.unravel_index(start + int(bad[0]), info.shape))
+                    raise CheckpointError(
+                        f"{file.path}: {name}: element {place} is "
+                        f"{float(file.tensor(name)[place])}; expected finite weights"
+                    )
+    return _shard_entry(file, directory)
+
+
+def _shard_entry(file: SafetensorsFile, directory: Path) -> dict[str, Any]:
+    small = file.size_bytes <= SCAN_LIMIT_BYTES
+    return {
+        "file": file.path.relative_to(directory).as_posix(),
+        "bytes": file.size_bytes,
+        "header_sha256": file.header_sha256,
+        "sha256": sha256_of(file.path) if small else None,
+    }
+
+
+def _export_key(
+    checkpoint: Checkpoint, shards: list[dict[str, Any]], settings: dict[str, Any]
+) -> str:
+    digest = hashlib.sha256()
+    for name in ("config.json", *(path.name for path in checkpoint.tokenizer_files)):
+        digest.update(name.encode() + (checkpoint.directory / name).read_bytes())
+    digest.update(json.dumps([shards, settings, _versions()]).encode())
+    for package in ("model", "plugins", "export"):
+        root = Path(str(files("glm_trt"))) / package
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("glm-trt", "torch", "onnx", "onnxscript")}
+
+
+def _check_output(output: Path, checkpoint: Checkpoint) -> None:
+    source = checkpoint.directory.resolve()
+    if output.resolve() == source or source in output.resolve().parents:
+        raise BundleError(f"{output}: lies in the checkpoint itself; name another directory")
+    if output.exists() and not output.is_dir():
+        raise BundleError(f"{output}: exists and is not a directory")
+    if output.is_dir() and any(output.iterdir()) and not (output / m.FILE_NAME).is_file():
+        raise BundleError(f"{output}: exists and is not a bundle; it is left as it is")
+
+
+def _previous(output: Path) -> m.Manifest | None:
+    try:
+        manifest = m.read_manifest(output)
+        m.verify_files(output, manifest)
+    except BundleError:
+        return None  # absent, or damaged: export it anew
+    return manifest
+
+
+def _prepare(partial: Path, key: str) -> None:
+    key_file = partial / "export.key"
+    if partial.exists() and (not key_file.is_file() or key_file.read_text() != key):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_atomically(key_file, key.encode())
+
+
+def _carry_engines(
+    previous: m.Manifest | None, output: Path, partial: Path, manifest: m.Manifest
+) -> None:
+    """Keep the engines of the replaced bundle whose graph is the same, byte for byte."""
+    graphs = {
+        (g["kind"], g["dtype"]): manifest["files"][g["file"]]["sha256"] for g in manifest["graphs"]
+    }
+    for engine in previous["engines"] if previous else []:
+        if graphs.get((engine["kind"], engine["dtype"])) == engine["graph_sha256"]:
+            target = partial / engine["file"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(output / engine["file"], target)
+            manifest["files"][engine["file"]] = m.file_entry(target)
+            manifest["engines"].append(engine)
+
+
+def _check_space(partial: Path, blocks: list[Block]) -> None:
+    needed = sum(int(np.prod(x.shape)) * 4 for block in blocks for x in block.bindings)
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise BundleError(f"{partial}: --materialize may need {needed} bytes, only {free} are free")
+
+
+def _publish(partial: Path, output: Path) -> None:
+    sync_directory(partial)
+    if output.exists():
+        # A directory cannot be replaced in one step; a crash between the two leaves no bundle,
+        # and the next export makes it again.
+        old = output.parent / f".{output.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        partial.rename(output)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(output)
+    sync_directory(output.parent)
+
+
+@contextmanager
+def _locked(directory: Path, name: str) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"{path}: another export to this place is running") from None
+        yield
+        path.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Writing files so that none is ever half written, and hashing them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from glm_trt.model.errors import BundleError
+
+CHUNK = 1 << 24
+
+
+def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write to a temporary neighbour, fsync, rename.
+
+    Raises
+    ------
+    BundleError
+        If the disk is full or the file cannot be written; the neighbour is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if isinstance(write, bytes):
+                file.write(write)
+            else:
+                write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(explain(path, error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def explain(path: Path, error: OSError) -> str:
+    """One sentence for an error of the file system, and what to do about a full disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{path}: no space left to write it; free some and run the same command to resume"
+    return f"{path}: cannot be written: {error.strerror}"
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
