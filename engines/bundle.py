@@ -1,0 +1,90 @@
+"""Opening a bundle: every hash checked, blocks with their bindings, the checkpoint's weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_trt.export import manifest as m
+from glm_trt.model.bindings import Binding
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import BundleError
+from glm_trt.model.safetensors_file import SafetensorsFile, TensorFiles
+
+
+@dataclass(frozen=True)
+class BundleBlock:
+    """One block of a pass: `layer` is None for the embedding and the head."""
+
+    name: str
+    kind: str
+    layer: int | None
+    bindings: tuple[Binding, ...]
+
+
+class Bundle:
+    """A verified bundle. `Bundle.open` raises `BundleError` for anything that is not whole."""
+
+    def __init__(self, directory: Path, manifest: m.Manifest, weights: TensorFiles) -> None:
+        self.directory, self.manifest, self.weights = directory, manifest, weights
+        self.config = ModelConfig.from_dict(manifest["config"], f"{directory}: config")
+        bindings: dict[str, Any] = json.loads((directory / manifest["bindings"]).read_text())
+        self.blocks = [
+            BundleBlock(
+                entry["name"], entry["kind"], entry.get("layer"),
+                tuple(Binding.from_dict(x) for x in bindings[entry["name"]]),
+            )
+            for entry in manifest["blocks"]
+        ]  # fmt: skip
+        self.max_seq_len: int = manifest["max_seq_len"]
+
+    @classmethod
+    def open(cls, directory: str | Path, checkpoint: str | Path | None = None) -> Bundle:
+        """Verify and open `directory`; `checkpoint` says where the weights lie if they moved."""
+        directory = Path(directory)
+        manifest = m.read_manifest(directory)
+        m.verify_files(directory, manifest)
+        source = manifest["checkpoint"]
+        root = Path(checkpoint) if checkpoint else directory / source["directory"]
+        if not root.is_dir():
+            raise BundleError(
+                f"{directory}: its checkpoint is not at {root.resolve()}; pass the directory "
+                f"where it lies, or export again"
+            )
+        files = []
+        for entry in source["files"]:
+            path = root / entry["file"]
+            m.verify_file(path, entry)
+            files.append(SafetensorsFile(path))
+            if files[-1].header_sha256 != entry["header_sha256"]:
+                raise BundleError(f"{path}: another header than when the bundle was exported")
+        return cls(directory, manifest, TensorFiles(files))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Block kinds in the order of a pass."""
+        return list(dict.fromkeys(block.kind for block in self.blocks))
+
+    def graph_path(self, kind: str, dtype: str) -> Path:
+        """The ONNX file of `kind` in `dtype`."""
+        for graph in self.manifest["graphs"]:
+            if (graph["kind"], graph["dtype"]) == (kind, dtype):
+                return self.directory / graph["file"]
+        have = ", ".join(self.manifest["dtypes"])
+        raise BundleError(f"{self.directory}: no graph of {kind} in {dtype}; it has {have}")
+
+    def tokenizer_file(self, name: str) -> Path | None:
+        """A tokenizer file by its name, None where the checkpoint had none."""
+        path = f"tokenizer/{name}"
+        return self.directory / path if path in self.manifest["tokenizer"] else None
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Where generation stops: generation_config.json's ids, else the config's."""
+        path = self.tokenizer_file("generation_config.json")
+        if path is not None:
+            ids = json.loads(path.read_text()).get("eos_token_id")
+            if ids is not None:
+                return tuple(ids) if isinstance(ids, list) else (ids,)
+        return self.config.eos_token_ids

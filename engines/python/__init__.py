@@ -1,0 +1,1 @@
+"""Python runtimes: one class a backend."""

@@ -1,0 +1,167 @@
+"""The command `glm-trt`: parse, call the library, print. Exit codes 0, 1, 2, 3 as documented."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import glm_trt
+from glm_trt.model.errors import GlmTrtError
+
+DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code. argparse itself ends with 2 on wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except GlmTrtError as error:
+        print(f"glm-trt {options.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"glm-trt {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing to tell it
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="glm-trt", description="Compile GLM-5.1 checkpoints to TensorRT engines."
+    )
+    parser.add_argument("--version", action="version", version=f"glm-trt {glm_trt.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: Any, *positional: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        for argument in positional:
+            sub.add_argument(argument.lower(), metavar=argument, type=Path)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON only")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("export", "write a bundle from a checkpoint", _export, "CHECKPOINT")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    sub.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, metavar="DTYPE",
+        help="dtypes of the graphs beside float32 (default: the checkpoint's)",
+    )  # fmt: skip
+    sub.add_argument("--max-seq-len", type=int, metavar="N", help="longest sequence to serve")
+    sub.add_argument("--materialize", action="store_true", help="copy the weights into the bundle")
+
+    sub = command("run", "continue a prompt", _run, "BUNDLE")
+    prompt = sub.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--input-ids", metavar="1,2,3", type=_ids)
+    sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
+    sub.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling")
+    sub.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
+
+    command("inspect", "show what a bundle holds", _inspect, "BUNDLE")
+    return parser
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers as 1,2,3; found {text!r}") from None
+
+
+def _export(options: argparse.Namespace) -> int:
+    from glm_trt.export.bundle import ExportOptions, export_checkpoint
+    from glm_trt.progress import Progress
+
+    settings = ExportOptions(
+        tuple(options.dtype) if options.dtype else None, options.max_seq_len, options.materialize
+    )
+    with Progress("export", quiet=options.json) as progress:
+        written = export_checkpoint(options.checkpoint, options.output, settings, progress)
+    if options.json:
+        print(json.dumps({"bundle": str(options.output), "written": written}))
+    else:
+        print(f"{options.output}: {'written' if written else 'up to date'}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.max_new_tokens < 1:
+        raise GlmTrtError(f"--max-new-tokens: expected at least 1, found {options.max_new_tokens}")
+    if options.temperature < 0:
+        raise GlmTrtError(f"--temperature: expected 0 or more, found {options.temperature}")
+    with glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint) as runtime:
+        tokenizer = _tokenizer(runtime.bundle)
+        ids = options.input_ids
+        if options.prompt is not None:
+            if tokenizer is None:
+                raise GlmTrtError(
+                    f"{options.bundle}: has no tokenizer.json (its checkpoint had none); "
+                    "use --input-ids"
+                )
+            ids = tokenizer.encode(options.prompt).ids
+            if not ids:
+                raise GlmTrtError("--prompt: expected at least one token, found none")
+        (tokens,) = runtime.generate(
+            [ids],
+            options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+    text = None if tokenizer is None else tokenizer.decode(tokens)
+    if options.json:
+        print(json.dumps({"input_ids": ids, "token_ids": tokens, "text": text}))
+    elif text is None:
+        print(",".join(map(str, tokens)))
+    else:
+        print((options.prompt or "") + text)
+    return 0
+
+
+def _tokenizer(bundle: Any) -> Any:
+    from tokenizers import Tokenizer
+
+    path = bundle.tokenizer_file("tokenizer.json")
+    return None if path is None else Tokenizer.from_file(str(path))
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from glm_trt.export.manifest import read_manifest, verify_files
+
+    manifest = read_manifest(options.bundle)
+    verify_files(options.bundle, manifest)
+    if options.json:
+        print(json.dumps(manifest))
+        return 0
+    layers: dict[str, int] = {}
+    for block in manifest["blocks"]:
+        layers[block["kind"]] = layers.get(block["kind"], 0) + 1
+    source = manifest["checkpoint"]
+    files = len(source["files"])
+    print(f"{options.bundle}: {manifest['config']['model_type']}, every hash verified")
+    print(f"  checkpoint   {source['directory']} ({source['dtype']}, {files} file(s))")
+    print(f"  graphs       {', '.join(manifest['dtypes'])}; up to {manifest['max_seq_len']} tokens")
+    for kind, count in layers.items():
+        print(f"  {kind:<14} {count} block(s)")
+    for engine in manifest["engines"]:
+        print(
+            f"  engine       {engine['backend']} {engine['target']} {engine['kind']}: "
+            f"{engine['bytes'] / 1e6:.1f} MB, {engine['layers']} layers, {engine['seconds']:.1f} s"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

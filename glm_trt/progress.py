@@ -1,0 +1,48 @@
+"""Progress of long jobs: a live line on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+
+class Progress:
+    """Call it with what is being done now; `quiet` says nothing."""
+
+    def __init__(self, job: str, quiet: bool = False) -> None:
+        self.job = job
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.status: Status | None = None
+        self.doing, self.since = "", time.monotonic()
+
+    def __enter__(self) -> Progress:
+        """Start the live line, where there is a terminal."""
+        if self.console.is_terminal:
+            self.status = self.console.status(self.job)
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        """Stop the live line."""
+        if kind is None:
+            self._finish()
+        if self.status is not None:
+            self.status.stop()
+
+    def __call__(self, doing: str) -> None:
+        """Say what is being done; what was done before gets its time."""
+        self._finish()
+        self.doing, self.since = doing, time.monotonic()
+        if self.status is not None:
+            self.status.update(f"{self.job}: {doing}")
+
+    def _finish(self) -> None:
+        if self.doing:
+            seconds = time.monotonic() - self.since
+            self.console.print(f"{self.job}: {self.doing} [dim]({seconds:.1f} s)[/dim]")
