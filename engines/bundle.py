@@ -27,8 +27,11 @@ class BundleBlock:
 class Bundle:
     """A verified bundle. `Bundle.open` raises `BundleError` for anything that is not whole."""
 
-    def __init__(self, directory: Path, manifest: m.Manifest, weights: TensorFiles) -> None:
+    def __init__(
+        self, directory: Path, manifest: m.Manifest, weights: TensorFiles, weights_directory: Path
+    ) -> None:
         self.directory, self.manifest, self.weights = directory, manifest, weights
+        self.weights_directory = weights_directory
         self.config = ModelConfig.from_dict(manifest["config"], f"{directory}: config")
         bindings: dict[str, Any] = json.loads((directory / manifest["bindings"]).read_text())
         self.blocks = [
@@ -50,8 +53,8 @@ class Bundle:
         root = Path(checkpoint) if checkpoint else directory / source["directory"]
         if not root.is_dir():
             raise BundleError(
-                f"{directory}: its checkpoint is not at {root.resolve()}; pass the directory "
-                f"where it lies, or export again"
+                f"{directory}: its checkpoint is not at {root.resolve()}; name the directory "
+                f"where it lies (--checkpoint), or export again"
             )
         files = []
         for entry in source["files"]:
@@ -60,12 +63,22 @@ class Bundle:
             files.append(SafetensorsFile(path))
             if files[-1].header_sha256 != entry["header_sha256"]:
                 raise BundleError(f"{path}: another header than when the bundle was exported")
-        return cls(directory, manifest, TensorFiles(files))
+        return cls(directory, manifest, TensorFiles(files), root)
 
     @property
     def kinds(self) -> list[str]:
         """Block kinds in the order of a pass."""
         return list(dict.fromkeys(block.kind for block in self.blocks))
+
+    def state_widths(self, block: BundleBlock) -> dict[str, int]:
+        """Name and last axis of each state [B, 1, C, ·] of a block; none but a layer has any."""
+        if block.layer is None:
+            return {}
+        config = self.config
+        widths = {"kv_cache": config.kv_lora_rank + config.qk_rope_head_dim}
+        if config.indexer_types[block.layer] == "full":
+            widths["index_keys"] = config.index_head_dim
+        return widths
 
     def graph_path(self, kind: str, dtype: str) -> Path:
         """The ONNX file of `kind` in `dtype`."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glm_trt.export.operators import TracedOperators, translations
-from glm_trt.model.attention import LayerState, Step
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head
+from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head, run_block
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
@@ -35,24 +34,11 @@ class _Traced(nn.Module):
         # Not a submodule: its parameters must not become constants.
         object.__setattr__(self, "block", block)
 
-    def call(self, weights: dict[str, Tensor], *arguments: Any) -> Any:
-        return torch.func.functional_call(self.block, weights, arguments)
-
     def forward(self, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        if isinstance(self.block, Embedding):
-            hidden, cos, sin = self.call(weights, inputs["input_ids"], inputs["past_lengths"])
-            return {"hidden_out": hidden, "cos": cos, "sin": sin}
-        if isinstance(self.block, Head):
-            return {"logits": self.call(weights, inputs["hidden"])}
-        state = LayerState(inputs["kv_cache"], inputs.get("index_keys"))
-        step = Step(inputs["cos"], inputs["sin"], inputs["past_lengths"])
-        out = self.call(weights, inputs["hidden"], state, step, inputs.get("shared_indices"))
-        result = {"hidden_out": out.hidden, "kv_cache_out": out.state.kv_cache}
-        if "index_keys" in inputs:
-            result |= {"index_keys_out": out.state.index_keys, "topk_indices": out.topk_indices}
-        if out.expert_indices is not None:
-            result["expert_indices"] = out.expert_indices
-        return result
+        def call(*arguments: Any) -> Any:
+            return torch.func.functional_call(self.block, weights, arguments)
+
+        return run_block(self.block, inputs, call)
 
 
 def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.ModelProto:

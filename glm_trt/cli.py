@@ -70,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling")
     sub.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
 
+    sub = command("validate", "compare a bundle with the eager model", _validate, "BUNDLE")
+    sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
+    sub.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.md")
+    sub.add_argument(
+        "--checkpoint", type=Path, help="where the checkpoint lies, if it moved; what a "
+        "materialized bundle is compared with",
+    )  # fmt: skip
+
     command("inspect", "show what a bundle holds", _inspect, "BUNDLE")
     return parser
 
@@ -128,6 +136,21 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print((options.prompt or "") + text)
     return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from glm_trt.progress import Progress
+    from glm_trt.validate.report import summary
+    from glm_trt.validate.validation import validate_bundle, write_report
+
+    with Progress("validate", quiet=options.json) as progress:
+        report = validate_bundle(options.bundle, options.backend, options.checkpoint, progress)
+    if options.report:
+        write_report(report, options.report)
+    print(json.dumps(report) if options.json else summary(report))
+    if options.report and not options.json:
+        print(f"  report        {options.report / 'report.md'}")
+    return 0 if report["ok"] else 1
 
 
 def _tokenizer(bundle: Any) -> Any:

@@ -6,7 +6,8 @@ exporter traces is exactly one of these blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,35 @@ class Head(nn.Module):
         """hidden [B, S, hidden] → logits [B, S, vocab] in the model's dtype."""
         x = self.norm(hidden.reshape(-1, hidden.shape[-1]))
         return self.lm_head(x).reshape(*hidden.shape[:-1], -1)
+
+
+def run_block(
+    block: nn.Module, inputs: dict[str, Tensor], call: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
+    """A block on named inputs, its outputs by name: the interface that graphs and engines have.
+
+    Parameters
+    ----------
+    block : an `Embedding`, a `DecoderLayer` or a `Head`.
+    inputs : `input_ids` and `past_lengths`; or `hidden`, `cos`, `sin`, `past_lengths`, `kv_cache`
+        and `index_keys` or `shared_indices`; or `hidden`.
+    call : what is called with the block's own arguments, the block itself if None.
+    """
+    call = call or block
+    if isinstance(block, Embedding):
+        hidden, cos, sin = call(inputs["input_ids"], inputs["past_lengths"])
+        return {"hidden_out": hidden, "cos": cos, "sin": sin}
+    if isinstance(block, Head):
+        return {"logits": call(inputs["hidden"])}
+    state = LayerState(inputs["kv_cache"], inputs.get("index_keys"))
+    step = Step(inputs["cos"], inputs["sin"], inputs["past_lengths"])
+    out: LayerOutput = call(inputs["hidden"], state, step, inputs.get("shared_indices"))
+    result = {"hidden_out": out.hidden, "kv_cache_out": out.state.kv_cache}
+    if out.state.index_keys is not None:
+        result |= {"index_keys_out": out.state.index_keys, "topk_indices": out.topk_indices}
+    if out.expert_indices is not None:
+        result["expert_indices"] = out.expert_indices
+    return result
 
 
 class GlmMoeDsa(nn.Module):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.glm_moe_dsa import GlmMoeDsa
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, GlmMoeDsa, Head
 from glm_trt.model.operators import EagerOperators
 
 TORCH_DTYPES = {
@@ -29,15 +32,39 @@ def as_torch(array: np.ndarray) -> Tensor:
 
 
 def block_weights(
-    bindings: list[b.Binding], checkpoint: Checkpoint, dtype: str
+    bindings: Iterable[b.Binding], source: b.TensorSource, dtype: str
 ) -> dict[str, Tensor]:
     """The weights of one block in `dtype`; inputs bound as float32 stay at least that wide."""
     weights = {}
     for binding in bindings:
         wanted = "float64" if dtype == "float64" else binding.dtype or dtype
-        tensor = as_torch(b.bound_tensor(binding, checkpoint))
+        tensor = as_torch(b.bound_tensor(binding, source))
         weights[binding.name] = tensor.to(TORCH_DTYPES[wanted])
     return weights
+
+
+def load_block(
+    config: ModelConfig,
+    layer: int | str,
+    bindings: Iterable[b.Binding],
+    source: b.TensorSource,
+    dtype: str,
+    *,
+    absorbed: bool = False,
+    operators: EagerOperators | None = None,
+) -> nn.Module:
+    """One eager block on the CPU: `layer` is a layer's number, "embedding" or "head"."""
+    operators = operators or EagerOperators()
+    block: nn.Module
+    with torch.device("meta"):
+        if layer == "embedding":
+            block = Embedding(config)
+        elif layer == "head":
+            block = Head(config, operators)
+        else:
+            block = DecoderLayer(config, int(layer), absorbed, operators)
+    block.load_state_dict(block_weights(bindings, source, dtype), strict=True, assign=True)
+    return block.eval().requires_grad_(False)
 
 
 def load_model(
@@ -51,13 +78,14 @@ def load_model(
     config = checkpoint.config
     with torch.device("meta"):
         model = GlmMoeDsa(config, absorbed=absorbed, operators=operators)
-    blocks: list[tuple[nn.Module, list[b.Binding]]] = [
-        (model.embedding, b.embedding_bindings(config)),
-        (model.head, b.head_bindings(config, checkpoint)),
-    ]
-    for i, layer in enumerate(model.layers):
-        blocks.append((layer, b.layer_bindings(config, checkpoint, i)))
-    for block, bindings in blocks:
-        weights = block_weights(bindings, checkpoint, dtype)
-        block.load_state_dict(weights, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+
+    def loaded(layer: int | str, bindings: list[b.Binding]) -> nn.Module:
+        return load_block(
+            config, layer, bindings, checkpoint, dtype, absorbed=absorbed, operators=operators
+        )
+
+    model.add_module("embedding", loaded("embedding", b.embedding_bindings(config)))
+    model.add_module("head", loaded("head", b.head_bindings(config, checkpoint)))
+    for i in range(config.num_hidden_layers):
+        model.layers[i] = loaded(i, b.layer_bindings(config, checkpoint, i))
+    return model.eval()

@@ -54,6 +54,8 @@ class OnnxruntimeRuntime:
     threads : threads of a session, all cores if None.
     """
 
+    dtype = DTYPE
+
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
         self._sessions = _make_sessions(bundle, threads)

@@ -1,0 +1,1 @@
+"""Comparing a backend with the eager model and reporting the difference."""

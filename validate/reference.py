@@ -1,0 +1,121 @@
+"""The eager model as the truth: one block at a time, with the scores behind its choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.errors import CheckpointError
+from glm_trt.model.glm_moe_dsa import run_block
+from glm_trt.model.operators import EagerOperators, positions_of
+from glm_trt.model.weights import TORCH_DTYPES, load_block
+
+Array = NDArray[Any]
+
+
+class RecordingOperators(EagerOperators):
+    """The eager operators, remembering the scores by which experts and positions were chosen."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Tensor] = {}
+
+    def moe_routing(self, logits: Tensor, correction_bias: Tensor, **options: Any) -> Any:
+        """As the base class; keeps what is chosen by: expert scores [T, E], group scores."""
+        choice = logits.sigmoid() + correction_bias
+        self.scores["expert_scores"] = choice
+        groups = choice.unflatten(-1, (options["n_group"], -1)).topk(2, dim=-1).values.sum(-1)
+        self.scores["group_scores"] = groups
+        return super().moe_routing(logits, correction_bias, **options)
+
+    def indexer_topk(self, query: Tensor, keys: Tensor, weights: Tensor, *rest: Any, **options: Any
+    ) -> Tensor:  # fmt: skip
+        """As the base class; keeps the scores [B, S, C], −inf where not visible."""
+        (past_lengths,) = rest
+        scores = self.indexer_scores(query, keys, weights, options["scale"])
+        positions = positions_of(past_lengths, query.shape[1]).unsqueeze(-1)
+        hidden = torch.arange(keys.shape[2]) > positions
+        self.scores["position_scores"] = scores.masked_fill(hidden, float("-inf"))
+        return super().indexer_topk(query, keys, weights, past_lengths, **options)
+
+
+class EagerBlock:
+    """One block of the eager model on arrays: the same inputs and outputs as its graph."""
+
+    def __init__(self, block: nn.Module, dtype: str, operators: RecordingOperators) -> None:
+        self.block, self.dtype, self.operators = block, TORCH_DTYPES[dtype], operators
+        self.scores: dict[str, Array] = {}
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run; floating inputs are converted to this block's dtype first."""
+        tensors = {name: self._tensor(array) for name, array in inputs.items()}
+        self.operators.scores.clear()
+        outputs = run_block(self.block, tensors)
+        self.scores = {name: _array(scores) for name, scores in self.operators.scores.items()}
+        return {name: _array(tensor) for name, tensor in outputs.items()}
+
+    def _tensor(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _array(tensor: Tensor) -> Array:
+    # NumPy has no bfloat16; float32 holds each of its values.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class Reference:
+    """The eager blocks of a bundle's checkpoint, loaded one at a time.
+
+    The bindings are made anew from the checkpoint, so that a wrong one in the bundle is found.
+    A materialized bundle without its checkpoint is its own reference: `source` says so.
+    """
+
+    def __init__(self, bundle: Bundle, checkpoint: Path | None = None) -> None:
+        self.bundle = bundle
+        self.checkpoint: Checkpoint | None = None
+        if checkpoint is not None or not bundle.manifest["materialized"]:
+            self.checkpoint = Checkpoint.open(checkpoint or bundle.weights_directory)
+            if self.checkpoint.config != bundle.config:
+                raise CheckpointError(
+                    f"{self.checkpoint.directory}: has another config than the bundle "
+                    f"{bundle.directory} was exported with"
+                )
+        self.source = (
+            "the bundle's own weights and bindings"
+            if self.checkpoint is None
+            else str(self.checkpoint.directory.resolve())
+        )
+
+    def block(self, block: BundleBlock, dtype: str, *, absorbed: bool = False) -> EagerBlock:
+        """`block` in `dtype`; expanded attention unless `absorbed`, as exported."""
+        operators = RecordingOperators()
+        source: b.TensorSource = self.checkpoint or self.bundle.weights
+        module = load_block(
+            self.bundle.config,
+            block.name if block.layer is None else block.layer,
+            self._bindings(block),
+            source,
+            dtype,
+            absorbed=absorbed,
+            operators=operators,
+        )
+        return EagerBlock(module, dtype, operators)
+
+    def _bindings(self, block: BundleBlock) -> list[b.Binding]:
+        config, checkpoint = self.bundle.config, self.checkpoint
+        if checkpoint is None:
+            return list(block.bindings)
+        if block.name == "embedding":
+            return b.embedding_bindings(config)
+        if block.layer is None:
+            return b.head_bindings(config, checkpoint)
+        return b.layer_bindings(config, checkpoint, block.layer)

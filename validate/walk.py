@@ -1,0 +1,221 @@
+"""Walking a bundle block by block: the exact model, the same in the backend's dtype, the backend.
+
+Each block runs twice per piece of a case. *Isolated*: all three get the exact model's input,
+rounded to the backend's dtype, so the difference is this block's own. *Propagated*: each gets
+what it made itself, so the difference is what has gathered so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.validate.cases import Case
+from glm_trt.validate.choices import CHOSEN_BY, compare_choices
+from glm_trt.validate.compare import Choices, Difference
+from glm_trt.validate.reference import Reference
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+CHAINS = ("exact", "rounded", "found")
+
+
+class Backend(Protocol):
+    """What can run one block on arrays."""
+
+    dtype: str
+
+    def run_block(self, block: BundleBlock, inputs: Arrays) -> Arrays:
+        """All outputs of the block by name."""
+        ...
+
+
+@dataclass
+class Pair:
+    """The backend's difference from the exact model beside that of the eager model in its dtype."""
+
+    found: Difference = field(default_factory=Difference)
+    rounded: Difference = field(default_factory=Difference)
+
+    def add(self, outputs: dict[str, Array], place: str, rows: Array | None = None) -> None:
+        """Pool one tensor of the three chains."""
+        self.found.add(outputs["found"], outputs["exact"], place, rows)
+        self.rounded.add(outputs["rounded"], outputs["exact"], place, rows)
+
+
+@dataclass
+class BlockResult:
+    """What was measured of one block over all cases."""
+
+    block: BundleBlock
+    isolated: dict[str, Pair] = field(default_factory=dict)
+    choices: dict[str, Choices] = field(default_factory=dict)
+    overwritten: list[str] = field(default_factory=list)
+    propagated: Pair = field(default_factory=Pair)
+    set_aside: int = 0
+
+
+@dataclass
+class Flow:
+    """What passes from block to block in one case: chain → piece → arrays by name.
+
+    `parted` [B, S] marks tokens in which a chain chose otherwise than the exact model in an
+    earlier block, or which follow such a token: rounding no longer explains their difference.
+    """
+
+    case: Case
+    values: dict[str, list[Arrays]]
+    parted: NDArray[np.bool_]
+
+
+def start(case: Case) -> Flow:
+    """Before the first block."""
+    batch, length = case.ids.shape
+    pieces: list[Arrays] = [
+        {"input_ids": case.ids[:, a:b], "past_lengths": np.full(batch, a)} for a, b in case.pieces
+    ]
+    values = {chain: [dict(piece) for piece in pieces] for chain in CHAINS}
+    return Flow(case, values, np.zeros((batch, length), bool))
+
+
+def walk_block(
+    bundle: Bundle, block: BundleBlock, reference: Reference, backend: Backend, flows: list[Flow]
+) -> BlockResult:
+    """Run `block` on every case, moving each flow past it."""
+    exact = reference.block(block, "float64")
+    rounded = reference.block(block, backend.dtype, absorbed=True)
+    runners: dict[str, Callable[[Arrays], Arrays]] = {
+        "exact": exact,
+        "rounded": rounded,
+        "found": lambda inputs: backend.run_block(block, inputs),
+    }
+    result = BlockResult(block)
+    for flow in flows:
+        states = {chain: _empty_states(bundle, block, flow.case) for chain in CHAINS}
+        parted_here = np.zeros_like(flow.parted)
+        for i, (begin, end) in enumerate(flow.case.pieces):
+            place = f"{flow.case.name}, positions {begin}…{end - 1}"
+            _isolated(bundle, block, runners, flow.values["exact"][i], states["exact"],
+                      backend.dtype, result, place)  # fmt: skip
+            outputs = {}
+            for chain in CHAINS:
+                inputs = _fed(block, flow.values[chain][i], states[chain], bundle)
+                outputs[chain] = runners[chain](_cast(inputs, _dtype_of(chain, backend)))
+                states[chain] |= _new_states(outputs[chain])
+                _pass_on(flow.values[chain][i], outputs[chain])
+            parted_here[:, begin:end] = _choices_differ(outputs, end - begin)
+        flow.parted |= parted_here
+        for i, (begin, end) in enumerate(flow.case.pieces):
+            rows = ~flow.parted[:, begin:end]
+            name = "logits" if block.name == "head" else "hidden"
+            values = {chain: flow.values[chain][i][name] for chain in CHAINS}
+            result.propagated.add(values, f"{flow.case.name}, positions {begin}…{end - 1}", rows)
+            result.set_aside += int((~rows).sum())
+        flow.parted = np.logical_or.accumulate(flow.parted, axis=1)
+    return result
+
+
+def _isolated(
+    bundle: Bundle,
+    block: BundleBlock,
+    runners: dict[str, Any],
+    values: Arrays,
+    states: Arrays,
+    dtype: str,
+    result: BlockResult,
+    place: str,
+) -> None:
+    inputs = _cast(_fed(block, values, states, bundle), dtype)
+    outputs = {chain: runners[chain](inputs) for chain in CHAINS}
+    exact, rounded = runners["exact"], runners["rounded"]
+    length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
+    begin = int(inputs["past_lengths"][0]) if "past_lengths" in inputs else 0
+    rows = None
+    for name in CHOSEN_BY.keys() & outputs["exact"].keys():
+        pooled = result.choices.setdefault(name, Choices())
+        equal = compare_choices(
+            bundle.config, name, outputs, (exact.scores, rounded.scores), pooled, place
+        )
+        rows = equal if rows is None else rows & equal
+    for name, expected in outputs["exact"].items():
+        if name in CHOSEN_BY:
+            continue
+        tensors = {chain: outputs[chain][name] for chain in CHAINS}
+        if name.removesuffix("_out") in states:
+            if not _kept(tensors["found"], inputs[name.removesuffix("_out")], begin, length):
+                result.overwritten.append(f"{name}, {place}")
+            tensors = {k: v[:, :, begin : begin + length] for k, v in tensors.items()}
+            mask = None
+        else:
+            mask = None if rows is None else rows.reshape(expected.shape[:-1])
+        result.isolated.setdefault(name, Pair()).add(tensors, place, mask)
+
+
+def _kept(found: Array, before: Array, begin: int, length: int) -> bool:
+    """Whether the positions of a state that this pass does not write are as they were."""
+    end = begin + length
+    return np.array_equal(found[:, :, :begin], before[:, :, :begin]) and np.array_equal(
+        found[:, :, end:], before[:, :, end:]
+    )
+
+
+def _empty_states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
+    batch, length = case.ids.shape
+    widths = bundle.state_widths(block)
+    return {name: np.zeros((batch, 1, length, width)) for name, width in widths.items()}
+
+
+def _fed(block: BundleBlock, values: Arrays, states: Arrays, bundle: Bundle) -> Arrays:
+    if block.name == "embedding":
+        return {name: values[name] for name in ("input_ids", "past_lengths")}
+    if block.layer is None:
+        return {"hidden": values["hidden"]}
+    inputs = {name: values[name] for name in ("hidden", "cos", "sin", "past_lengths")} | states
+    if "index_keys" not in states:
+        inputs["shared_indices"] = values["topk_indices"]
+    return inputs
+
+
+def _dtype_of(chain: str, backend: Backend) -> str:
+    return "float64" if chain == "exact" else backend.dtype
+
+
+def _cast(inputs: Arrays, dtype: str) -> Arrays:
+    return {
+        name: array if array.dtype.kind in "iu" else array.astype(NUMPY_DTYPES[dtype])
+        for name, array in inputs.items()
+    }
+
+
+def _new_states(outputs: Arrays) -> Arrays:
+    return {
+        name.removesuffix("_out"): array
+        for name, array in outputs.items()
+        if name in ("kv_cache_out", "index_keys_out")
+    }
+
+
+def _pass_on(values: Arrays, outputs: Arrays) -> None:
+    for name in ("cos", "sin", "topk_indices", "logits"):
+        if name in outputs:
+            values[name] = outputs[name]
+    if "hidden_out" in outputs:
+        values["hidden"] = outputs["hidden_out"]
+
+
+def _choices_differ(outputs: dict[str, Arrays], length: int) -> NDArray[np.bool_]:
+    """Tokens [B, S] in which the backend or the rounded model chose otherwise than the exact."""
+    exact = outputs["exact"]
+    differ = np.zeros((1, 1), bool)
+    for name in CHOSEN_BY.keys() & exact.keys():
+        expected = np.sort(exact[name].reshape(-1, exact[name].shape[-1]))
+        for chain in ("rounded", "found"):
+            found = np.sort(outputs[chain][name].reshape(expected.shape))
+            differ = differ | (found != expected).any(-1).reshape(-1, length)
+    return differ
