@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from glm_trt.export import manifest as m
-from glm_trt.export.files import explain, sha256_of, sync_directory, write_atomically
+from glm_trt.export.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.export.materialize import materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
@@ -102,7 +101,7 @@ def export_checkpoint(
             return False
 
     partial = output.parent / f".{output.name}.partial"
-    with _locked(output.parent, f".{output.name}.lock"):
+    with locked(output.parent / f".{output.name}.lock", "export to this place"):
         _prepare(partial, key)
         try:
             manifest = _write_contents(
@@ -129,6 +128,8 @@ def _write_contents(
     progress: Progress,
 ) -> m.Manifest:
     blocks = model_blocks(checkpoint)
+    if options.materialize:
+        _check_space(partial, blocks, checkpoint.dtype)
     graphs = _write_graphs(partial, checkpoint, blocks, dtypes, progress)
     source = {
         "directory": os.path.relpath(checkpoint.directory, output),
@@ -136,7 +137,6 @@ def _write_contents(
         "files": shards,
     }
     if options.materialize:
-        _check_space(partial, blocks)
         for i, block in enumerate(blocks):
             progress(f"weights of {block.name}")
             blocks[i] = Block(
@@ -289,11 +289,19 @@ def _carry_engines(
             manifest["engines"].append(engine)
 
 
-def _check_space(partial: Path, blocks: list[Block]) -> None:
-    needed = sum(int(np.prod(x.shape)) * 4 for block in blocks for x in block.bindings)
+def _check_space(partial: Path, blocks: list[Block], dtype: str) -> None:
+    needed = sum(
+        math.prod(x.shape) * b.NUMPY_DTYPES[x.dtype or dtype].itemsize
+        for block in blocks
+        for x in block.bindings
+    )
+    needed -= sum(path.stat().st_size for path in (partial / "weights").glob("*.safetensors"))
     free = shutil.disk_usage(partial).free
     if needed > free:
-        raise BundleError(f"{partial}: --materialize may need {needed} bytes, only {free} are free")
+        raise BundleError(
+            f"{partial}: --materialize needs {needed / 1e6:,.1f} MB, only {free / 1e6:,.1f} MB "
+            "are free"
+        )
 
 
 def _publish(partial: Path, output: Path) -> None:
@@ -309,16 +317,3 @@ def _publish(partial: Path, output: Path) -> None:
     else:
         partial.rename(output)
     sync_directory(output.parent)
-
-
-@contextmanager
-def _locked(directory: Path, name: str) -> Iterator[None]:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / name
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(f"{path}: another export to this place is running") from None
-        yield
-        path.unlink(missing_ok=True)

@@ -177,6 +177,24 @@ def test_full_disk_leaves_no_bundle_and_resumes(
     Bundle.open(output)
 
 
+def test_one_export_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
+    with (
+        files.locked(tmp_path / ".bundle.lock", "export to this place"),
+        pytest.raises(BundleError, match="another export to this place is running"),
+    ):
+        export_checkpoint(checkpoint, tmp_path / "bundle", FLOAT32)
+    assert not (tmp_path / ".bundle.lock").exists()
+
+
+def test_materialize_says_first_how_much_room_it_needs(
+    checkpoint: Path, tmp_path: Path, no_tracing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1_000_000))
+    with pytest.raises(BundleError, match=r"needs 1[0-9]\.\d MB, only 1\.0 MB are free"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(materialize=True))
+    assert no_tracing == []
+
+
 def test_kill_and_resume(checkpoint: Path, tmp_path: Path) -> None:
     output, partial = tmp_path / "bundle", tmp_path / ".bundle.partial"
     command = [sys.executable, "-m", "glm_trt.cli", "export", str(checkpoint), "-o", str(output)]
