@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from checkpoints import SHAPES, make_oracle, reload_oracle, save
 
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.glm_moe_dsa import GlmMoeDsa
+from glm_trt.model.operators import EagerOperators
 from glm_trt.model.weights import load_model
 
 TOLERANCE = 2e-5
@@ -42,6 +44,43 @@ def test_logits_equal_transformers(tmp_path: Path, shape: str, absorbed: bool) -
         with torch.no_grad():
             expected = oracle(ids, use_cache=False).logits
         assert relative(logits_of(model, ids, [length]), expected) < TOLERANCE, (batch, length)
+
+
+class TieCounter(EagerOperators):
+    """Notes the first query of each sequence whose selection an exact tie decides."""
+
+    def __init__(self) -> None:
+        self.ties, self.first = 0, torch.full((1,), 1 << 30)
+
+    def indexer_topk(
+        self, query: Any, keys: Any, weights: Any, past_lengths: Any, **options: Any
+    ) -> Any:
+        scores = self.indexer_scores(query, keys, weights, options["scale"])
+        count, length = options["index_topk"], query.shape[1]
+        for position in range(count, length):
+            ordered = scores[:, position, : position + 1].sort(descending=True).values
+            tied = ordered[:, count - 1] == ordered[:, count]
+            self.ties += int(tied.sum())
+            self.first = torch.where(tied, self.first.clamp(max=position), self.first)
+        return super().indexer_topk(query, keys, weights, past_lengths, **options)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 16])
+def test_exact_ties_are_counted(tmp_path: Path, heads: int) -> None:
+    """transformers breaks ties its own way: tokens from the first one on are not compared."""
+    oracle = make_oracle(index_n_heads=heads)
+    operators = TieCounter()
+    model = load_model(Checkpoint.open(save(oracle, tmp_path)), operators=operators)
+    ids = torch.randint(0, 97, (4, 60))
+    with torch.no_grad():
+        expected = oracle(ids, use_cache=False).logits
+    found = logits_of(model, ids, [60])
+    assert (operators.ties > 0) == (heads < 16)
+    compared = 0
+    for row, first in enumerate(operators.first.expand(4).tolist()):
+        assert relative(found[row, :first], expected[row, :first]) < TOLERANCE
+        compared += min(first, 60)
+    assert compared >= 4 * oracle.config.index_topk
 
 
 @pytest.mark.parametrize("shape", ["plain", "shared_indexer", "fewer_groups"])
