@@ -41,7 +41,7 @@ run: setup ## continue PROMPT with BUNDLE
 	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"
 
 test: setup ## run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 bench: setup ## run every script in benchmarks/
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there is no script in benchmarks/ yet" >&2; exit 2; }

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from glm_trt.export import manifest as m
-from glm_trt.export.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.export.materialize import materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import BundleError, CheckpointError
+from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
 
 # Reading every weight once finds NaN and gives each shard a hash; beyond this it is left out, as

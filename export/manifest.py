@@ -14,8 +14,8 @@ from typing import Any
 
 import jsonschema
 
-from glm_trt.export.files import sha256_of, write_atomically
 from glm_trt.model.errors import BundleError
+from glm_trt.model.files import sha256_of, write_atomically
 
 FILE_NAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "glm-trt bundle", 1

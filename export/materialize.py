@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from glm_trt.export.files import write_atomically
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.files import write_atomically
 
 _FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import glm_trt
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.progress import print_table
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -69,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling")
     sub.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
+
+    sub = command("build", "build TensorRT engines, with no GPU where tensorrt-rtx is", _build,
+                  "BUNDLE")  # fmt: skip
+    sub.add_argument("--backend", choices=BACKENDS[1:], default="tensorrt-rtx")
+    sub.add_argument(
+        "--target", nargs="+", metavar="sm89",
+        help="GPU architectures (default: sm80, sm86, sm89 and sm120; the present GPU's with "
+        "tensorrt)",
+    )  # fmt: skip
+    sub.add_argument("--dtype", choices=DTYPES, help="of the graphs (default: the checkpoint's)")
 
     sub = command("validate", "compare a bundle with the eager model", _validate, "BUNDLE")
     sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
@@ -138,6 +149,29 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _build(options: argparse.Namespace) -> int:
+    from glm_trt.engines.build import BuildOptions, build_engines
+    from glm_trt.progress import Progress
+
+    targets = tuple(options.target) if options.target else None
+    settings = BuildOptions(options.backend, targets, options.dtype)
+    with Progress("build", quiet=options.json) as progress:
+        engines = build_engines(options.bundle, settings, progress)
+    if options.json:
+        print(json.dumps([engine.entry | {"cached": engine.cached} for engine in engines]))
+        return 0
+    rows = [
+        (e.entry["target"], e.entry["kind"], e.entry["dtype"], f"{e.entry['bytes'] / 1e6:.1f} MB",
+         "cached" if e.cached else f"{e.entry['seconds']:.1f} s", f"{e.entry['layers']} layers",
+         f"{e.entry['peak_memory_bytes'] / 1e6:.0f} MB peak")
+        for e in engines
+    ]  # fmt: skip
+    print_table(rows)
+    built = sum(not engine.cached for engine in engines)
+    print(f"{options.bundle}: {len(engines)} engines, {built} built, {len(engines) - built} cached")
+    return 0
+
+
 def _validate(options: argparse.Namespace) -> int:
     from glm_trt.progress import Progress
     from glm_trt.validate.report import summary
@@ -174,15 +208,13 @@ def _inspect(options: argparse.Namespace) -> int:
     source = manifest["checkpoint"]
     files = len(source["files"])
     print(f"{options.bundle}: {manifest['config']['model_type']}, every hash verified")
-    print(f"  checkpoint   {source['directory']} ({source['dtype']}, {files} file(s))")
-    print(f"  graphs       {', '.join(manifest['dtypes'])}; up to {manifest['max_seq_len']} tokens")
-    for kind, count in layers.items():
-        print(f"  {kind:<14} {count} block(s)")
-    for engine in manifest["engines"]:
-        print(
-            f"  engine       {engine['backend']} {engine['target']} {engine['kind']}: "
-            f"{engine['bytes'] / 1e6:.1f} MB, {engine['layers']} layers, {engine['seconds']:.1f} s"
-        )
+    print_table(
+        [("checkpoint", f"{source['directory']} ({source['dtype']}, {files} file(s))"),
+         ("graphs", f"{', '.join(manifest['dtypes'])}; up to {manifest['max_seq_len']} tokens"),
+         *((kind, f"{count} block(s)") for kind, count in layers.items()),
+         *((f"{e['backend']} {e['target']}", f"{e['kind']} in {e['dtype']}: "
+            f"{e['bytes'] / 1e6:.1f} MB, {e['layers']} layers") for e in manifest["engines"])]
+    )  # fmt: skip
     return 0
 
 

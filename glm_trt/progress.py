@@ -1,8 +1,9 @@
-"""Progress of long jobs: a live line on a terminal, plain lines elsewhere, on stderr."""
+"""What the command shows: progress of long jobs on stderr, tables on stdout."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -46,3 +47,11 @@ class Progress:
         if self.doing:
             seconds = time.monotonic() - self.since
             self.console.print(f"{self.job}: {self.doing} [dim]({seconds:.1f} s)[/dim]")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns of text on stdout, as wide as their widest cell and indented by two."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  " + "  ".join(cells).rstrip())

@@ -173,7 +173,9 @@ class Attention(nn.Module):
         self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, indices: Tensor
     ) -> Tensor:
         batch, length, _, _ = q_rope.shape
-        absorbed = torch.matmul(q_nope.transpose(0, 1), self.k_up_proj).transpose(0, 1)  # [T,H,R]
+        # The weight is the left operand: as the right one, TensorRT transposes it on every step.
+        absorbed = torch.matmul(self.k_up_proj.transpose(1, 2), q_nope.permute(1, 2, 0))
+        absorbed = absorbed.permute(2, 0, 1)  # [T, H, R]
         query = torch.cat([absorbed.reshape(batch, length, self.heads, self.rank), q_rope], dim=-1)
         latent = self.operators.sparse_mla(
             query, cache, indices, scale=self.scale, value_width=self.rank

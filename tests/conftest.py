@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
+
+# Side by side, each worker has one core: threads of several would wait for one another.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    torch.set_num_threads(1)
 
 TINY = Path(__file__).parent / "data" / "glm-5.1-tiny"
 

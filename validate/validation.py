@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import glm_trt
-from glm_trt.export.files import write_atomically
 from glm_trt.model.errors import BundleError
+from glm_trt.model.files import write_atomically
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.reference import Reference
 from glm_trt.validate.report import Report, block_entry, end_to_end_entry, markdown

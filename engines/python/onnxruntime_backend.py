@@ -1,21 +1,24 @@
 """Running a bundle on onnxruntime's CPU provider: float32, on any machine.
 
-One session a block kind, shared by its layers; one IO binding a layer, in which the weights are
+One session a block kind, shared by its layers; one IO binding a block, in which every buffer is
 bound once and the states stay in place (TensorScatter writes into the buffer it reads).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
-from glm_trt.model.bindings import bound_tensor
+from glm_trt.engines.python import rewrites as r
+from glm_trt.model.bindings import Binding, bound_tensor
 from glm_trt.model.errors import GlmTrtError
 
 Array = NDArray[Any]
@@ -24,8 +27,6 @@ DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
 # Capacity grows in steps: the function bodies score the whole buffer, so it is kept close to
 # what is used.
 CAPACITY_STEP = 128
-
-_threads_set = False
 
 
 class _States:
@@ -51,32 +52,50 @@ class OnnxruntimeRuntime:
     Parameters
     ----------
     bundle : an opened bundle.
-    threads : threads of a session, all cores if None.
+    threads : of each session, all cores if None.
+    rewrites : run the rewritten graphs (`rewrites`), which hold the experts' weights in the
+        kernel's layout: copied, where a float32 bundle with stacked experts is mapped otherwise.
+        False runs the graphs as they are, which computes every expert for every token.
     """
 
     dtype = DTYPE
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, rewrites: bool = True) -> None:
         self.bundle = bundle
-        self._sessions = _make_sessions(bundle, threads)
+        # As many parts of an expert as threads, if its width can be cut so.
+        threads = threads or len(os.sched_getaffinity(0))
+        self._parts = math.gcd(threads, bundle.config.moe_intermediate_size)
+        self._sessions = _make_sessions(bundle, threads, self._parts if rewrites else None)
+        self._inputs = {
+            kind: {value.name for value in session.get_inputs()}
+            for kind, session in self._sessions.items()
+        }
         self._weights: dict[str, dict[str, ort.OrtValue]] = {}
         self._arrays: list[Array] = []  # onnxruntime does not keep the mapped arrays alive
         shared: dict[tuple[Any, ...], ort.OrtValue] = {}
         for block in bundle.blocks:
-            self._weights[block.name] = {
-                binding.name: self._bind(binding, shared) for binding in block.bindings
-            }
+            self._weights[block.name] = dict(
+                self._bind(binding, self._inputs[block.kind], shared) for binding in block.bindings
+            )
         config = bundle.config
         self._widths = {"kv_cache": config.kv_lora_rank + config.qk_rope_head_dim}
         self._index_width = config.index_head_dim
 
-    def _bind(self, binding: Any, shared: dict[tuple[Any, ...], ort.OrtValue]) -> ort.OrtValue:
-        key = (binding.tensors, binding.transform, tuple(binding.arguments.items()))
+    def _bind(
+        self, binding: Binding, inputs: set[str], shared: dict[tuple[Any, ...], ort.OrtValue]
+    ) -> tuple[str, ort.OrtValue]:
+        """The name of the graph's input that `binding` feeds, and the weights."""
+        parted = (r.PARTED_GATE_UP, r.PARTED_DOWN)
+        suffix = next((suffix for suffix in parted if binding.name + suffix in inputs), "")
+        key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix)
         if key not in shared:  # a tied head is the embedding's own tensor
-            array = bound_tensor(binding, self.bundle.weights, DTYPE)
+            if suffix:
+                array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
+            else:
+                array = bound_tensor(binding, self.bundle.weights, DTYPE)
             self._arrays.append(array)
             shared[key] = ort.OrtValue.ortvalue_from_numpy(array)
-        return shared[key]
+        return binding.name + suffix, shared[key]
 
     def __enter__(self) -> OnnxruntimeRuntime:
         """Nothing to do: the constructor has loaded everything."""
@@ -179,12 +198,12 @@ class Sequence:
     def __init__(self, runtime: OnnxruntimeRuntime, batch: int, capacity: int) -> None:
         self.runtime, self.batch, self.length = runtime, batch, 0
         self.capacity = _rounded(max(capacity, 1))
-        self._layers = [block for block in runtime.bundle.blocks if block.layer is not None]
-        self._states = [
-            _States(runtime.state_widths(block), batch, self.capacity) for block in self._layers
-        ]
-        self._bindings: list[Any] = []
-        self._bound_length = 0  # a binding's output buffers fit one number of new tokens
+        self._states = {
+            block.name: _States(runtime.state_widths(block), batch, self.capacity)
+            for block in runtime.bundle.blocks
+            if block.layer is not None
+        }
+        self._pass: _Pass | None = None
 
     def step(self, ids: NDArray[np.int64], all_logits: bool = False) -> NDArray[np.float32]:
         """Append ids [B, S]; logits of the last token [B, 1, vocab], or of all [B, S, vocab].
@@ -194,72 +213,87 @@ class Sequence:
         GlmTrtError
             If the sequence would outgrow the bundle's `max_seq_len`.
         """
-        batch, added = ids.shape
+        added = ids.shape[1]
         limit = self.runtime.bundle.max_seq_len
         if self.length + added > limit:
             raise GlmTrtError(
                 f"sequence of {self.length + added} tokens: the bundle was exported for "
                 f"{limit} (--max-seq-len)"
             )
-        self._reserve(self.length + added, added)
-        past = ort.OrtValue.ortvalue_from_numpy(np.full(batch, self.length, np.int64))
-        embedding, *_, head = self.runtime.bundle.blocks
-        fed = {"input_ids": ort.OrtValue.ortvalue_from_numpy(ids), "past_lengths": past}
-        hidden, cos, sin = self._run(embedding, fed, ("hidden_out", "cos", "sin"))
-        indices = None
-        for block, binding in zip(self._layers, self._bindings, strict=True):
-            fed = {"hidden": hidden, "cos": cos, "sin": sin, "past_lengths": past}
-            full = "index_keys" in self.runtime.state_widths(block)
-            if not full:
-                fed["shared_indices"] = indices
-            for name, value in fed.items():
-                binding.bind_ortvalue_input(name, value)
-            self.runtime._sessions[block.kind].run_with_iobinding(binding)
-            outputs = binding.get_outputs()
-            hidden = outputs[0]
-            indices = outputs[1] if full else indices
-        self.length += added
-        if not all_logits and added > 1:
-            hidden = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(hidden.numpy()[:, -1:]))
-        (logits,) = self._run(head, {"hidden": hidden}, ("logits",))
-        return logits.numpy()
-
-    def _run(self, block: BundleBlock, fed: dict[str, Any], outputs: tuple[str, ...]) -> list[Any]:
-        session = self.runtime._sessions[block.kind]
-        binding = session.io_binding()
-        for name, value in (self.runtime._weights[block.name] | fed).items():
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        return list(binding.get_outputs())
-
-    def _reserve(self, length: int, added: int) -> None:
-        if length > self.capacity:
-            self.capacity = _rounded(length)
-            for states in self._states:
+        if self.length + added > self.capacity:
+            self.capacity, self._pass = _rounded(self.length + added), None
+            for states in self._states.values():
                 states.grow(self.capacity)
-            self._bindings = []
-        if not self._bindings or added != self._bound_length:
-            self._bound_length = added
-            self._bindings = [
-                self._layer_binding(block, states)
-                for block, states in zip(self._layers, self._states, strict=True)
-            ]
+        wanted = (added, added if all_logits else 1)
+        if self._pass is None or self._pass.sizes != wanted:
+            self._pass = _Pass(self.runtime, self._states, self.batch, self.capacity, *wanted)
+        logits = self._pass.run(ids, self.length)
+        self.length += added
+        return logits
 
-    def _layer_binding(self, block: BundleBlock, states: _States) -> Any:
+
+class _Pass:
+    """The IO bindings of passes of `added` tokens with `kept` of their logits.
+
+    Every buffer is bound once, the layers' hidden states to two buffers by turns, so that a pass
+    is nothing but the sessions' runs.
+    """
+
+    def __init__(
+        self, runtime: OnnxruntimeRuntime, states: dict[str, _States],
+        batch: int, capacity: int, added: int, kept: int,
+    ) -> None:  # fmt: skip
+        config = runtime.bundle.config
+        self.runtime, self.sizes = runtime, (added, kept)
+        self.ids, self.past = np.zeros((batch, added), np.int64), np.zeros(batch, np.int64)
+        hidden = [np.zeros((batch, added, config.hidden_size), np.float32) for _ in range(2)]
+        angles = (batch, added, config.qk_rope_head_dim // 2)
+        shared: dict[str, Array] = {
+            "cos": np.zeros(angles, np.float32),
+            "sin": np.zeros(angles, np.float32),
+            "past_lengths": self.past,
+        }
+        indices = np.zeros((batch, added, min(config.index_topk, capacity)), np.int32)
+        self.last = np.zeros((batch, kept, config.hidden_size), np.float32)
+        self.bindings = []
+        for i, block in enumerate(runtime.bundle.blocks):
+            own = states[block.name].arrays if block.name in states else {}
+            inputs: dict[str, Array] = {
+                "hidden": hidden[i % 2],
+                "shared_indices": indices,
+                "input_ids": self.ids,
+            }
+            outputs: dict[str, Array] = {f"{name}_out": array for name, array in own.items()}
+            outputs |= {"hidden_out": hidden[1 - i % 2], "topk_indices": indices}
+            if block.kind == "head":
+                self.hidden = hidden[i % 2]
+                inputs, outputs = {"hidden": self.last}, {}
+            self.bindings.append(self._bind(block, inputs | shared | own, outputs | shared))
+
+    def _bind(self, block: BundleBlock, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
+        """Bind those of the arrays that the block has."""
         session = self.runtime._sessions[block.kind]
         binding = session.io_binding()
         for name, value in self.runtime._weights[block.name].items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("hidden_out")
-        if "index_keys" in states.arrays:
-            binding.bind_output("topk_indices")
-        for name, array in states.arrays.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(f"{name}_out", value)
-        return binding
+        for name in self.runtime._inputs[block.kind] & inputs.keys():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(inputs[name]))
+        for output in session.get_outputs():
+            if output.name in outputs:
+                value = ort.OrtValue.ortvalue_from_numpy(outputs[output.name])
+                binding.bind_ortvalue_output(output.name, value)
+        return session, binding, [inputs, outputs]  # onnxruntime keeps no array alive
+
+    def run(self, ids: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+        """Logits [B, kept, vocab] of the last tokens of ids [B, added], after `length` others."""
+        self.ids[:], self.past[:] = ids, length
+        *blocks, (head, head_binding, _) = self.bindings
+        for session, binding, _ in blocks:
+            session.run_with_iobinding(binding)
+        self.last[:] = self.hidden[:, -self.last.shape[1] :]
+        head_binding.bind_output("logits")  # a buffer of its own: the caller may keep it
+        head.run_with_iobinding(head_binding)
+        return head_binding.get_outputs()[0].numpy()
 
 
 def _choose(
@@ -277,18 +311,21 @@ def _rounded(length: int) -> int:
     return -(-length // CAPACITY_STEP) * CAPACITY_STEP
 
 
-def _make_sessions(bundle: Bundle, threads: int | None) -> dict[str, ort.InferenceSession]:
-    # One pool for all sessions: a pool each would spin against one another on few cores.
-    global _threads_set
-    if not _threads_set:
-        ort.set_global_thread_pool_sizes(threads or os.cpu_count() or 1, 1)
-        _threads_set = True
+def _make_sessions(
+    bundle: Bundle, threads: int, parts: int | None
+) -> dict[str, ort.InferenceSession]:
+    """A session a kind; of the rewritten graph if there are `parts` to cut the experts into."""
     options = ort.SessionOptions()
-    options.use_per_session_threads = False
+    options.intra_op_num_threads = threads
+    # Sessions run in turns: the threads of one must not spin on while another works. (One pool
+    # for all would forbid ordinary sessions to the rest of the process.)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
-    return {
-        kind: ort.InferenceSession(
-            bundle.graph_path(kind, DTYPE).read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
-        for kind in bundle.kinds
-    }
+    sessions = {}
+    for kind in bundle.kinds:
+        graph = bundle.graph_path(kind, DTYPE).read_bytes()
+        if parts is not None:
+            model = r.rewrite(onnx.load_model_from_string(graph), parts)
+            graph = model.SerializeToString()
+        sessions[kind] = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return sessions

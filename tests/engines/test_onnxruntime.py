@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, reload_oracle, save
@@ -82,6 +83,12 @@ def test_too_long_a_sequence_is_refused(tmp_path: Path) -> None:
         runtime.forward([[1] * 10])
         with pytest.raises(GlmTrtError, match="sequence of 11 tokens"):
             runtime.forward([[1] * 11])
+
+
+def test_the_process_may_have_sessions_of_its_own(tiny_bundle: Path) -> None:
+    with glm_trt.load(tiny_bundle):
+        head = tiny_bundle / "graphs" / "float32" / "head.onnx"
+        ort.InferenceSession(head, providers=["CPUExecutionProvider"])
 
 
 def test_other_backends_say_what_is_missing(tiny_bundle: Path) -> None:

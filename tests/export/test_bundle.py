@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 
 import glm_trt
 from glm_trt.engines.bundle import Bundle
-from glm_trt.export import files, trace
+from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, write_manifest
+from glm_trt.model import files
 from glm_trt.model.errors import BundleError, CheckpointError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

@@ -1,0 +1,252 @@
+"""Building a bundle's engines: one per block kind and target, each in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
+from glm_trt.engines.build_worker import Request, Result
+from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.export import manifest as m
+from glm_trt.model.errors import BundleError, GlmTrtError
+from glm_trt.model.files import explain, locked, sync_directory
+
+WORKER = (sys.executable, "-m", "glm_trt.engines.build_worker")
+# Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
+# in every dtype, would choose other experts.
+BUILDER_OPTIONS = {"tf32": False, "optimization_level": 3}
+LOG_LINES = 12
+# Said by every ahead-of-time build on a machine without a driver; never the reason of a failure.
+NOISE = "cudaError 35"
+
+Progress = Callable[[str], None]
+
+
+class BuildError(GlmTrtError):
+    """An engine that could not be built: which one, how its process ended, its last log lines."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Parameters
+    ----------
+    backend : "tensorrt-rtx" or "tensorrt".
+    targets : such as "sm89"; None means `RTX_TARGETS`, or the GPU present for "tensorrt".
+    dtype : of the graphs; None means the checkpoint's.
+    max_prefill : most tokens of one pass; cut to the bundle's max_seq_len.
+    """
+
+    backend: str = "tensorrt-rtx"
+    targets: tuple[str, ...] | None = None
+    dtype: str | None = None
+    max_prefill: int = 512
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """One engine of the bundle: its entry in the manifest, and whether it was there already."""
+
+    entry: dict[str, Any]
+    cached: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An engine to be: its entry before building, and the hash of all that makes it."""
+
+    kind: str
+    target: str
+    graph: str
+    entry: dict[str, Any]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        return _identity(self.entry)
+
+
+def build_engines(
+    bundle: Path, options: BuildOptions, progress: Progress = lambda _: None
+) -> list[BuiltEngine]:
+    """Build the engines that `bundle` lacks; one per block kind and target, whatever the layers.
+
+    The manifest is written after each engine, so that a build that was cut off goes on from
+    there. An engine whose key is the same and whose file is whole is not built again.
+
+    Raises
+    ------
+    BuildError
+        If TensorRT refuses a graph or crashes; the engines before it are kept.
+    BundleError
+        If the bundle is not whole, lacks the dtype, or is being written.
+    MissingCapabilityError
+        If the backend's library or GPU is absent.
+    """
+    bundle = Path(os.path.abspath(bundle))
+    flavour = load_flavour(options.backend)
+    targets = flavour.chosen_targets(options.targets)
+    try:
+        # The lock of the export too, which replaces the directory as a whole.
+        with locked(bundle.parent / f".{bundle.name}.lock", "export or build of this bundle"):
+            manifest = m.read_manifest(bundle)
+            plans = _plans(bundle, manifest, options, flavour, targets)
+            _verify_all_but(bundle, manifest, {plan.identity for plan in plans})
+            return [_cached_or_built(bundle, manifest, plan, progress) for plan in plans]
+    except OSError as error:
+        raise BundleError(explain(Path(error.filename or bundle), error)) from error
+
+
+def _verify_all_but(bundle: Path, manifest: m.Manifest, ours: set[tuple[str, ...]]) -> None:
+    """Check every hash but those of engines to be built: a damaged one is built again."""
+    skipped = {e["file"] for e in manifest["engines"] if _identity(e) in ours}
+    rest = {name: entry for name, entry in manifest["files"].items() if name not in skipped}
+    m.verify_files(bundle, {"files": rest})
+
+
+def make_profiles(max_seq_len: int, max_prefill: int, selected: int) -> dict[str, Any]:
+    """Axis → [min, opt, max] in the two optimisation profiles: one token, and several.
+
+    The batch and the capacity of the caches are static.
+    """
+    fixed = {"batch": [1, 1, 1], "capacity": [max_seq_len] * 3}
+    fixed["selected"] = [min(selected, max_seq_len)] * 3
+    longest = min(max_prefill, max_seq_len)
+    profiles = {"decode": fixed | {"sequence": [1, 1, 1]}}
+    if longest > 1:
+        profiles["prefill"] = fixed | {"sequence": [2, longest, longest]}
+    return profiles
+
+
+def _plans(
+    bundle: Path,
+    manifest: m.Manifest,
+    options: BuildOptions,
+    flavour: Flavour,
+    targets: tuple[str, ...],
+) -> list[_Plan]:
+    dtype = options.dtype or manifest["checkpoint"]["dtype"]
+    if dtype not in manifest["dtypes"]:
+        have = ", ".join(manifest["dtypes"])
+        raise BundleError(f"{bundle}: no graphs in {dtype}; it has {have}; export with it")
+    if options.max_prefill < 1:
+        raise GlmTrtError(f"max_prefill: expected at least 1, found {options.max_prefill}")
+    profiles = make_profiles(
+        manifest["max_seq_len"], options.max_prefill, manifest["config"]["index_topk"]
+    )
+    graphs = {g["kind"]: g["file"] for g in manifest["graphs"] if g["dtype"] == dtype}
+    plans = []
+    for target in targets:
+        for kind, graph in graphs.items():
+            entry = {
+                "backend": flavour.backend,
+                "backend_version": flavour.version,
+                "target": target,
+                "kind": kind,
+                "dtype": dtype,
+                "graph_sha256": manifest["files"][graph]["sha256"],
+                "profiles": profiles,
+            }
+            entry["key"] = _key(entry)
+            entry["file"] = f"engines/{flavour.backend}/{target}/{dtype}/{kind}.plan"
+            plans.append(_Plan(kind, target, graph, entry))
+    return plans
+
+
+def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(entry[name] for name in ("backend", "target", "kind", "dtype"))
+
+
+def _key(entry: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([entry, BUILDER_OPTIONS, version("onnx")], sort_keys=True).encode())
+    for module in (build_worker, build_graph, tensorrt_flavours):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+def _cached_or_built(
+    bundle: Path, manifest: m.Manifest, plan: _Plan, progress: Progress
+) -> BuiltEngine:
+    previous = [e for e in manifest["engines"] if _identity(e) == plan.identity]
+    if len(previous) == 1 and previous[0]["key"] == plan.entry["key"]:
+        try:
+            m.verify_file(bundle / previous[0]["file"], manifest["files"][previous[0]["file"]])
+            return BuiltEngine(previous[0], cached=True)
+        except BundleError:
+            pass  # damaged: build it anew
+    dtype = plan.entry["dtype"]
+    progress(f"{plan.kind} in {dtype} for {plan.target}")
+    engines = bundle / "engines"
+    engines.mkdir(exist_ok=True)
+    for left_over in engines.glob(".build-*"):  # of a build that was killed: we hold the lock
+        shutil.rmtree(left_over)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=engines) as directory:
+        built = Path(directory) / "engine.plan"
+        result = _run_worker(bundle, plan, built)
+        _forget(bundle, manifest, previous)
+        place = bundle / plan.entry["file"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        built.replace(place)
+        sync_directory(place.parent)
+    entry = plan.entry | {"bytes": place.stat().st_size} | result
+    manifest["files"][entry["file"]] = m.file_entry(place)
+    manifest["engines"].append(entry)
+    m.write_manifest(bundle, manifest)
+    return BuiltEngine(entry, cached=False)
+
+
+def _forget(bundle: Path, manifest: m.Manifest, entries: list[dict[str, Any]]) -> None:
+    """Take engines out of the manifest, then off the disk: never listed without being whole."""
+    if not entries:
+        return
+    for entry in entries:
+        manifest["engines"].remove(entry)
+        del manifest["files"][entry["file"]]
+    m.write_manifest(bundle, manifest)
+    for entry in entries:
+        (bundle / entry["file"]).unlink(missing_ok=True)
+
+
+def _run_worker(bundle: Path, plan: _Plan, built: Path) -> Result:
+    request: Request = {
+        "backend": plan.entry["backend"],
+        "target": plan.target,
+        "graph": str(bundle / plan.graph),
+        "plan": str(built),
+        "profiles": plan.entry["profiles"],
+        "options": BUILDER_OPTIONS,
+    }
+    done = subprocess.run(
+        WORKER, input=json.dumps(request), capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode == 0 and done.stdout and built.is_file():
+        result: Result = json.loads(done.stdout)
+        return result
+    lines = [line for line in done.stderr.splitlines() if line.strip() and NOISE not in line]
+    log = "\n  ".join(lines[-LOG_LINES:]) or "(nothing)"
+    raise BuildError(
+        f"{plan.kind} in {plan.entry['dtype']} for {plan.target} ({plan.entry['backend']} "
+        f"{plan.entry['backend_version']}): the builder's process {_ending(done.returncode)}; "
+        f"its last log lines:\n  {log}"
+    )
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}" + ("" if status else " but no result")
+    name = signal.Signals(-status).name
+    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"

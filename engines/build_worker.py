@@ -1,0 +1,114 @@
+"""One engine built in a process of its own: `python -m glm_trt.engines.build_worker`.
+
+A JSON request on stdin, a JSON result on stdout, TensorRT's log on stderr. The process ends with
+a status other than 0, or is killed, where the build fails; the plan is written only if it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+from glm_trt.engines.build_graph import prepare_graph
+from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.model.files import write_atomically
+
+Range = list[int]  # min, opt, max
+
+
+class Request(TypedDict):
+    """What to build. `profiles`: profile name → axis → [min, opt, max]."""
+
+    backend: str
+    target: str
+    graph: str
+    plan: str
+    profiles: dict[str, dict[str, Range]]
+    options: dict[str, Any]
+
+
+class Result(TypedDict):
+    """What was built. `layers` are those of the parsed network, before TensorRT fuses them."""
+
+    seconds: float
+    peak_memory_bytes: int
+    layers: int
+
+
+def main() -> int:
+    """Serve one request; 1 if TensorRT refused the graph."""
+    # TensorRT and its compilers may print: stdout is kept for the result alone.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    request: Request = json.load(sys.stdin)
+    started = time.monotonic()
+    built = build(load_flavour(request["backend"]), request)
+    if built is None:
+        return 1
+    plan, layers = built
+    seconds = time.monotonic() - started
+    write_atomically(Path(request["plan"]), plan)
+    result: Result = {
+        "seconds": round(seconds, 3), "peak_memory_bytes": _peak_memory(), "layers": layers
+    }  # fmt: skip
+    json.dump(result, answer)
+    answer.close()
+    return 0
+
+
+def build(flavour: Flavour, request: Request) -> tuple[bytes, int] | None:
+    """The plan and the number of layers; None, with the reason in the log, if it was refused."""
+    trt, profiles = flavour.trt, request["profiles"]
+    builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    graph, open_inputs = prepare_graph(Path(request["graph"]), _fixed_sizes(profiles))
+    parser = trt.OnnxParser(network, builder.logger)
+    if not parser.parse(graph):
+        for i in range(parser.num_errors):
+            print(parser.get_error(i), file=sys.stderr)
+        return None
+    config = builder.create_builder_config()
+    flavour.configure(config, request["target"])
+    _apply_options(trt, config, request["options"])
+    for ranges in profiles.values():
+        profile = builder.create_optimization_profile()
+        for name, shape in open_inputs.items():
+            corners = [
+                [ranges[axis][i] if isinstance(axis, str) else axis for axis in shape]
+                for i in range(3)
+            ]
+            profile.set_shape(name, *corners)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    return None if plan is None else (bytes(plan), network.num_layers)
+
+
+def _fixed_sizes(profiles: dict[str, dict[str, Range]]) -> dict[str, int]:
+    """The axes that have one size in every profile."""
+    ranges: dict[str, set[int]] = {}
+    for profile in profiles.values():
+        for axis, sizes in profile.items():
+            ranges.setdefault(axis, set()).update(sizes)
+    return {axis: sizes.pop() for axis, sizes in ranges.items() if len(sizes) == 1}
+
+
+def _apply_options(trt: Any, config: Any, options: dict[str, Any]) -> None:
+    config.builder_optimization_level = options["optimization_level"]
+    if not options["tf32"]:
+        config.clear_flag(trt.BuilderFlag.TF32)
+
+
+def _peak_memory() -> int:
+    # Not getrusage's ru_maxrss: it survives exec, so it would count the parent's memory too.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

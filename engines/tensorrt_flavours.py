@@ -1,0 +1,113 @@
+"""TensorRT's two flavours: everything in which building with one differs from the other.
+
+`tensorrt-rtx` compiles ahead of time for any target it knows, on a machine without a GPU.
+`tensorrt` builds on, and for, the GPU that is present.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+
+BACKENDS = ("tensorrt", "tensorrt-rtx")
+# What is in data centres and on desks; bfloat16 needs sm80.
+RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One flavour, loaded: `trt` is its Python module."""
+
+    backend: str
+    trt: Any
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        return str(self.trt.__version__)
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for targets other than the GPU that is present, if any is."""
+        return self.backend == "tensorrt-rtx"
+
+    def known_targets(self) -> tuple[str, ...]:
+        """The targets that engines can be built for on this machine."""
+        if not self.ahead_of_time:
+            return (present_target(),)
+        names = self.trt.ComputeCapability.__members__
+        known = [name.lower() for name in names if name[:2] == "SM" and name[2:].isdigit()]
+        return tuple(sorted(known, key=lambda name: int(name[2:])))
+
+    def chosen_targets(self, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+        """`wanted`, checked; what is built by default if None."""
+        known = self.known_targets()
+        if wanted is None:
+            return RTX_TARGETS if self.ahead_of_time else known
+        for target in wanted:
+            if target not in known:
+                why = "knows" if self.ahead_of_time else "builds only for the GPU present,"
+                raise GlmTrtError(
+                    f"target {target!r}: {self.backend} {self.version} {why} {', '.join(known)}"
+                )
+        return tuple(dict.fromkeys(wanted))
+
+    def configure(self, config: Any, target: str) -> None:
+        """Set on a builder config what only this flavour has."""
+        if self.ahead_of_time:
+            capability = self.trt.ComputeCapability.__members__[target.upper()]
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(capability, 0)
+
+
+def load_flavour(backend: str) -> Flavour:
+    """Import a flavour's library.
+
+    Raises
+    ------
+    GlmTrtError
+        If `backend` is neither of `BACKENDS`.
+    MissingCapabilityError
+        If the library is not installed, or `tensorrt` finds no GPU.
+    """
+    if backend not in BACKENDS:
+        raise GlmTrtError(f"backend {backend!r}: engines are built with {' or '.join(BACKENDS)}")
+    if backend == "tensorrt":
+        present_target()  # without a GPU, installing the library would not help
+    module = backend.replace("-", "_")
+    try:
+        return Flavour(backend, importlib.import_module(module))
+    except (ImportError, OSError) as error:
+        raise MissingCapabilityError(
+            f"backend {backend!r}: the Python module {module} cannot be loaded ({error}); "
+            f"pip install 'glm-trt[{backend}]'"
+        ) from None
+
+
+def present_target() -> str:
+    """The target of the first GPU, asked of the driver, which needs no other library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise MissingCapabilityError(
+            "backend 'tensorrt' needs a GPU: no NVIDIA driver (libcuda.so.1) is on this machine; "
+            "tensorrt-rtx builds without one"
+        ) from None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    status = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    )
+    if status:
+        raise MissingCapabilityError(
+            f"backend 'tensorrt' needs a GPU: the NVIDIA driver finds none (CUDA error {status}); "
+            "tensorrt-rtx builds without one"
+        )
+    return f"sm{major.value}{minor.value}"
