@@ -7,19 +7,24 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup export engines validate report run test bench lint clean
+.PHONY: help setup plugins export engines validate report run test bench lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.complete ## make .venv with everything; nothing to do the second time
 
+# kernel-lens is there for the TensorRT headers in it: what it depends on is not needed.
 .venv/.complete: pyproject.toml
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "glm-trt needs Python 3.11 or newer; none of python3.13, python3.12, python3.11, python3 in PATH is. Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --editable '.[dev,plugins,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --no-deps kernel-lens==2.0.1
 	touch $@
+
+plugins: setup ## build build/plugins/libglm_trt_plugins.so: no GPU and no CUDA toolkit needed
+	$(BIN)/python -m glm_trt.plugins.build --output build/plugins
 
 export: setup ## CHECKPOINT to BUNDLE: export, build engines, validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"

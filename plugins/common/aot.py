@@ -1,0 +1,194 @@
+"""Compiling the kernels of launch plans ahead of time, with no GPU, into a cache by content."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_trt.model.files import write_atomically
+from glm_trt.plugins.common.contract import ACTIVATION, ACTIVATION_DTYPES
+from glm_trt.plugins.common.launch import (
+    POINTER_ALIGNMENT,
+    SIZE_ALIGNMENT,
+    TARGETS,
+    Launch,
+    Plan,
+)
+
+_TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32",
+           "int64": "i64"}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel, compiled for one target: a Triton function with types, constants and options.
+
+    `signature` is the Triton type of each run-time parameter, by name and in order; "i32:16" is an
+    integer known to be a multiple of 16.
+    """
+
+    function: str
+    target: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int], ...]
+    options: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled variant: the image, its entry point, and what a launch has to give it."""
+
+    image: bytes
+    entry: str
+    shared_bytes: int
+    num_warps: int
+
+    @property
+    def sha256(self) -> str:
+        """Of the image."""
+        return hashlib.sha256(self.image).hexdigest()
+
+
+def dtypes_of(plan: Plan) -> tuple[str, ...]:
+    """Activation dtypes that an operator's kernels exist in."""
+    ports = (*plan.contract.inputs, *plan.contract.outputs)
+    return ACTIVATION_DTYPES if any(p.dtype == ACTIVATION for p in ports) else ("float32",)
+
+
+def picks(launch: Launch) -> list[tuple[tuple[str, int], ...]]:
+    """Every combination of the launch's constants."""
+    names = list(launch.constants)
+    values = itertools.product(*(launch.constants[name].values for name in names))
+    return [tuple(zip(names, combination, strict=True)) for combination in values]
+
+
+def alignments(launch: Launch) -> tuple[bool, ...]:
+    """Whether the launch has kernels for row sizes that are, or are not, multiples of 16."""
+    return (False, True) if launch.aligned else (False,)
+
+
+def variant(
+    plan: Plan,
+    launch: Launch,
+    kernels: Mapping[str, Any],
+    target: str,
+    dtype: str,
+    chosen: tuple[tuple[str, int], ...],
+    aligned: bool,
+) -> Variant:
+    """The variant that a launch uses for a target, an activation dtype and picked constants.
+
+    `aligned` says that the launch's `aligned` arguments are multiples of 16.
+    """
+    function = kernels[launch.kernel]
+    config = launch.config(target, dtype)
+    constants = dict(chosen) | {k: v for k, v in config.items() if k not in _OPTIONS}
+    parameters = [name for name in function.arg_names if name not in constants]
+    if len(parameters) != len(launch.arguments):
+        raise ValueError(
+            f"{plan.contract.name}: {launch.kernel}: its run-time parameters are {parameters}, "
+            f"the plan gives {list(launch.arguments)}"
+        )
+    types = _pointer_types(plan, dtype)
+    signature = tuple(
+        (name, types.get(argument) or _scalar_type(plan, launch, argument, aligned))
+        for name, argument in zip(parameters, launch.arguments, strict=True)
+    )
+    options = tuple(sorted((k, v) for k, v in config.items() if k in _OPTIONS))
+    return Variant(launch.kernel, target, signature, tuple(sorted(constants.items())), options)
+
+
+def variants(plan: Plan, kernels: Mapping[str, Any]) -> Iterator[Variant]:
+    """Every variant that some launch of the plan may use."""
+    for launch, target, dtype in itertools.product(plan.launches, TARGETS, dtypes_of(plan)):
+        for chosen, aligned in itertools.product(picks(launch), alignments(launch)):
+            yield variant(plan, launch, kernels, target, dtype, chosen, aligned)
+
+
+def compile_variant(of: Variant, kernels: Mapping[str, Any], cache: Path) -> Cubin:
+    """The compiled variant, from `cache` where it was compiled before from the same source."""
+    function = kernels[of.function]
+    key = hashlib.sha256(
+        json.dumps([repr(of), _triton_version(), _source(function)]).encode()
+    ).hexdigest()
+    entry_file, image_file = cache / f"{key}.json", cache / f"{key}.cubin"
+    if not entry_file.is_file() or not image_file.is_file():
+        cubin = _compile(of, function)
+        write_atomically(image_file, cubin.image)
+        entry = {"entry": cubin.entry, "shared_bytes": cubin.shared_bytes,
+                 "num_warps": cubin.num_warps, "sha256": cubin.sha256}  # fmt: skip
+        write_atomically(entry_file, json.dumps(entry).encode())
+        return cubin
+    entry = json.loads(entry_file.read_text())
+    cubin = Cubin(
+        image_file.read_bytes(), entry["entry"], entry["shared_bytes"], entry["num_warps"]
+    )
+    if cubin.sha256 != entry["sha256"]:
+        image_file.unlink()
+        return compile_variant(of, kernels, cache)
+    return cubin
+
+
+def _compile(of: Variant, function: Any) -> Cubin:
+    # Line information would put this machine's paths into the cubin.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: kind.partition(":")[0] for name, kind in of.signature}
+    signature = {name: "constexpr" for name, _ in of.constants} | types
+    signature = {name: signature[name] for name in function.arg_names}
+    order = {name: i for i, name in enumerate(function.arg_names)}
+    aligned = {
+        (order[name],): [
+            ["tt.divisibility", POINTER_ALIGNMENT if kind.startswith("*") else SIZE_ALIGNMENT]
+        ]
+        for name, kind in of.signature
+        if kind.startswith("*") or ":" in kind
+    }
+    source = ASTSource(function, signature, dict(of.constants), aligned)
+    capability = int(of.target.removeprefix("sm"))
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=dict(of.options)
+    )
+    metadata = compiled.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
+        raise ValueError(f"{of.function}: wants scratch memory or a cluster, which no launch gives")
+    return Cubin(compiled.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps)
+
+
+def _pointer_types(plan: Plan, dtype: str) -> dict[str, str]:
+    ports = {p.name: p.dtype for p in (*plan.contract.inputs, *plan.contract.outputs)}
+    named = ports | {buffer.name: buffer.dtype for buffer in plan.workspace}
+    return {
+        name: "*" + _TRITON[dtype if kind == ACTIVATION else kind] for name, kind in named.items()
+    }
+
+
+def _scalar_type(plan: Plan, launch: Launch, argument: str, aligned: bool) -> str:
+    if plan.contract.attributes.get(argument) is float:
+        return "fp32"
+    return f"i32:{SIZE_ALIGNMENT}" if aligned and argument in launch.aligned else "i32"
+
+
+def _triton_version() -> str:
+    from importlib.metadata import version
+
+    return version("triton")
+
+
+def _source(function: Any) -> str:
+    """The function's source with that of every Triton function of its module and the helpers."""
+    from glm_trt.plugins.common import triton_helpers
+
+    module = inspect.getmodule(function.fn)
+    return inspect.getsource(triton_helpers) + (inspect.getsource(module) if module else "")

@@ -1,0 +1,356 @@
+"""Writing the C++ that the plugin library is generated from: contracts, launch plans, kernels.
+
+`operators.cpp` holds one function per launch (grid, arguments and choice of the kernel as the plan
+says) and one `Operator` per contract; `kernels.S` embeds the compiled images.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glm_trt.plugins.common.aot import Cubin, Variant, alignments, dtypes_of, picks, variant
+from glm_trt.plugins.common.contract import ACTIVATION, Contract, Port
+from glm_trt.plugins.common.expressions import names_in, to_cpp
+from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, TARGETS, Launch, Plan
+
+_DTYPES = {"float32": "kFLOAT32", "float16": "kFLOAT16", "bfloat16": "kBFLOAT16", "int32": "kINT32",
+           "int64": "kINT64", ACTIVATION: "kACTIVATION"}  # fmt: skip
+_SIZES = {"float32": "4", "int32": "4", "int64": "8", ACTIVATION: "ITEMSIZE"}
+
+
+class KernelTable:
+    """The compiled kernels of a library: equal images once, numbered in order of first use."""
+
+    def __init__(self, cubins: Mapping[Variant, Cubin]) -> None:
+        self.cubins = cubins
+        self.kernels: list[Cubin] = []
+        self._numbers: dict[Cubin, int] = {}
+
+    def number(self, of: Variant) -> int:
+        """The kernel's index in the library."""
+        cubin = self.cubins[of]
+        if cubin not in self._numbers:
+            self._numbers[cubin] = len(self.kernels)
+            self.kernels.append(cubin)
+        return self._numbers[cubin]
+
+
+def operators_cpp(
+    plans: Sequence[tuple[Plan, Mapping[str, Any]]], table: KernelTable, version: str
+) -> str:
+    """`operators.cpp`, from the plans with their Triton functions by name."""
+    functions, operators = [], []
+    for plan, kernels in plans:
+        launches = [
+            _launch(plan, launch, f"{plan.contract.torch_name}_{i}", kernels, table)
+            for i, launch in enumerate(plan.launches)
+        ]
+        functions += [_offset_function(plan), *launches, _entry_functions(plan)]
+        operators.append(_operator(plan.contract))
+    externs = "".join(
+        f"extern unsigned char const glm_trt_kernel_{i}[];\n" for i in range(len(table.kernels))
+    )
+    entries = "".join(
+        f'    {{"{k.entry}", glm_trt_kernel_{i}, {k.shared_bytes}, {32 * k.num_warps}}},\n'
+        for i, k in enumerate(table.kernels)
+    )
+    targets = ", ".join(target.removeprefix("sm") for target in TARGETS)
+    labels = " ".join(TARGETS)
+    return f'''// Generated from the operators' contracts and launch plans. Do not edit.
+#include "operators.h"
+
+extern "C"
+{{
+{externs}}}
+
+namespace glm_trt
+{{
+namespace
+{{
+
+Kernel const kKernels[] = {{
+{entries}}};
+
+{"".join(functions)}
+}} // namespace
+
+int32_t const kTargets[] = {{{targets}}};
+int32_t const kTargetCount = {len(TARGETS)};
+char const* const kVersion = "{version}";
+//! For people who look into the library with `strings`.
+extern char const kTargetNames[];
+char const kTargetNames[] __attribute__((used)) = "glm_trt kernels for {labels}";
+
+Operator const kOperators[] = {{
+{"".join(operators)}}};
+int32_t const kOperatorCount = {len(operators)};
+
+}} // namespace glm_trt
+'''
+
+
+def kernels_assembly(table: KernelTable, files: Mapping[int, str]) -> str:
+    """`kernels.S`: each image under the symbol that `operators.cpp` names."""
+    parts = ["// Generated. The compiled kernels, aligned as ELF wants.", ".section .rodata"]
+    for i in range(len(table.kernels)):
+        symbol = f"glm_trt_kernel_{i}"
+        parts += [f".global {symbol}", f".hidden {symbol}", ".balign 16", f"{symbol}:",
+                  f'.incbin "{files[i]}"']  # fmt: skip
+    return "\n".join([*parts, '.section .note.GNU-stack,"",@progbits', ""])
+
+
+def contract_header(contract: Contract) -> str:
+    """A C++ header with the contract's names, indices and types, for code that calls the plugin."""
+    space = contract.torch_name
+    lines = [
+        f"// Generated from the contract of {contract.name}: {contract.doc}",
+        "#pragma once",
+        "",
+        "#include <cstdint>",
+        "",
+        f"namespace glm_trt::{space}",
+        "{",
+        f'constexpr char const* kName = "{contract.name}";',
+        f"constexpr int32_t kInputCount = {len(contract.inputs)};",
+        f"constexpr int32_t kOutputCount = {len(contract.outputs)};",
+    ]
+    for kind, ports in (("Input", contract.inputs), ("Output", contract.outputs)):
+        for i, port in enumerate(ports):
+            dtype = "the block's dtype" if port.dtype == ACTIVATION else port.dtype
+            lines.append(
+                f"constexpr int32_t k{kind}{_camel(port.name)} = {i}; "
+                f"//!< [{', '.join(port.axes)}] {dtype}"
+            )
+    for name, type_ in contract.attributes.items():
+        lines.append(
+            f'constexpr char const* k{_camel(name)}Field = "{name}"; //!< {type_.__name__}'
+        )
+    return "\n".join([*lines, f"}} // namespace glm_trt::{space}", ""])
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def _axes(contract: Contract) -> list[str]:
+    ports = (*contract.inputs, *contract.outputs)
+    return list(dict.fromkeys(axis for port in ports for axis in port.axes))
+
+
+def _names(plan: Plan, expressions: list[str], known: set[str]) -> list[str]:
+    """C++ that defines the sizes that `expressions` read and `known` has not."""
+    contract, lines = plan.contract, []
+    axes, attributes = _axes(contract), list(contract.attributes)
+    wanted = {name for expression in expressions for name in names_in(expression)}
+    for name in sorted(wanted - known):
+        if name == "ITEMSIZE":
+            value = "call.dtype == Dtype::kFLOAT32 ? 4 : 2"
+        elif name in axes:
+            value = f"call.axes[{axes.index(name)}]"
+        elif contract.attributes.get(name) is int:
+            value = f"call.integers[{attributes.index(name)}]"
+        else:
+            raise ValueError(f"{contract.name}: {name!r} is no axis, attribute or constant")
+        lines.append(f"    int64_t const {name} = {value};")
+    return lines
+
+
+def _launch(
+    plan: Plan, launch: Launch, name: str, kernels: Mapping[str, Any], table: KernelTable
+) -> str:
+    contract = plan.contract
+    pointers = _pointers(plan)
+    scalars = [
+        a for a in launch.arguments
+        if a not in pointers and contract.attributes.get(a) is not float
+    ]  # fmt: skip
+    config_names = list(next(iter(launch.configs.values())))
+    sizes = [n for n in config_names if not n.startswith("num_") and n != "maxnreg"]
+    expressions = [*launch.grid, launch.when, *scalars]
+    expressions += [pick.expression for pick in launch.constants.values()]
+    read = {n for expression in expressions for n in names_in(expression)}
+    lines = [f"Error launch_{name}(Call const& call)", "{"]
+    lines += _names(plan, expressions, {*sizes, *launch.constants})
+    dtypes = dtypes_of(plan)
+    for size in (s for s in sizes if s in read):
+        rows = ", ".join(
+            "{" + ", ".join(str(launch.config(t, d)[size]) for d in dtypes) + "}" for t in TARGETS
+        )
+        lines += [
+            f"    static constexpr int64_t k_{size}[{len(TARGETS)}][{len(dtypes)}] = {{{rows}}};",
+            f"    int64_t const {size} = k_{size}[call.target][static_cast<int32_t>(call.dtype)];",
+        ]
+    for constant, pick in launch.constants.items():
+        values = ", ".join(map(str, pick.values))
+        lines += [
+            f"    int32_t const i_{constant} = pickIndex({{{values}}}, {to_cpp(pick.expression)});",
+            f"    if (i_{constant} < 0)",
+            "    {",
+            f'        return "{pick.expression} = " + std::to_string({to_cpp(pick.expression)}) + '
+            f'": expected at most {pick.values[-1]}";',
+            "    }",
+        ]
+        if constant in read:
+            lines.append(
+                f"    int64_t const {constant} = std::initializer_list<int64_t>{{{values}}}"
+                f".begin()[i_{constant}];"
+            )
+    grid = ", ".join(to_cpp(size) for size in launch.grid)
+    lines += [
+        f"    int64_t const grid[3] = {{{grid}}};",
+        f"    if (!{to_cpp(launch.when)} || grid[0] == 0 || grid[1] == 0 || grid[2] == 0)",
+        "    {",
+        "        return {};",
+        "    }",
+        *_kernel_choice(plan, launch, kernels, table),
+        *_arguments(plan, launch, pointers),
+        "}",
+        "",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _kernel_choice(
+    plan: Plan, launch: Launch, kernels: Mapping[str, Any], table: KernelTable
+) -> list[str]:
+    """C++ that finds the kernel by target, dtype and picked constants."""
+    combinations = list(itertools.product(picks(launch), alignments(launch)))
+    rows = []
+    for target in TARGETS:
+        by_dtype = []
+        for dtype in dtypes_of(plan):
+            numbers = [
+                table.number(variant(plan, launch, kernels, target, dtype, chosen, aligned))
+                for chosen, aligned in combinations
+            ]
+            by_dtype.append("{" + ", ".join(map(str, numbers)) + "}")
+        rows.append("{" + ", ".join(by_dtype) + "}")
+    index = "0"
+    for constant, pick in launch.constants.items():
+        index = f"({index} * {len(pick.values)} + i_{constant})"
+    if launch.aligned:
+        multiples = [f"{to_cpp(size)} % {SIZE_ALIGNMENT} == 0" for size in launch.aligned]
+        index = f"({index} * 2 + ({' && '.join(multiples)} ? 1 : 0))"
+    shape = f"[{len(TARGETS)}][{len(dtypes_of(plan))}][{len(combinations)}]"
+    return [
+        f"    static constexpr int32_t kNumbers{shape} = {{{', '.join(rows)}}};",
+        "    Kernel const& kernel",
+        f"        = kKernels[kNumbers[call.target][static_cast<int32_t>(call.dtype)][{index}]];",
+    ]
+
+
+def _pointers(plan: Plan) -> dict[str, str]:
+    """C++ for the address behind each port or buffer."""
+    contract = plan.contract
+    found = {p.name: f"const_cast<void*>(call.inputs[{i}])" for i, p in enumerate(contract.inputs)}
+    found |= {port.name: f"call.outputs[{i}]" for i, port in enumerate(contract.outputs)}
+    for i, buffer in enumerate(plan.workspace):
+        offset = f"{contract.torch_name}_offset(call, {i})"
+        found[buffer.name] = f"inWorkspace(call, {offset})"
+    return found
+
+
+def _arguments(plan: Plan, launch: Launch, pointers: dict[str, str]) -> list[str]:
+    contract = plan.contract
+    attributes = list(contract.attributes)
+    lines, addresses, integers = [], [], []
+    for i, argument in enumerate(launch.arguments):
+        if argument in pointers:
+            lines.append(f"    void* a{i} = {pointers[argument]}; // {argument}")
+        elif contract.attributes.get(argument) is float:
+            at = attributes.index(argument)
+            lines.append(f"    float a{i} = call.floats[{at}]; // {argument}")
+        else:
+            lines.append(f"    int64_t const n{i} = {to_cpp(argument)};")
+            lines.append(f"    auto a{i} = static_cast<int32_t>(n{i});")
+            integers.append(f"n{i}")
+        addresses.append(f"&a{i}")
+    # Triton appends two addresses of scratch memory, which none of these kernels uses.
+    lines += [
+        "    void* scratch = nullptr;",
+        f"    void* parameters[] = {{{', '.join(addresses)}, &scratch, &scratch}};",
+        f"    return launchChecked(call, kernel, grid, {{{', '.join(integers)}}}, parameters);",
+    ]
+    return lines
+
+
+def _offset_function(plan: Plan) -> str:
+    """C++: where each buffer of the workspace begins, and the whole size."""
+    name, count = plan.contract.torch_name, len(plan.workspace)
+    sizes = [f"{to_cpp(b.elements)} * {_SIZES[b.dtype]}" for b in plan.workspace]
+    read = [buffer.elements for buffer in plan.workspace]
+    read += ["ITEMSIZE"] if any(_SIZES[b.dtype] == "ITEMSIZE" for b in plan.workspace) else []
+    return "\n".join([
+        f"//! Where buffer `index` of the workspace begins; its end for index {count}.",
+        f"size_t {name}_offset([[maybe_unused]] Call const& call, int32_t index)",
+        "{",
+        *_names(plan, read, set()),
+        f"    size_t const sizes[] = {{{', '.join(f'aligned({s})' for s in sizes) or '0'}}};",
+        "    size_t offset = 0;",
+        "    for (int32_t i = 0; i < index; ++i)",
+        "    {",
+        "        offset += sizes[i];",
+        "    }",
+        "    return offset;",
+        "}",
+        "",
+        "",
+    ])  # fmt: skip
+
+
+def _entry_functions(plan: Plan) -> str:
+    """C++: what an `Operator` points to."""
+    name = plan.contract.torch_name
+    lines = [
+        f"size_t {name}_workspaceBytes(Call const& call)",
+        "{",
+        f"    return {name}_offset(call, {len(plan.workspace)});",
+        "}",
+        "",
+        f"Error {name}_check([[maybe_unused]] Call const& call)",
+        "{",
+        *_names(plan, [expression for expression, _ in plan.limits], set()),
+    ]
+    for expression, message in plan.limits:
+        lines += [f"    if (!{to_cpp(expression)})", "    {", f'        return "{message}";',
+                  "    }"]  # fmt: skip
+    lines += ["    return {};", "}", "", f"Error {name}_launch(Call const& call)", "{",
+              "    Error error;"]  # fmt: skip
+    for i in range(len(plan.launches)):
+        lines += ["    if (error.empty())", "    {",
+                  f"        error = launch_{name}_{i}(call);", "    }"]  # fmt: skip
+    return "\n".join([*lines, "    return error;", "}", "", ""])
+
+
+def _operator(contract: Contract) -> str:
+    axes = _axes(contract)
+
+    def ports(of: tuple[Port, ...]) -> str:
+        texts = []
+        for port in of:
+            indices = ", ".join(str(axes.index(axis)) for axis in port.axes)
+            texts.append(
+                f'{{"{port.name}", Dtype::{_DTYPES[port.dtype]}, {len(port.axes)}, {{{indices}}}}}'
+            )
+        return f"{len(of)}, {{{', '.join(texts)}}}"
+
+    attributes = list(contract.attributes)
+    declared = ", ".join(
+        f'{{"{name}", {"true" if kind is float else "false"}}}'
+        for name, kind in contract.attributes.items()
+    )
+    derived = ", ".join(
+        f"{{{axes.index(axis)}, {attributes.index(attribute)}, "
+        f"{axes.index(other[0]) if other else -1}}}"
+        for axis, (attribute, *other) in contract.derived.items()
+    )
+    name = contract.torch_name
+    return (
+        f'    {{"{contract.name}", {ports(contract.inputs)}, {ports(contract.outputs)},\n'
+        f"        {len(attributes)}, {{{declared}}}, {len(axes)}, {len(contract.derived)}, "
+        f"{{{derived}}},\n"
+        f"        {name}_workspaceBytes, {name}_check, {name}_launch}},\n"
+    )

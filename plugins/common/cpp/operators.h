@@ -1,0 +1,137 @@
+// What the build generates from the operators' contracts and launch plans.
+#pragma once
+
+#include "driver.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+namespace glm_trt
+{
+
+constexpr int32_t kMaxPorts = 12;
+constexpr int32_t kMaxRank = 8;
+constexpr int32_t kMaxAttributes = 8;
+
+enum class Dtype : int32_t
+{
+    kFLOAT32,
+    kFLOAT16,
+    kBFLOAT16,
+    kINT32,
+    kINT64,
+    kACTIVATION, //!< the dtype of the block: one of the first three
+};
+
+//! An input or output. Axes are indices into the operator's list of axes.
+struct Port
+{
+    char const* name;
+    Dtype dtype;
+    int32_t rank;
+    int32_t axes[kMaxRank];
+};
+
+struct Attribute
+{
+    char const* name;
+    bool isFloat;
+};
+
+//! An axis of an output alone: an attribute, or the minimum of one and another axis (or -1).
+struct DerivedAxis
+{
+    int32_t axis;
+    int32_t attribute;
+    int32_t other;
+};
+
+//! One call of an operator: sizes, attributes and addresses.
+struct Call
+{
+    int64_t axes[2 * kMaxRank];
+    int64_t integers[kMaxAttributes];
+    float floats[kMaxAttributes];
+    Dtype dtype;    //!< of the activations
+    int32_t target; //!< index of kTargets
+    void const* inputs[kMaxPorts];
+    void* outputs[kMaxPorts];
+    void* workspace;
+    void* stream;
+    bool prepareOnly; //!< load the kernels, launch nothing
+};
+
+//! An operator: its contract, and what its plan became.
+struct Operator
+{
+    char const* name;
+    int32_t inputCount;
+    Port inputs[kMaxPorts];
+    int32_t outputCount;
+    Port outputs[kMaxPorts];
+    int32_t attributeCount;
+    Attribute attributes[kMaxAttributes];
+    int32_t axisCount;
+    int32_t derivedCount;
+    DerivedAxis derived[2];
+    size_t (*workspaceBytes)(Call const&);
+    Error (*check)(Call const&); //!< whether the kernels can do these sizes
+    Error (*launch)(Call const&);
+};
+
+extern Operator const kOperators[];
+extern int32_t const kOperatorCount;
+extern int32_t const kTargets[];
+extern int32_t const kTargetCount;
+extern char const* const kVersion;
+
+// The functions of the language that launch plans are written in.
+constexpr int64_t cdiv(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+constexpr int64_t next_power_of_2(int64_t n)
+{
+    int64_t power = 1;
+    while (power < n)
+    {
+        power *= 2;
+    }
+    return power;
+}
+
+//! The index of the smallest of `values` that is at least `needed`; -1 where none is.
+inline int32_t pickIndex(std::initializer_list<int64_t> values, int64_t needed)
+{
+    int32_t i = 0;
+    for (int64_t const value : values)
+    {
+        if (value >= needed)
+        {
+            return i;
+        }
+        ++i;
+    }
+    return -1;
+}
+
+//! `offset` bytes into the workspace.
+inline void* inWorkspace(Call const& call, size_t offset)
+{
+    return static_cast<char*>(call.workspace) + offset;
+}
+
+constexpr size_t aligned(size_t bytes)
+{
+    constexpr size_t kAlignment = 256;
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+//! Check grid and 32-bit arguments, then launch (or only load) `kernel`.
+Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],
+    std::initializer_list<int64_t> integers, void** parameters);
+
+} // namespace glm_trt

@@ -1,0 +1,489 @@
+#include "plugin.h"
+
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <new>
+
+namespace glm_trt
+{
+using nvinfer1::DataType;
+
+namespace
+{
+
+constexpr char const* kNamespace = "glm_trt";
+constexpr char const* kPluginVersion = "1";
+//! The field under which a plan keeps the version of the library that it was built with.
+constexpr char const* kVersionField = "glm_trt_version";
+constexpr size_t kPointerAlignment = 16;
+
+DataType toTensorRt(Dtype dtype, DataType activation)
+{
+    switch (dtype)
+    {
+    case Dtype::kFLOAT32: return DataType::kFLOAT;
+    case Dtype::kFLOAT16: return DataType::kHALF;
+    case Dtype::kBFLOAT16: return DataType::kBF16;
+    case Dtype::kINT32: return DataType::kINT32;
+    case Dtype::kINT64: return DataType::kINT64;
+    case Dtype::kACTIVATION: break;
+    }
+    return activation;
+}
+
+bool isActivation(DataType type)
+{
+    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
+}
+
+Dtype toActivation(DataType type)
+{
+    return type == DataType::kHALF ? Dtype::kFLOAT16 : type == DataType::kBF16 ? Dtype::kBFLOAT16 : Dtype::kFLOAT32;
+}
+
+//! Run `work`; log an error or exception, so that nothing throws into TensorRT. 0 is success.
+template <typename Work>
+int32_t logged(Operator const& op, Work work) noexcept
+{
+    try
+    {
+        Error const error = work();
+        if (error.empty())
+        {
+            return 0;
+        }
+        logError(op.name, error);
+    }
+    catch (std::exception const& exception)
+    {
+        logError(op.name, exception.what());
+    }
+    return -1;
+}
+
+} // namespace
+
+OperatorPlugin::OperatorPlugin(Operator const& op, AttributeValues const& values)
+    : mOperator(op)
+    , mValues(values)
+{
+    for (int32_t i = 0; i < op.attributeCount; ++i)
+    {
+        Attribute const& attribute = op.attributes[i];
+        if (attribute.isFloat)
+        {
+            mFields.emplace_back(attribute.name, &mValues.floats[i], nvinfer1::PluginFieldType::kFLOAT32, 1);
+        }
+        else
+        {
+            mFields.emplace_back(attribute.name, &mValues.integers[i], nvinfer1::PluginFieldType::kINT32, 1);
+        }
+    }
+    auto const length = static_cast<int32_t>(std::strlen(kVersion));
+    mFields.emplace_back(kVersionField, kVersion, nvinfer1::PluginFieldType::kCHAR, length);
+    mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
+}
+
+nvinfer1::IPluginCapability* OperatorPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
+{
+    switch (type)
+    {
+    case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+nvinfer1::IPluginV3* OperatorPlugin::clone() noexcept
+{
+    OperatorPlugin* copy = nullptr;
+    logged(mOperator, [&]() -> Error {
+        copy = new OperatorPlugin(mOperator, mValues);
+        return {};
+    });
+    return copy;
+}
+
+char const* OperatorPlugin::getPluginName() const noexcept
+{
+    return mOperator.name;
+}
+
+char const* OperatorPlugin::getPluginVersion() const noexcept
+{
+    return kPluginVersion;
+}
+
+char const* OperatorPlugin::getPluginNamespace() const noexcept
+{
+    return kNamespace;
+}
+
+int32_t OperatorPlugin::getNbOutputs() const noexcept
+{
+    return mOperator.outputCount;
+}
+
+int32_t OperatorPlugin::activationInput() const noexcept
+{
+    for (int32_t i = 0; i < mOperator.inputCount; ++i)
+    {
+        if (mOperator.inputs[i].dtype == Dtype::kACTIVATION)
+        {
+            return i;
+        }
+    }
+    return -1;
+}
+
+Error OperatorPlugin::describe(nvinfer1::Dims const* shapes, DataType const* types, Call& call) const
+{
+    constexpr int64_t kUnknown = -1;
+    std::fill(std::begin(call.axes), std::end(call.axes), kUnknown);
+    for (int32_t i = 0; i < mOperator.inputCount; ++i)
+    {
+        Port const& port = mOperator.inputs[i];
+        if (shapes[i].nbDims != port.rank)
+        {
+            return std::string(port.name) + ": expected " + std::to_string(port.rank) + " axes, found "
+                + std::to_string(shapes[i].nbDims);
+        }
+        for (int32_t axis = 0; axis < port.rank; ++axis)
+        {
+            int64_t& size = call.axes[port.axes[axis]];
+            if (size != kUnknown && size != shapes[i].d[axis])
+            {
+                return std::string(port.name) + ": axis " + std::to_string(axis) + ": expected "
+                    + std::to_string(size) + ", found " + std::to_string(shapes[i].d[axis]);
+            }
+            size = shapes[i].d[axis];
+        }
+    }
+    for (int32_t i = 0; i < mOperator.attributeCount; ++i)
+    {
+        call.integers[i] = mValues.integers[i];
+        call.floats[i] = mValues.floats[i];
+    }
+    for (int32_t i = 0; i < mOperator.derivedCount; ++i)
+    {
+        DerivedAxis const& derived = mOperator.derived[i];
+        int64_t const limit = derived.other < 0 ? std::numeric_limits<int64_t>::max() : call.axes[derived.other];
+        call.axes[derived.axis] = std::min(call.integers[derived.attribute], limit);
+    }
+    int32_t const activation = activationInput();
+    call.dtype = activation < 0 ? Dtype::kFLOAT32 : toActivation(types[activation]);
+    return {};
+}
+
+int32_t OperatorPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::DynamicPluginTensorDesc const*, int32_t nbOutputs) noexcept
+{
+    return logged(mOperator, [&]() -> Error {
+        if (nbInputs != mOperator.inputCount || nbOutputs != mOperator.outputCount)
+        {
+            return "expected " + std::to_string(mOperator.inputCount) + " inputs and "
+                + std::to_string(mOperator.outputCount) + " outputs, found " + std::to_string(nbInputs) + " and "
+                + std::to_string(nbOutputs);
+        }
+        nvinfer1::Dims shapes[kMaxPorts];
+        DataType types[kMaxPorts];
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            shapes[i] = in[i].max;
+            types[i] = in[i].desc.type;
+        }
+        Call call{};
+        Error const error = describe(shapes, types, call);
+        return error.empty() ? mOperator.check(call) : error;
+    });
+}
+
+bool OperatorPlugin::supportsFormatCombination(
+    int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t) noexcept
+{
+    bool const isInput = pos < nbInputs;
+    Port const& port = isInput ? mOperator.inputs[pos] : mOperator.outputs[pos - nbInputs];
+    nvinfer1::PluginTensorDesc const& found = inOut[pos].desc;
+    if (found.format != nvinfer1::TensorFormat::kLINEAR)
+    {
+        return false;
+    }
+    if (port.dtype != Dtype::kACTIVATION)
+    {
+        return found.type == toTensorRt(port.dtype, DataType::kFLOAT);
+    }
+    int32_t const first = activationInput();
+    return pos == first ? isActivation(found.type) : found.type == inOut[first].desc.type;
+}
+
+int32_t OperatorPlugin::getOutputDataTypes(
+    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t) const noexcept
+{
+    int32_t const first = activationInput();
+    for (int32_t i = 0; i < nbOutputs; ++i)
+    {
+        outputTypes[i] = toTensorRt(mOperator.outputs[i].dtype, first < 0 ? DataType::kFLOAT : inputTypes[first]);
+    }
+    return 0;
+}
+
+int32_t OperatorPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
+    nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
+    nvinfer1::IExprBuilder& exprBuilder) noexcept
+{
+    return logged(mOperator, [&]() -> Error {
+        nvinfer1::IDimensionExpr const* axes[2 * kMaxRank]{};
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            Port const& port = mOperator.inputs[i];
+            if (inputs[i].nbDims != port.rank)
+            {
+                return std::string(port.name) + ": expected " + std::to_string(port.rank) + " axes, found "
+                    + std::to_string(inputs[i].nbDims);
+            }
+            for (int32_t axis = 0; axis < port.rank; ++axis)
+            {
+                axes[port.axes[axis]] = inputs[i].d[axis];
+            }
+        }
+        for (int32_t i = 0; i < mOperator.derivedCount; ++i)
+        {
+            DerivedAxis const& derived = mOperator.derived[i];
+            nvinfer1::IDimensionExpr const* size = exprBuilder.constant(mValues.integers[derived.attribute]);
+            axes[derived.axis] = derived.other < 0
+                ? size
+                : exprBuilder.operation(nvinfer1::DimensionOperation::kMIN, *size, *axes[derived.other]);
+        }
+        for (int32_t i = 0; i < nbOutputs; ++i)
+        {
+            Port const& port = mOperator.outputs[i];
+            outputs[i].nbDims = port.rank;
+            for (int32_t axis = 0; axis < port.rank; ++axis)
+            {
+                outputs[i].d[axis] = axes[port.axes[axis]];
+            }
+        }
+        return {};
+    });
+}
+
+size_t OperatorPlugin::getWorkspaceSize(
+    nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs, nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
+{
+    size_t bytes = 0;
+    logged(mOperator, [&]() -> Error {
+        nvinfer1::Dims shapes[kMaxPorts];
+        DataType types[kMaxPorts];
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            shapes[i] = inputs[i].max;
+            types[i] = inputs[i].desc.type;
+        }
+        Call call{};
+        Error error = describe(shapes, types, call);
+        if (error.empty())
+        {
+            bytes = mOperator.workspaceBytes(call);
+        }
+        return error;
+    });
+    return bytes;
+}
+
+int32_t OperatorPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::PluginTensorDesc const*, int32_t) noexcept
+{
+    return logged(mOperator, [&]() -> Error {
+        nvinfer1::Dims shapes[kMaxPorts];
+        DataType types[kMaxPorts];
+        for (int32_t i = 0; i < nbInputs; ++i)
+        {
+            shapes[i] = in[i].dims;
+            types[i] = in[i].type;
+        }
+        Call call{};
+        Error error = describe(shapes, types, call);
+        if (error.empty())
+        {
+            error = mOperator.check(call);
+        }
+        // Loading kernels here keeps it out of a captured graph. A builder without a GPU also
+        // calls this, and must not fail: `enqueue` says what is missing.
+        if (error.empty() && currentTarget(call.target).empty())
+        {
+            call.prepareOnly = true;
+            error = mOperator.launch(call);
+        }
+        return error;
+    });
+}
+
+int32_t OperatorPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const*,
+    void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
+{
+    return logged(mOperator, [&]() -> Error {
+        nvinfer1::Dims shapes[kMaxPorts];
+        DataType types[kMaxPorts];
+        Call call{};
+        for (int32_t i = 0; i < mOperator.inputCount; ++i)
+        {
+            shapes[i] = inputDesc[i].dims;
+            types[i] = inputDesc[i].type;
+            call.inputs[i] = inputs[i];
+            if (reinterpret_cast<uintptr_t>(inputs[i]) % kPointerAlignment != 0)
+            {
+                return std::string(mOperator.inputs[i].name) + ": expected an address at a multiple of "
+                    + std::to_string(kPointerAlignment) + " bytes";
+            }
+        }
+        for (int32_t i = 0; i < mOperator.outputCount; ++i)
+        {
+            call.outputs[i] = outputs[i];
+            if (reinterpret_cast<uintptr_t>(outputs[i]) % kPointerAlignment != 0)
+            {
+                return std::string(mOperator.outputs[i].name) + ": expected an address at a multiple of "
+                    + std::to_string(kPointerAlignment) + " bytes";
+            }
+        }
+        call.workspace = workspace;
+        call.stream = stream;
+        Error error = describe(shapes, types, call);
+        if (error.empty())
+        {
+            error = mOperator.check(call);
+        }
+        if (error.empty())
+        {
+            error = currentTarget(call.target);
+        }
+        return error.empty() ? mOperator.launch(call) : error;
+    });
+}
+
+nvinfer1::IPluginV3* OperatorPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept
+{
+    return clone();
+}
+
+nvinfer1::PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
+{
+    return &mCollection;
+}
+
+OperatorCreator::OperatorCreator(Operator const& op)
+    : mOperator(op)
+{
+    for (int32_t i = 0; i < op.attributeCount; ++i)
+    {
+        auto const type
+            = op.attributes[i].isFloat ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32;
+        mFields.emplace_back(op.attributes[i].name, nullptr, type, 1);
+    }
+    mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
+}
+
+nvinfer1::IPluginV3* OperatorCreator::createPlugin(
+    char const* name, nvinfer1::PluginFieldCollection const* fc, nvinfer1::TensorRTPhase phase) noexcept
+{
+    OperatorPlugin* plugin = nullptr;
+    logged(mOperator, [&]() -> Error {
+        AttributeValues values;
+        bool given[kMaxAttributes]{};
+        std::string const layer = name == nullptr ? "" : std::string(name) + ": ";
+        std::string builtWith;
+        for (int32_t f = 0; fc != nullptr && f < fc->nbFields; ++f)
+        {
+            nvinfer1::PluginField const& field = fc->fields[f];
+            if (std::strcmp(field.name, kVersionField) == 0)
+            {
+                builtWith.assign(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
+                continue;
+            }
+            for (int32_t i = 0; i < mOperator.attributeCount; ++i)
+            {
+                if (std::strcmp(field.name, mOperator.attributes[i].name) != 0)
+                {
+                    continue;
+                }
+                if (field.length != 1 || field.type != mFields[static_cast<size_t>(i)].type || field.data == nullptr)
+                {
+                    return layer + "attribute " + field.name + ": expected one "
+                        + (mOperator.attributes[i].isFloat ? "float" : "integer");
+                }
+                given[i] = true;
+                if (mOperator.attributes[i].isFloat)
+                {
+                    std::memcpy(&values.floats[i], field.data, sizeof(float));
+                }
+                else
+                {
+                    std::memcpy(&values.integers[i], field.data, sizeof(int32_t));
+                }
+            }
+        }
+        for (int32_t i = 0; i < mOperator.attributeCount; ++i)
+        {
+            if (!given[i])
+            {
+                return layer + "attribute " + mOperator.attributes[i].name + ": missing";
+            }
+        }
+        if (phase == nvinfer1::TensorRTPhase::kRUNTIME && builtWith != kVersion)
+        {
+            return layer + "the engine was built with libglm_trt_plugins " + (builtWith.empty() ? "(none)" : builtWith)
+                + ", this is " + kVersion + "; build the engine again";
+        }
+        plugin = new OperatorPlugin(mOperator, values);
+        return {};
+    });
+    return plugin;
+}
+
+nvinfer1::PluginFieldCollection const* OperatorCreator::getFieldNames() noexcept
+{
+    return &mCollection;
+}
+
+char const* OperatorCreator::getPluginName() const noexcept
+{
+    return mOperator.name;
+}
+
+char const* OperatorCreator::getPluginVersion() const noexcept
+{
+    return kPluginVersion;
+}
+
+char const* OperatorCreator::getPluginNamespace() const noexcept
+{
+    return kNamespace;
+}
+
+Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],
+    std::initializer_list<int64_t> integers, void** parameters)
+{
+    // The limits of cuLaunchKernel's grid.
+    constexpr int64_t kLimits[3] = {0x7FFFFFFF, 65535, 65535};
+    uint32_t sizes[3];
+    for (int32_t i = 0; i < 3; ++i)
+    {
+        if (grid[i] < 0 || grid[i] > kLimits[i])
+        {
+            return std::string(kernel.entry) + ": grid dimension " + std::to_string(i) + " would be "
+                + std::to_string(grid[i]);
+        }
+        sizes[i] = static_cast<uint32_t>(grid[i]);
+    }
+    for (int64_t const integer : integers)
+    {
+        if (integer < std::numeric_limits<int32_t>::min() || integer > std::numeric_limits<int32_t>::max())
+        {
+            return std::string(kernel.entry) + ": argument " + std::to_string(integer) + " exceeds 32 bits";
+        }
+    }
+    return call.prepareOnly ? prepareKernel(kernel) : launchKernel(kernel, sizes, parameters, call.stream);
+}
+
+} // namespace glm_trt

@@ -1,0 +1,91 @@
+// One TensorRT plugin class for every operator: what differs is data (operators.h).
+#pragma once
+
+#include "operators.h"
+
+#include <NvInfer.h>
+
+#include <string>
+#include <vector>
+
+namespace glm_trt
+{
+
+//! The values of an operator's attributes, in the contract's order.
+struct AttributeValues
+{
+    int32_t integers[kMaxAttributes]{};
+    float floats[kMaxAttributes]{};
+};
+
+class OperatorPlugin final : public nvinfer1::IPluginV3,
+                             public nvinfer1::IPluginV3OneCore,
+                             public nvinfer1::IPluginV3OneBuild,
+                             public nvinfer1::IPluginV3OneRuntime
+{
+public:
+    OperatorPlugin(Operator const& op, AttributeValues const& values);
+    OperatorPlugin(OperatorPlugin const&) = delete;
+    OperatorPlugin& operator=(OperatorPlugin const&) = delete;
+
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+    char const* getPluginName() const noexcept override;
+    char const* getPluginVersion() const noexcept override;
+    char const* getPluginNamespace() const noexcept override;
+
+    int32_t getNbOutputs() const noexcept override;
+    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
+        int32_t nbOutputs) noexcept override;
+    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
+        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
+    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
+        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
+        nvinfer1::IExprBuilder& exprBuilder) noexcept override;
+    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
+
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
+
+private:
+    //! Sizes, attributes and dtype of a call on inputs of these shapes.
+    Error describe(nvinfer1::Dims const* shapes, nvinfer1::DataType const* types, Call& call) const;
+    //! The index of the first activation input, -1 where there is none.
+    int32_t activationInput() const noexcept;
+
+    Operator const& mOperator;
+    AttributeValues mValues;
+    std::vector<nvinfer1::PluginField> mFields;
+    nvinfer1::PluginFieldCollection mCollection{};
+};
+
+class OperatorCreator final : public nvinfer1::IPluginCreatorV3One
+{
+public:
+    explicit OperatorCreator(Operator const& op);
+
+    nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* fc,
+        nvinfer1::TensorRTPhase phase) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override;
+    char const* getPluginName() const noexcept override;
+    char const* getPluginVersion() const noexcept override;
+    char const* getPluginNamespace() const noexcept override;
+
+private:
+    Operator const& mOperator;
+    std::vector<nvinfer1::PluginField> mFields;
+    nvinfer1::PluginFieldCollection mCollection{};
+};
+
+//! Give an error to TensorRT's logger, or to stderr where none was set.
+void logError(char const* op, std::string const& message) noexcept;
+
+} // namespace glm_trt

@@ -1,0 +1,199 @@
+"""Launch plans: what an operator launches, as data.
+
+One description of the kernels of an operator, with their grids, arguments and workspace. The torch
+side follows it directly (`run`); the plugin library is generated from it, so `enqueue` in C++
+launches the same kernels with the same arguments.
+
+Names an expression may use: the axes of the contract's ports, the integer attributes,
+the constants of the launch, and `ITEMSIZE`, the bytes of one activation. Workspace and limits use
+axes, integer attributes and ITEMSIZE alone: a plugin states them before it knows its GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_trt.plugins.common.contract import ACTIVATION, Contract
+from glm_trt.plugins.common.expressions import evaluate
+
+# GPU architectures that kernels are compiled for.
+TARGETS = ("sm80", "sm89", "sm90", "sm100", "sm120")
+ALIGNMENT = 256  # bytes; of each buffer in the workspace
+POINTER_ALIGNMENT = 16  # bytes; what kernels may assume of every pointer
+SIZE_ALIGNMENT = 16  # elements; what aligned kernels may assume of their row sizes
+_TORCH = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of the workspace; `dtype` is a name or `ACTIVATION`, `elements` an expression."""
+
+    name: str
+    dtype: str
+    elements: str
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A constant of a kernel: the smallest of `values` that is at least `expression`."""
+
+    expression: str
+    values: tuple[int, ...]
+
+    def pick(self, names: Mapping[str, Any]) -> int:
+        """The value for these sizes; ValueError where none is large enough."""
+        needed = evaluate(self.expression, names)
+        for value in self.values:
+            if value >= needed:
+                return value
+        raise ValueError(f"{self.expression} = {needed}: expected at most {self.values[-1]}")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes
+    ----------
+    kernel : name of a `triton.jit` function in the operator's `kernel.py`.
+    grid : three expressions; nothing is launched where one of them is 0.
+    arguments : the kernel's run-time parameters in order: the name of a port or a buffer (its
+        pointer), of a float attribute (fp32), or an integer expression (int32).
+    constants : the kernel's `tl.constexpr` parameters that depend on sizes or attributes.
+    configs : the others, with `num_warps` and `num_stages`: by "TARGET/DTYPE", TARGET, "*/DTYPE"
+        or "*", the first of these that is there.
+    when : expression; nothing is launched where it is 0.
+    aligned : integer arguments for which there is a second kernel, used where all of them are
+        multiples of 16: row sizes, without which no load can be wide.
+    """
+
+    kernel: str
+    grid: tuple[str, str, str]
+    arguments: tuple[str, ...]
+    configs: dict[str, dict[str, int]]
+    constants: dict[str, Pick] = field(default_factory=dict)
+    when: str = "1"
+    aligned: tuple[str, ...] = ()
+
+    def config(self, target: str, dtype: str) -> dict[str, int]:
+        """The configuration for a target and an activation dtype."""
+        keys = (f"{target}/{dtype}", target, f"*/{dtype}", "*")
+        return next(self.configs[key] for key in keys if key in self.configs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All launches of one operator, in order.
+
+    `limits` are expressions that must hold, each with what to say where one does not.
+    """
+
+    contract: Contract
+    launches: tuple[Launch, ...]
+    workspace: tuple[Buffer, ...] = ()
+    limits: tuple[tuple[str, str], ...] = ()
+
+    def offsets(self, names: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+        """Byte offset of each buffer, and the workspace's size."""
+        offsets, end = {}, 0
+        for buffer in self.workspace:
+            offsets[buffer.name] = end
+            size = {"int32": 4, "float32": 4, "int64": 8}.get(buffer.dtype, names["ITEMSIZE"])
+            end += -(-evaluate(buffer.elements, names) * size // ALIGNMENT) * ALIGNMENT
+        return offsets, end
+
+
+def run(
+    plan: Plan,
+    kernels: Mapping[str, Any],
+    tensors: list[Tensor],
+    attributes: dict[str, Any],
+    target: str,
+    *,
+    allocate: Callable[..., Tensor] = torch.empty,
+) -> tuple[Tensor, ...]:
+    """Run an operator's kernels on tensors: on a CUDA device, or anywhere under the interpreter.
+
+    Parameters
+    ----------
+    kernels : the `triton.jit` functions by name.
+    tensors : the contract's inputs in order, contiguous.
+    target : whose configurations to use.
+    allocate : makes outputs and workspace; tests fill them with NaN and guard them.
+
+    Raises
+    ------
+    ValueError
+        Where a limit does not hold, or an input is not contiguous and aligned.
+    """
+    contract = plan.contract
+    names = _names(contract, tensors, attributes)
+    for expression, message in plan.limits:
+        if not evaluate(expression, names):
+            raise ValueError(f"{contract.name}: {message}; not so with {names}")
+    for port, tensor in zip(contract.inputs, tensors, strict=True):
+        if not tensor.is_contiguous() or tensor.data_ptr() % POINTER_ALIGNMENT:
+            raise ValueError(
+                f"{contract.name}: {port.name}: expected a contiguous tensor at a multiple of "
+                f"{POINTER_ALIGNMENT} bytes"
+            )
+    device, activation = tensors[0].device, _activation(contract, tensors)
+
+    def made(shape: list[int], dtype: str) -> Tensor:
+        return allocate(shape, dtype=_TORCH.get(dtype, activation), device=device)
+
+    outputs = [made([names[axis] for axis in p.axes], p.dtype) for p in contract.outputs]
+    buffers = {
+        buffer.name: made([evaluate(buffer.elements, names)], buffer.dtype)
+        for buffer in plan.workspace
+    }
+    pointers = {
+        port.name: tensor
+        for port, tensor in zip(
+            (*contract.inputs, *contract.outputs), (*tensors, *outputs), strict=True
+        )
+    } | buffers
+    dtype = str(activation).removeprefix("torch.")
+    for launch in plan.launches:
+        config = launch.config(target, dtype)
+        constants = {name: pick.pick(names) for name, pick in launch.constants.items()}
+        inner = names | config | constants
+        grid = tuple(evaluate(size, inner) for size in launch.grid)
+        if not evaluate(launch.when, inner) or 0 in grid:
+            continue
+        arguments = [
+            pointers[a] if a in pointers
+            else attributes[a] if isinstance(attributes.get(a), float)
+            else evaluate(a, inner)
+            for a in launch.arguments
+        ]  # fmt: skip
+        kernels[launch.kernel][grid](*arguments, **constants, **config)
+    return tuple(outputs)
+
+
+def _names(contract: Contract, tensors: list[Tensor], attributes: dict[str, Any]) -> dict[str, int]:
+    names: dict[str, int] = {}
+    for port, tensor in zip(contract.inputs, tensors, strict=True):
+        for axis, size in zip(port.axes, tensor.shape, strict=True):
+            if names.setdefault(axis, size) != size:
+                raise ValueError(
+                    f"{contract.name}: {port.name}: axis {axis}: expected {names[axis]}, "
+                    f"found {size}"
+                )
+    names |= {n: v for n, v in attributes.items() if isinstance(v, int)}
+    for axis, (attribute, *other) in contract.derived.items():
+        names[axis] = min(attributes[attribute], *(names[o] for o in other), 1 << 62)
+    names["ITEMSIZE"] = _activation(contract, tensors).itemsize
+    return names
+
+
+def _activation(contract: Contract, tensors: list[Tensor]) -> torch.dtype:
+    for port, tensor in zip(contract.inputs, tensors, strict=True):
+        if port.dtype == ACTIVATION:
+            return tensor.dtype
+    return torch.float32

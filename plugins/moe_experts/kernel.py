@@ -1,0 +1,184 @@
+"""MoE experts in Triton: a path for few tokens, and one that sorts them by expert."""
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from glm_trt.plugins.common.triton_helpers import dot
+
+
+@triton.jit
+def gate_up_pairs(
+    p_x, p_indices, p_gate_up, p_inner, n_slots, n_hidden, n_inner,
+    BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_I rows of one (token, slot) pair: silu(gate x) · up x → inner [T·k, I]."""
+    i_pair = tl.program_id(0).to(tl.int64)
+    o_i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    o_h = tl.arange(0, BLOCK_H)
+    i_expert = tl.load(p_indices + i_pair).to(tl.int64)
+    p_row = p_x + (i_pair // n_slots) * n_hidden
+    p_gate = p_gate_up + (i_expert * 2 * n_inner + o_i[:, None]) * n_hidden
+    p_up = p_gate + n_inner.to(tl.int64) * n_hidden
+    # Sums along hidden stay apart until the end: one reduction, not one a block.
+    b_gate = tl.zeros([BLOCK_I, BLOCK_H], tl.float32)
+    b_up = tl.zeros([BLOCK_I, BLOCK_H], tl.float32)
+    for i_h in range(0, n_hidden, BLOCK_H):
+        inside = i_h + o_h < n_hidden
+        both = (o_i[:, None] < n_inner) & inside[None, :]
+        b_x = tl.load(p_row + i_h + o_h, mask=inside, other=0.0).to(tl.float32)[None, :]
+        b_gate += tl.load(p_gate + (i_h + o_h)[None, :], mask=both, other=0.0).to(tl.float32) * b_x
+        b_up += tl.load(p_up + (i_h + o_h)[None, :], mask=both, other=0.0).to(tl.float32) * b_x
+    b_g, b_u = tl.sum(b_gate, 1), tl.sum(b_up, 1)
+    tl.store(p_inner + i_pair * n_inner + o_i, b_g * tl.sigmoid(b_g) * b_u, mask=o_i < n_inner)
+
+
+@triton.jit
+def down_tokens(
+    p_inner, p_indices, p_weights, p_down, p_y, n_slots, n_hidden, n_inner,
+    BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_H outputs of one token, its experts in the order of their slots."""
+    i_token = tl.program_id(0).to(tl.int64)
+    o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_i = tl.arange(0, BLOCK_I)
+    b_y = tl.zeros([BLOCK_H], tl.float32)
+    for i_slot in range(n_slots):
+        i_pair = i_token * n_slots + i_slot
+        i_expert = tl.load(p_indices + i_pair).to(tl.int64)
+        p_rows = p_down + (i_expert * n_hidden + o_h[:, None]) * n_inner
+        b_part = tl.zeros([BLOCK_H, BLOCK_I], tl.float32)
+        for i_i in range(0, n_inner, BLOCK_I):
+            inside = i_i + o_i < n_inner
+            b_inner = tl.load(p_inner + i_pair * n_inner + i_i + o_i, mask=inside, other=0.0)
+            both = (o_h[:, None] < n_hidden) & inside[None, :]
+            b_w = tl.load(p_rows + (i_i + o_i)[None, :], mask=both, other=0.0)
+            b_part += b_w.to(tl.float32) * b_inner[None, :]
+        b_y += tl.load(p_weights + i_pair) * tl.sum(b_part, 1)
+    tl.store(p_y + i_token * n_hidden + o_h, b_y, mask=o_h < n_hidden)
+
+
+@triton.jit
+def count_pairs(p_indices, p_counts, n_pairs, BLOCK_P: tl.constexpr):
+    """One program: how many pairs one expert has → counts [E]."""
+    i_expert = tl.program_id(0)
+    o_p = tl.arange(0, BLOCK_P)
+    b_count = tl.zeros([BLOCK_P], tl.int32)
+    for i_p in range(0, n_pairs, BLOCK_P):
+        b_e = tl.load(p_indices + i_p + o_p, mask=i_p + o_p < n_pairs, other=-1)
+        b_count += (b_e == i_expert).to(tl.int32)
+    tl.store(p_counts + i_expert, tl.sum(b_count, 0))
+
+
+@triton.jit
+def sort_pairs(
+    p_indices, p_counts, p_sorted, p_tiles, n_pairs, n_experts, n_tiles,
+    BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One program: one expert's pairs, in order, after those of the experts before it.
+
+    sorted [T·k]; tiles [n_tiles, 3]: expert (−1: no work), first and last+1 row in `sorted`.
+    """
+    i_expert = tl.program_id(0)
+    o_e = tl.arange(0, BLOCK_E)
+    b_counts = tl.load(p_counts + o_e, mask=o_e < n_experts, other=0)
+    b_tiles = (b_counts + BLOCK_M - 1) // BLOCK_M
+    first = tl.sum(tl.where(o_e < i_expert, b_counts, 0), 0)
+    first_tile = tl.sum(tl.where(o_e < i_expert, b_tiles, 0), 0)
+    count = tl.load(p_counts + i_expert)
+    tiles = (count + BLOCK_M - 1) // BLOCK_M
+    for i_tile in range(tiles):
+        p_tile = p_tiles + (first_tile + i_tile) * 3
+        tl.store(p_tile, i_expert)
+        tl.store(p_tile + 1, first + i_tile * BLOCK_M)
+        tl.store(p_tile + 2, tl.minimum(first + (i_tile + 1) * BLOCK_M, first + count))
+    if i_expert == n_experts - 1:
+        for i_tile in range(first_tile + tiles, n_tiles):
+            tl.store(p_tiles + i_tile * 3, -1)
+    o_p = tl.arange(0, BLOCK_P)
+    done = first
+    for i_p in range(0, n_pairs, BLOCK_P):
+        b_e = tl.load(p_indices + i_p + o_p, mask=i_p + o_p < n_pairs, other=-1)
+        mine = (b_e == i_expert).to(tl.int32)
+        o_sorted = done + tl.cumsum(mine, 0) - 1
+        tl.store(p_sorted + o_sorted, i_p + o_p, mask=mine != 0)
+        done += tl.sum(mine, 0)
+
+
+@triton.jit
+def gate_up_tiles(
+    p_x, p_gate_up, p_sorted, p_tiles, p_inner, n_slots, n_hidden, n_inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M pairs of one expert × BLOCK_N inner columns → inner [T·k, I]."""
+    p_tile = p_tiles + tl.program_id(1) * 3
+    i_expert = tl.load(p_tile).to(tl.int64)
+    if i_expert >= 0:
+        o_m = tl.load(p_tile + 1) + tl.arange(0, BLOCK_M)
+        rows = o_m < tl.load(p_tile + 2)
+        b_pair = tl.load(p_sorted + o_m, mask=rows, other=0).to(tl.int64)
+        o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        columns = o_n < n_inner
+        o_h = tl.arange(0, BLOCK_H)
+        p_rows = p_x + (b_pair // n_slots)[:, None] * n_hidden
+        p_gate = p_gate_up + (i_expert * 2 * n_inner + o_n[None, :]) * n_hidden
+        p_up = p_gate + n_inner.to(tl.int64) * n_hidden
+        b_gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        b_up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for i_h in range(0, n_hidden, BLOCK_H):
+            inside = i_h + o_h < n_hidden
+            b_x = tl.load(p_rows + (i_h + o_h)[None, :], mask=rows[:, None] & inside[None, :],
+                          other=0.0)  # fmt: skip
+            both = inside[:, None] & columns[None, :]
+            b_gate += dot(b_x, tl.load(p_gate + (i_h + o_h)[:, None], mask=both, other=0.0))
+            b_up += dot(b_x, tl.load(p_up + (i_h + o_h)[:, None], mask=both, other=0.0))
+        b_inner = b_gate * tl.sigmoid(b_gate) * b_up
+        tl.store(p_inner + b_pair[:, None] * n_inner + o_n[None, :], b_inner,
+                 mask=rows[:, None] & columns[None, :])  # fmt: skip
+
+
+@triton.jit
+def down_tiles(
+    p_inner, p_down, p_weights, p_sorted, p_tiles, p_parts, n_hidden, n_inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M pairs of one expert × BLOCK_N outputs, weighted → parts.
+
+    parts [T·k, hidden].
+    """
+    p_tile = p_tiles + tl.program_id(1) * 3
+    i_expert = tl.load(p_tile).to(tl.int64)
+    if i_expert >= 0:
+        o_m = tl.load(p_tile + 1) + tl.arange(0, BLOCK_M)
+        rows = o_m < tl.load(p_tile + 2)
+        b_pair = tl.load(p_sorted + o_m, mask=rows, other=0).to(tl.int64)
+        o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        columns = o_n < n_hidden
+        o_i = tl.arange(0, BLOCK_I)
+        p_rows = p_inner + b_pair[:, None] * n_inner
+        p_columns = p_down + (i_expert * n_hidden + o_n[None, :]) * n_inner
+        b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for i_i in range(0, n_inner, BLOCK_I):
+            inside = i_i + o_i < n_inner
+            b_a = tl.load(p_rows + (i_i + o_i)[None, :], mask=rows[:, None] & inside[None, :],
+                          other=0.0)  # fmt: skip
+            b_b = tl.load(p_columns + (i_i + o_i)[:, None],
+                          mask=inside[:, None] & columns[None, :], other=0.0)  # fmt: skip
+            b_y += dot(b_a, b_b)
+        b_weight = tl.load(p_weights + b_pair, mask=rows, other=0.0)
+        tl.store(p_parts + b_pair[:, None] * n_hidden + o_n[None, :], b_y * b_weight[:, None],
+                 mask=rows[:, None] & columns[None, :])  # fmt: skip
+
+
+@triton.jit
+def sum_slots(p_parts, p_y, n_slots, n_hidden, BLOCK_H: tl.constexpr):
+    """One program: BLOCK_H outputs of one token: its parts in the order of their slots."""
+    i_token = tl.program_id(0).to(tl.int64)
+    o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    b_y = tl.zeros([BLOCK_H], tl.float32)
+    for i_slot in range(n_slots):
+        p_part = p_parts + (i_token * n_slots + i_slot) * n_hidden
+        b_y += tl.load(p_part + o_h, mask=o_h < n_hidden, other=0.0).to(tl.float32)
+    tl.store(p_y + i_token * n_hidden + o_h, b_y, mask=o_h < n_hidden)

@@ -1,0 +1,32 @@
+"""What MoE routing launches."""
+
+from __future__ import annotations
+
+from glm_trt.plugins.common.launch import Launch, Pick, Plan
+from glm_trt.plugins.moe_routing import CONTRACT
+
+PLAN = Plan(
+    CONTRACT,
+    launches=(
+        Launch(
+            "route_tokens",
+            grid=("T", "1", "1"),
+            arguments=(
+                "logits", "correction_bias", "indices", "weights", "E", "n_group", "topk_group",
+                "top_k", "norm_topk_prob", "routed_scaling_factor",
+            ),
+            constants={
+                "BLOCK_E": Pick("E", (16, 64, 256, 512)),
+                "BLOCK_K": Pick("top_k", (16,)),
+            },
+            # One warp: its reductions need no shared memory, and many tokens fit on a processor.
+            configs={"*": {"num_warps": 1, "num_stages": 1}},
+        ),
+    ),
+    limits=(
+        ("E <= 512", "at most 512 experts"),
+        ("top_k <= 16", "at most 16 experts a token"),
+        ("E % n_group == 0", "experts in groups of equal size"),
+        ("top_k <= topk_group * (E // n_group)", "no more experts a token than kept groups have"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""Every plugin of libglm_trt_plugins.so end to end on host memory, bit for bit.
+
+`enqueue` in C++ (arguments, grids, workspace, choice of kernel) against the same plan followed in
+Python: both launch the same Triton functions under the interpreter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plugin_harness import Harness
+
+from glm_trt.plugins import build
+from glm_trt.plugins.common.aot import dtypes_of
+from glm_trt.plugins.common.launch import TARGETS, run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The library, built as `make plugins` does (in a process without the interpreter)."""
+    output = ROOT / "build" / "plugins"
+    output.mkdir(parents=True, exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "glm_trt.plugins.build", "--output", str(output)]
+    with (output / ".lock").open("w") as lock:  # test workers build it in turn
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    return output / build.LIBRARY
+
+
+@pytest.fixture(scope="session")
+def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    return Harness(library, tmp_path_factory.mktemp("shim"))
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, case, id=f"{name}-{case.name}")
+        for name in build.OPERATORS
+        for case in import_module(f"glm_trt.plugins.{name}.cases").CASES
+    ]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8) if tensor.numel() else tensor
+
+
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_enqueue_is_the_plan(harness: Harness, name: str, case: Any) -> None:
+    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
+    # Each case takes another dtype and target: all are covered without running every product.
+    number = sum(map(ord, case.name))
+    dtype = getattr(torch, dtypes_of(plan)[number % len(dtypes_of(plan))])
+    target = TARGETS[number % len(TARGETS)]
+    inputs = case.make(torch.Generator().manual_seed(0), dtype)
+    expected = run(plan, kernels, inputs, case.attributes, target)
+    found = [torch.full_like(t, -7) for t in expected]
+    harness.run(plan.contract, inputs, case.attributes, found, int(target.removeprefix("sm")))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(bits(a), bits(b))
+
+
+def test_older_capability_of_the_same_major_is_used(harness: Harness) -> None:
+    plan, case, inputs, outputs = _routing()
+    harness.run(plan.contract, inputs, case.attributes, outputs, 86)
+    with pytest.raises(RuntimeError, match="no kernels for sm75; this library has sm80 sm89"):
+        harness.run(plan.contract, inputs, case.attributes, outputs, 75)
+    with pytest.raises(RuntimeError, match="no kernels for sm103"):
+        harness.run(plan.contract, inputs, case.attributes, outputs, 103)
+
+
+def test_engine_of_another_version_is_refused(harness: Harness) -> None:
+    plan, case, inputs, outputs = _routing()
+    with pytest.raises(RuntimeError, match=r"built with libglm_trt_plugins 9\.9\.9, this is 0"):
+        harness.run(plan.contract, inputs, case.attributes, outputs, 90, version="9.9.9")
+
+
+def test_attributes_must_be_there(harness: Harness) -> None:
+    plan, case, inputs, outputs = _routing()
+    attributes = {k: v for k, v in case.attributes.items() if k != "top_k"}
+    with pytest.raises(RuntimeError, match="attribute top_k: missing"):
+        harness.run(plan.contract, inputs, attributes, outputs, 90)
+
+
+def test_addresses_must_be_aligned(harness: Harness) -> None:
+    plan, case, inputs, outputs = _routing()
+    shifted = torch.empty(inputs[0].numel() + 1)[1:].view(inputs[0].shape).copy_(inputs[0])
+    with pytest.raises(RuntimeError, match="logits: expected an address at a multiple of 16"):
+        harness.run(plan.contract, [shifted, inputs[1]], case.attributes, outputs, 90)
+
+
+def _routing() -> Any:
+    plan = import_module("glm_trt.plugins.moe_routing.plan").PLAN
+    case = import_module("glm_trt.plugins.moe_routing.cases").CASES[0]
+    inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
+    k = case.attributes["top_k"]
+    tokens = inputs[0].shape[0]
+    return plan, case, inputs, [torch.zeros(tokens, k, dtype=torch.int32), torch.zeros(tokens, k)]
+
+
+def test_library_stands_alone(library: Path) -> None:
+    assert library.stat().st_size < 64 << 20
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True,
+                             text=True, check=True).stdout  # fmt: skip
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    assert not [n for n in names if "nvinfer" in n or n.startswith(("cu", "nv"))]
+    exported = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True,
+                              text=True, check=True).stdout  # fmt: skip
+    assert sorted(line.split()[-1] for line in exported.splitlines()) == [
+        "getCreators", "setLoggerFinder"
+    ]  # fmt: skip
+    content = library.read_bytes()
+    assert all(target.encode() in content for target in TARGETS)
+    assert str(ROOT).encode() not in content
+
+
+def test_without_a_driver_enqueue_says_so(library: Path, tmp_path: Path) -> None:
+    """In a fresh process, where no libcuda.so.1 is loaded."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import plugin_harness, test_library, pathlib
+from plugin_harness import Harness
+compile_shared = plugin_harness.compile_shared
+plugin_harness.compile_shared = lambda source, output, *flags: compile_shared(
+    source, output.with_name("other-" + output.name))
+harness = Harness(pathlib.Path({str(library)!r}), pathlib.Path({str(tmp_path)!r}))
+plan, case, inputs, outputs = test_library._routing()
+try:
+    harness.run(plan.contract, inputs, case.attributes, outputs, 90)
+except RuntimeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                            check=True)  # fmt: skip
+    assert "libcuda.so.1 cannot be loaded" in result.stdout
