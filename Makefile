@@ -26,13 +26,13 @@ setup: .venv/.complete ## make .venv with everything; nothing to do the second t
 plugins: setup ## build build/plugins/libglm_trt_plugins.so: no GPU and no CUDA toolkit needed
 	$(BIN)/python -m glm_trt.plugins.build --output build/plugins
 
-export: setup ## CHECKPOINT to BUNDLE: export, build engines, validate, report
+export: plugins ## CHECKPOINT to BUNDLE: export, build engines, validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
 	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
 	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
 	@echo "The report is in $(BUNDLE)-report"
 
-engines: setup ## build the engines of BUNDLE
+engines: plugins ## build the engines of BUNDLE
 	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
 
 validate: setup ## compare BUNDLE with the eager model

@@ -21,13 +21,15 @@ from glm_trt.engines.build_worker import Request, Result
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.export import manifest as m
 from glm_trt.model.errors import BundleError, GlmTrtError
-from glm_trt.model.files import explain, locked, sync_directory
+from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
+from glm_trt.plugins.library import LIBRARY
 
 WORKER = (sys.executable, "-m", "glm_trt.engines.build_worker")
 # Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
 # in every dtype, would choose other experts.
 BUILDER_OPTIONS = {"tf32": False, "optimization_level": 3}
 LOG_LINES = 12
+PLUGINS = f"plugins/{LIBRARY}"
 # Said by every ahead-of-time build on a machine without a driver; never the reason of a failure.
 NOISE = "cudaError 35"
 
@@ -48,12 +50,16 @@ class BuildOptions:
     targets : such as "sm89"; None means `RTX_TARGETS`, or the GPU present for "tensorrt".
     dtype : of the graphs; None means the checkpoint's.
     max_prefill : most tokens of one pass; cut to the bundle's max_seq_len.
+    plugins : the plugin library; None expands the operators into standard ones.
+    embed_plugins : put the library into each plan, for runtimes that shall not look for it.
     """
 
     backend: str = "tensorrt-rtx"
     targets: tuple[str, ...] | None = None
     dtype: str | None = None
     max_prefill: int = 512
+    plugins: Path | None = None
+    embed_plugins: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class _Plan:
     target: str
     graph: str
     entry: dict[str, Any]
+    embed: bool
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -104,7 +111,9 @@ def build_engines(
             manifest = m.read_manifest(bundle)
             plans = _plans(bundle, manifest, options, flavour, targets)
             _verify_all_but(bundle, manifest, {plan.identity for plan in plans})
-            return [_cached_or_built(bundle, manifest, plan, progress) for plan in plans]
+            if options.plugins:
+                _copy_library(bundle, manifest, options.plugins)
+            return [_cached_or_built(bundle, manifest, plan, flavour, progress) for plan in plans]
     except OSError as error:
         raise BundleError(explain(Path(error.filename or bundle), error)) from error
 
@@ -158,10 +167,11 @@ def _plans(
                 "dtype": dtype,
                 "graph_sha256": manifest["files"][graph]["sha256"],
                 "profiles": profiles,
+                "plugin_library": sha256_of(options.plugins) if options.plugins else None,
             }
-            entry["key"] = _key(entry)
+            entry["key"] = _key(entry, options.embed_plugins)
             entry["file"] = f"engines/{flavour.backend}/{target}/{dtype}/{kind}.plan"
-            plans.append(_Plan(kind, target, graph, entry))
+            plans.append(_Plan(kind, target, graph, entry, options.embed_plugins))
     return plans
 
 
@@ -169,16 +179,34 @@ def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(entry[name] for name in ("backend", "target", "kind", "dtype"))
 
 
-def _key(entry: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    digest.update(json.dumps([entry, BUILDER_OPTIONS, version("onnx")], sort_keys=True).encode())
+def _key(entry: dict[str, Any], embed: bool) -> str:
+    made_of = [entry, embed, BUILDER_OPTIONS, version("onnx")]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for module in (build_worker, build_graph, tensorrt_flavours):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
 
+def _copy_library(bundle: Path, manifest: m.Manifest, library: Path) -> None:
+    """Put the plugin library into the bundle, where runtimes load it from.
+
+    Engines built with another one are taken out: they could not be loaded beside it.
+    """
+    entry = m.file_entry(library)
+    if manifest["files"].get(PLUGINS) == entry:
+        return
+    digest = entry["sha256"]
+    _forget(bundle, manifest, [
+        e for e in manifest["engines"] if e["plugin_library"] not in (None, digest)
+    ])  # fmt: skip
+    with library.open("rb") as source:
+        write_atomically(bundle / PLUGINS, lambda file: shutil.copyfileobj(source, file))
+    manifest["files"][PLUGINS] = entry
+    m.write_manifest(bundle, manifest)
+
+
 def _cached_or_built(
-    bundle: Path, manifest: m.Manifest, plan: _Plan, progress: Progress
+    bundle: Path, manifest: m.Manifest, plan: _Plan, flavour: Flavour, progress: Progress
 ) -> BuiltEngine:
     previous = [e for e in manifest["engines"] if _identity(e) == plan.identity]
     if len(previous) == 1 and previous[0]["key"] == plan.entry["key"]:
@@ -195,7 +223,7 @@ def _cached_or_built(
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=engines) as directory:
         built = Path(directory) / "engine.plan"
-        result = _run_worker(bundle, plan, built)
+        result = _run_worker(bundle, plan, built, flavour.environment(Path(directory)))
         _forget(bundle, manifest, previous)
         place = bundle / plan.entry["file"]
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +248,8 @@ def _forget(bundle: Path, manifest: m.Manifest, entries: list[dict[str, Any]]) -
         (bundle / entry["file"]).unlink(missing_ok=True)
 
 
-def _run_worker(bundle: Path, plan: _Plan, built: Path) -> Result:
+def _run_worker(bundle: Path, plan: _Plan, built: Path, environment: dict[str, str]) -> Result:
+    library = plan.entry["plugin_library"]
     request: Request = {
         "backend": plan.entry["backend"],
         "target": plan.target,
@@ -228,10 +257,13 @@ def _run_worker(bundle: Path, plan: _Plan, built: Path) -> Result:
         "plan": str(built),
         "profiles": plan.entry["profiles"],
         "options": BUILDER_OPTIONS,
+        "plugins": str(bundle / PLUGINS) if library else None,
+        "embed": plan.embed,
     }
     done = subprocess.run(
-        WORKER, input=json.dumps(request), capture_output=True, text=True, errors="replace"
-    )
+        WORKER, input=json.dumps(request), capture_output=True, text=True, errors="replace",
+        env=os.environ | environment,
+    )  # fmt: skip
     if done.returncode == 0 and done.stdout and built.is_file():
         result: Result = json.loads(done.stdout)
         return result

@@ -1,7 +1,8 @@
-"""An exported graph made ready for TensorRT's parser: axes fixed, function bodies inlined."""
+"""An exported graph made ready for TensorRT: axes fixed, function bodies inlined or dropped."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -20,20 +21,35 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 Shape = list[int | str]
+DOMAIN = "glm_trt"
 
 
-def prepare_graph(path: Path, sizes: dict[str, int]) -> tuple[bytes, dict[str, Shape]]:
-    """The graph with the axes in `sizes` fixed, and the inputs that still have an open axis.
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph for the parser.
+
+    Attributes
+    ----------
+    model : serialised.
+    open_inputs : input name → shape, for inputs with an axis that is not fixed, given by its name.
+    plugins : op type of each node that a plugin has to run.
+    """
+
+    model: bytes
+    open_inputs: dict[str, Shape]
+    plugins: tuple[str, ...]
+
+
+def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> PreparedGraph:
+    """The graph with the axes in `sizes` fixed.
 
     Parameters
     ----------
     path : the ONNX file of a block kind.
     sizes : axis name → size. The capacity must be among them: TensorRT updates a cache in place
         only if its length is static.
-
-    Returns
-    -------
-    The serialised model, and input name → shape, where an open axis is given by its name.
+    with_plugins : keep the operators of the domain `glm_trt` whole, without their function bodies,
+        which TensorRT would prefer to a plugin; else expand them.
     """
     model = onnx.load(path)
     for graph_input in model.graph.input:
@@ -43,10 +59,20 @@ def prepare_graph(path: Path, sizes: dict[str, int]) -> tuple[bytes, dict[str, S
                 dim.dim_value = sizes[axis]
     # Shapes noted by the exporter speak of the axes that are now fixed.
     del model.graph.value_info[:]
-    # TensorRT would expand the bodies itself, but under their inner names: two values called `_`
-    # then end the build with "duplicate tensor name".
+    if with_plugins:
+        strip_function_bodies(model)
+    # TensorRT would expand bodies itself, but under their inner names: two values called `_` then
+    # end the build with "duplicate tensor name".
     model = inliner.inline_local_functions(model)
-    return model.SerializeToString(), _open_inputs(model.graph)
+    plugins = tuple(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+    return PreparedGraph(model.SerializeToString(), _open_inputs(model.graph), plugins)
+
+
+def strip_function_bodies(model: onnx.ModelProto) -> None:
+    """Drop the model-local functions of the domain `glm_trt`; the nodes that call them stay."""
+    kept = [function for function in model.functions if function.domain != DOMAIN]
+    del model.functions[:]
+    model.functions.extend(kept)
 
 
 def _open_inputs(graph: onnx.GraphProto) -> dict[str, Shape]:

@@ -21,7 +21,10 @@ Range = list[int]  # min, opt, max
 
 
 class Request(TypedDict):
-    """What to build. `profiles`: profile name → axis → [min, opt, max]."""
+    """What to build. `profiles`: profile name → axis → [min, opt, max].
+
+    `plugins`: the plugin library, None to expand the operators. `embed`: put it into the plan.
+    """
 
     backend: str
     target: str
@@ -29,6 +32,8 @@ class Request(TypedDict):
     plan: str
     profiles: dict[str, dict[str, Range]]
     options: dict[str, Any]
+    plugins: str | None
+    embed: bool
 
 
 class Result(TypedDict):
@@ -37,6 +42,7 @@ class Result(TypedDict):
     seconds: float
     peak_memory_bytes: int
     layers: int
+    plugins: list[str]
 
 
 def main() -> int:
@@ -49,34 +55,47 @@ def main() -> int:
     built = build(load_flavour(request["backend"]), request)
     if built is None:
         return 1
-    plan, layers = built
+    plan, layers, plugins = built
     seconds = time.monotonic() - started
     write_atomically(Path(request["plan"]), plan)
     result: Result = {
-        "seconds": round(seconds, 3), "peak_memory_bytes": _peak_memory(), "layers": layers
+        "seconds": round(seconds, 3), "peak_memory_bytes": _peak_memory(), "layers": layers,
+        "plugins": sorted(set(plugins)),
     }  # fmt: skip
     json.dump(result, answer)
     answer.close()
     return 0
 
 
-def build(flavour: Flavour, request: Request) -> tuple[bytes, int] | None:
-    """The plan and the number of layers; None, with the reason in the log, if it was refused."""
-    trt, profiles = flavour.trt, request["profiles"]
+def build(flavour: Flavour, request: Request) -> tuple[bytes, int, tuple[str, ...]] | None:
+    """The plan, the number of layers and the op types that plugins run.
+
+    None, with the reason in the log, if the graph was refused.
+    """
+    trt, profiles, library = flavour.trt, request["profiles"], request["plugins"]
     builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+    if library is not None and builder.get_plugin_registry().load_library(library) is None:
+        print(f"{library}: cannot be loaded as a plugin library", file=sys.stderr)
+        return None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    graph, open_inputs = prepare_graph(Path(request["graph"]), _fixed_sizes(profiles))
+    graph = prepare_graph(Path(request["graph"]), _fixed_sizes(profiles), library is not None)
     parser = trt.OnnxParser(network, builder.logger)
-    if not parser.parse(graph):
+    if not parser.parse(graph.model):
         for i in range(parser.num_errors):
             print(parser.get_error(i), file=sys.stderr)
         return None
+    layers = [network.get_layer(i).type for i in range(network.num_layers)]
+    if (found := layers.count(trt.LayerType.PLUGIN_V3)) != len(graph.plugins):
+        print(f"plugin layers: expected {len(graph.plugins)}, found {found}", file=sys.stderr)
+        return None
     config = builder.create_builder_config()
+    if library is not None and request["embed"]:
+        config.plugins_to_serialize = [library]
     flavour.configure(config, request["target"])
     _apply_options(trt, config, request["options"])
     for ranges in profiles.values():
         profile = builder.create_optimization_profile()
-        for name, shape in open_inputs.items():
+        for name, shape in graph.open_inputs.items():
             corners = [
                 [ranges[axis][i] if isinstance(axis, str) else axis for axis in shape]
                 for i in range(3)
@@ -84,7 +103,7 @@ def build(flavour: Flavour, request: Request) -> tuple[bytes, int] | None:
             profile.set_shape(name, *corners)
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
-    return None if plan is None else (bytes(plan), network.num_layers)
+    return None if plan is None else (bytes(plan), network.num_layers, graph.plugins)
 
 
 def _fixed_sizes(profiles: dict[str, dict[str, Range]]) -> dict[str, int]:

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
@@ -56,6 +57,21 @@ class Flavour:
                     f"target {target!r}: {self.backend} {self.version} {why} {', '.join(known)}"
                 )
         return tuple(dict.fromkeys(wanted))
+
+    def environment(self, directory: Path) -> dict[str, str]:
+        """Variables for a process that builds with plugins; `directory` is for its files.
+
+        The parser of tensorrt-rtx opens its library by a name without version at the first plugin
+        layer, which the wheel does not have, and ends the process where it is not found.
+        """
+        if not self.ahead_of_time:
+            return {}
+        spec = importlib.util.find_spec("tensorrt_rtx_libs")
+        for place in spec.submodule_search_locations or () if spec else ():
+            for library in Path(place).glob("libtensorrt_rtx.so.*"):
+                (directory / "libtensorrt_rtx.so").symlink_to(library)
+                return {"LD_LIBRARY_PATH": str(directory)}
+        return {}
 
     def configure(self, config: Any, target: str) -> None:
         """Set on a builder config what only this flavour has."""

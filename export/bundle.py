@@ -282,10 +282,14 @@ def _carry_engines(
     }
     for engine in previous["engines"] if previous else []:
         if graphs.get((engine["kind"], engine["dtype"])) == engine["graph_sha256"]:
-            target = partial / engine["file"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(output / engine["file"], target)
-            manifest["files"][engine["file"]] = m.file_entry(target)
+            names = [engine["file"]]
+            if previous and engine["plugin_library"]:
+                names += [name for name in previous["files"] if name.startswith("plugins/")]
+            for name in names:
+                target = partial / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(output / name, target)
+                manifest["files"][name] = m.file_entry(target)
             manifest["engines"].append(engine)
 
 

@@ -80,6 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         "tensorrt)",
     )  # fmt: skip
     sub.add_argument("--dtype", choices=DTYPES, help="of the graphs (default: the checkpoint's)")
+    plugins = sub.add_mutually_exclusive_group()
+    plugins.add_argument(
+        "--no-plugins",
+        action="store_true",
+        help="expand our operators into standard ones, to compare or to do without the library",
+    )
+    plugins.add_argument("--plugins", type=Path, metavar="LIBRARY", help="the plugin library")
+    sub.add_argument(
+        "--embed-plugins", action="store_true", help="carry the library inside each plan"
+    )  # fmt: skip
 
     sub = command("validate", "compare a bundle with the eager model", _validate, "BUNDLE")
     sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
@@ -151,10 +161,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     from glm_trt.engines.build import BuildOptions, build_engines
+    from glm_trt.plugins.library import find_library
     from glm_trt.progress import Progress
 
-    targets = tuple(options.target) if options.target else None
-    settings = BuildOptions(options.backend, targets, options.dtype)
+    if options.no_plugins and options.embed_plugins:
+        raise GlmTrtError("--embed-plugins: there is nothing to embed with --no-plugins")
+    settings = BuildOptions(
+        options.backend,
+        tuple(options.target) if options.target else None,
+        options.dtype,
+        plugins=None if options.no_plugins else find_library(options.plugins),
+        embed_plugins=options.embed_plugins,
+    )
     with Progress("build", quiet=options.json) as progress:
         engines = build_engines(options.bundle, settings, progress)
     if options.json:
@@ -163,6 +181,7 @@ def _build(options: argparse.Namespace) -> int:
     rows = [
         (e.entry["target"], e.entry["kind"], e.entry["dtype"], f"{e.entry['bytes'] / 1e6:.1f} MB",
          "cached" if e.cached else f"{e.entry['seconds']:.1f} s", f"{e.entry['layers']} layers",
+         f"{len(e.entry['plugins'])} plugins",
          f"{e.entry['peak_memory_bytes'] / 1e6:.0f} MB peak")
         for e in engines
     ]  # fmt: skip

@@ -34,9 +34,9 @@ from glm_trt.plugins.common.codegen import (
     operators_cpp,
 )
 from glm_trt.plugins.common.launch import Plan
+from glm_trt.plugins.library import LIBRARY
 
 OPERATORS = ("moe_routing", "moe_experts", "indexer_topk", "sparse_mla")
-LIBRARY = "libglm_trt_plugins.so"
 SOURCES = ("driver.cpp", "plugin.cpp", "library.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
          "-fvisibility=hidden", "-static-libstdc++", "-static-libgcc")  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.plugins.library import LIBRARY
 
 # Side by side, each worker has one core: threads of several would wait for one another.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -16,7 +20,8 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     torch.set_num_threads(1)
 
-TINY = Path(__file__).parent / "data" / "glm-5.1-tiny"
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +30,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     export_checkpoint(TINY, bundle, ExportOptions(materialize=True))
     return bundle
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The library, built as `make plugins` does (in a process without the interpreter)."""
+    output = ROOT / "build" / "plugins"
+    output.mkdir(parents=True, exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "glm_trt.plugins.build", "--output", str(output)]
+    with (output / ".lock").open("w") as lock:  # test workers build it in turn
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    return output / LIBRARY

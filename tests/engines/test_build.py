@@ -55,9 +55,9 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     run = build._run_worker
 
-    def counted(bundle: Path, plan: Any, place: Path) -> Any:
+    def counted(bundle: Path, plan: Any, *rest: Any) -> Any:
         kinds.append(plan.kind)
-        return run(bundle, plan, place)
+        return run(bundle, plan, *rest)
 
     monkeypatch.setattr(build, "_run_worker", counted)
     return kinds
@@ -286,11 +286,12 @@ def test_prepared_graph(tiny_bundle: Path) -> None:
     """Axes are fixed where a size is given; no function is left; the file is as it was."""
     path = tiny_bundle / "graphs" / "float32" / "dense_full.onnx"
     before = path.read_bytes()
-    data, open_inputs = prepare_graph(path, {"batch": 1, "capacity": 128})
-    model = onnx.load_from_string(data)
+    prepared = prepare_graph(path, {"batch": 1, "capacity": 128}, with_plugins=False)
+    model = onnx.load_from_string(prepared.model)
+    assert prepared.plugins == ()
     assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
-    assert open_inputs == {
+    assert prepared.open_inputs == {
         "hidden": [1, "sequence", 256],
         "cos": [1, "sequence", 8],
         "sin": [1, "sequence", 8],
@@ -298,4 +299,4 @@ def test_prepared_graph(tiny_bundle: Path) -> None:
     cache = next(i for i in model.graph.input if i.name == "kv_cache")
     assert [dim.dim_value for dim in cache.type.tensor_type.shape.dim] == [1, 1, 128, 80]
     assert path.read_bytes() == before
-    assert json.dumps(open_inputs)
+    assert json.dumps(prepared.open_inputs)

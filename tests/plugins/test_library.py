@@ -6,7 +6,6 @@ Python: both launch the same Triton functions under the interpreter.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -26,19 +25,6 @@ from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.launch import TARGETS, run
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="session")
-def library() -> Path:
-    """The library, built as `make plugins` does (in a process without the interpreter)."""
-    output = ROOT / "build" / "plugins"
-    output.mkdir(parents=True, exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "glm_trt.plugins.build", "--output", str(output)]
-    with (output / ".lock").open("w") as lock:  # test workers build it in turn
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    return output / build.LIBRARY
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,198 @@
+"""Engines with the plugin library: real parser, real builder, for every target."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from glm_trt.cli import main
+from glm_trt.engines.build import (
+    BUILDER_OPTIONS,
+    PLUGINS,
+    WORKER,
+    BuildOptions,
+    build_engines,
+    make_profiles,
+)
+from glm_trt.engines.build_graph import prepare_graph
+from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.manifest import read_manifest, verify_files
+from glm_trt.export.trace import trace_block
+from glm_trt.model.config import ModelConfig
+
+pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
+
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+OPERATORS = {"MoeRouting", "MoeExperts", "IndexerTopK", "SparseMla"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("plugins") / "bundle"
+    export_checkpoint(TINY, place, ExportOptions(dtypes=("bfloat16", "float16")))
+    return place
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_kind_builds_with_plugins(bundle: Path, library: Path, dtype: str) -> None:
+    options = BuildOptions(targets=RTX_TARGETS, dtype=dtype, plugins=library)
+    engines = [engine.entry for engine in build_engines(bundle, options)]
+    assert len(engines) == 4 * len(RTX_TARGETS)
+    for engine in engines:
+        wanted = {
+            "dense_full": {"IndexerTopK", "SparseMla"},
+            "sparse_full": OPERATORS,
+        }.get(engine["kind"], set())
+        assert set(engine["plugins"]) == wanted
+        assert engine["bytes"] < 10e6
+        assert transposed_weights(bundle / engine["file"]) == []
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    assert PLUGINS in manifest["files"]
+    assert all(engine.cached for engine in build_engines(bundle, options))
+
+
+def test_another_library_makes_engines_anew(bundle: Path, library: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    first = BuildOptions(targets=("sm89",), dtype="bfloat16", plugins=library)
+    build_engines(copy, first)
+    other = tmp_path / library.name
+    other.write_bytes(library.read_bytes() + b"\0")
+    engines = build_engines(copy, BuildOptions(targets=("sm89",), dtype="bfloat16", plugins=other))
+    assert not any(engine.cached for engine in engines)
+    left = {engine["plugin_library"] for engine in read_manifest(copy)["engines"]}
+    assert left == {engines[0].entry["plugin_library"]}
+
+
+def test_embedding_carries_the_library(bundle: Path, library: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    options = BuildOptions(targets=("sm89",), dtype="bfloat16", plugins=library, embed_plugins=True)
+    sizes = {e.entry["kind"]: e.entry["bytes"] for e in build_engines(copy, options)}
+    assert sizes["sparse_full"] > library.stat().st_size
+
+
+def test_missing_library_is_said(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(bundle), "--target", "sm89"]
+    assert main([*arguments, "--plugins", str(tmp_path / "none.so")]) == 3
+    assert "none.so: build it (make plugins)" in capsys.readouterr().err
+    (tmp_path / "text.so").write_text("not a library")
+    assert main([*arguments, "--plugins", str(tmp_path / "text.so")]) == 2
+    assert "cannot be loaded as a plugin library" in capsys.readouterr().err
+
+
+def test_plain_process_parses_the_stripped_graph(
+    bundle: Path, library: Path, tmp_path: Path
+) -> None:
+    graph = bundle / "graphs" / "bfloat16" / "sparse_full.onnx"
+    prepared = prepare_graph(graph, {"batch": 1, "sequence": 4, "capacity": 128}, True)
+    (tmp_path / "graph.onnx").write_bytes(prepared.model)
+    script = f"""
+import json, sys
+import tensorrt_rtx as trt
+builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+registry = builder.get_plugin_registry()
+registry.load_library({str(library)!r})
+creators = [c.name for c in registry.all_creators if c.plugin_namespace == "glm_trt"]
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, builder.logger)
+parsed = parser.parse(open({str(tmp_path / "graph.onnx")!r}, "rb").read())
+types = [network.get_layer(i).type for i in range(network.num_layers)]
+loaded = [name for name in sys.modules if name.startswith(("glm_trt", "torch"))]
+print(json.dumps([creators, parsed, types.count(trt.LayerType.PLUGIN_V3), loaded]))
+"""
+    environment = os.environ | load_flavour("tensorrt-rtx").environment(tmp_path)
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True,
+                            text=True, check=True)  # fmt: skip
+    creators, parsed, layers, loaded = json.loads(result.stdout)
+    assert set(creators) == OPERATORS
+    assert parsed
+    assert layers == len(prepared.plugins) == 4
+    assert loaded == []
+
+
+REAL = dict(
+    vocab_size=154880, hidden_size=6144, num_attention_heads=64, num_key_value_heads=64,
+    intermediate_size=12288, q_lora_rank=2048, kv_lora_rank=512, qk_nope_head_dim=192,
+    qk_rope_head_dim=64, head_dim=64, qk_head_dim=256, v_head_dim=256, n_routed_experts=256,
+    num_experts_per_tok=8, moe_intermediate_size=2048, index_topk=2048, index_n_heads=32,
+    index_head_dim=128, max_position_embeddings=202752, num_hidden_layers=2,
+    num_nextn_predict_layers=0, mlp_layer_types=["dense", "sparse"], indexer_types=["full"] * 2,
+    layer_types=["indexed_attention"] * 2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dense_full", "sparse_full"])
+def test_real_dimensions(library: Path, tmp_path: Path, kind: str) -> None:
+    """GLM-5.1's own sizes and context, weights as inputs: seconds and megabytes, not hours."""
+    tiny = json.loads((TINY / "config.json").read_text())
+    config = ModelConfig.from_dict(tiny | REAL, "config.json")
+    graph, plan = tmp_path / "graph.onnx", tmp_path / "engine.plan"
+    graph.write_bytes(trace_block(config, kind, torch.bfloat16).SerializeToString())
+    result = build_one(graph, plan, make_profiles(202752, 512, 2048), library)
+    assert plan.stat().st_size < 10e6
+    assert result["peak_memory_bytes"] < 4e9
+    assert transposed_weights(plan) == []
+
+
+def test_a_transposed_weight_is_seen(tmp_path: Path) -> None:
+    """The control of the tests above: the form of graph that TensorRT does transpose."""
+    nodes = [
+        helper.make_node("Sigmoid", ["hidden"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["b", "k_up_proj"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[1, 0, 2]),
+        helper.make_node("Sigmoid", ["d"], ["y"]),
+    ]
+    sizes = {"hidden": [1, 64, 192], "k_up_proj": [64, 192, 512], "y": [1, 64, 512]}
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.BFLOAT16, size)
+        for name, size in sizes.items()
+    }
+    graph = helper.make_graph(nodes, "g", [values["hidden"], values["k_up_proj"]], [values["y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    (tmp_path / "graph.onnx").write_bytes(model.SerializeToString())
+    plan = tmp_path / "engine.plan"
+    build_one(tmp_path / "graph.onnx", plan, {"decode": {}}, None)
+    assert transposed_weights(plan) != []
+
+
+def build_one(graph: Path, plan: Path, profiles: Any, library: Path | None) -> dict[str, Any]:
+    """An engine by the worker alone."""
+    request = {
+        "backend": "tensorrt-rtx", "target": "sm89", "graph": str(graph), "plan": str(plan),
+        "profiles": profiles, "options": BUILDER_OPTIONS,
+        "plugins": None if library is None else str(library), "embed": False,
+    }  # fmt: skip
+    environment = os.environ | load_flavour("tensorrt-rtx").environment(plan.parent)
+    done = subprocess.run(WORKER, input=json.dumps(request), capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def transposed_weights(plan: Path) -> list[str]:
+    """Kernels of the plan that transpose a matrix of weights, alone or among other work.
+
+    TensorRT's generated kernels say in their names what they do, and list what they read.
+    """
+    text = plan.read_bytes().decode("latin-1")
+    kernels = re.findall(r"function=\{ name=(__myl_\w*Tran\w*) .*?args=\{(.*?)\}", text)
+    return [
+        f"{name}: {argument}"
+        for name, arguments in kernels
+        for argument in arguments.split()
+        if re.search(r"weight|proj", argument) and "norm" not in argument
+    ]
