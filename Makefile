@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run test bench lint clean
+.PHONY: help setup plugins export engines validate report run test bench gpu lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -48,9 +48,11 @@ run: setup ## continue PROMPT with BUNDLE
 test: setup ## run every test
 	$(BIN)/pytest -n auto
 
-bench: setup ## run every script in benchmarks/
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there is no script in benchmarks/ yet" >&2; exit 2; }
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+bench: setup ## run every benchmark of the CPU backend
+	set -e; for script in benchmarks/cpu_*.py; do $(BIN)/python $$script; done
+
+gpu: ## on a machine with a GPU: check and time every kernel there; JSON to $$OUT/gpu.json
+	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu_operators.py $(if $(OUT),--json "$(OUT)/gpu.json")
 
 lint: setup ## formatting, lint with the one-way import rule, types
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,12 +12,30 @@ from torch import Tensor
 from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins import indexer_topk, moe_experts, moe_routing, sparse_mla
 from glm_trt.plugins.common.contract import Contract, register
+from glm_trt.plugins.common.launch import run, target_for
 
 OPERATORS = (moe_routing, moe_experts, indexer_topk, sparse_mla)
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
 
+
+def on_cuda(operator: str) -> Callable[..., Any]:
+    """The operator's kernels as a function of CUDA tensors and attributes."""
+
+    def call(*tensors: Tensor, **attributes: Any) -> Any:
+        # Loaded at the first call: Triton is not needed where there is no GPU.
+        plan = import_module(f"glm_trt.plugins.{operator}.plan").PLAN
+        kernels = vars(import_module(f"glm_trt.plugins.{operator}.kernel"))
+        major, minor = torch.cuda.get_device_capability(tensors[0].device)
+        inputs = [tensor.contiguous() for tensor in tensors]
+        outputs = run(plan, kernels, inputs, attributes, target_for(10 * major + minor))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return call
+
+
 for _operator in OPERATORS:
-    register(_operator.CONTRACT, _operator.reference)
+    _name = _operator.CONTRACT.torch_name
+    register(_operator.CONTRACT, _operator.reference, on_cuda(_name))
 
 
 class RegisteredOperators(EagerOperators):

@@ -106,9 +106,15 @@ class Contract:
 _LIBRARY = torch.library.Library(DOMAIN, "DEF")
 
 
-def register(contract: Contract, reference: Callable[..., Any]) -> None:
-    """Define the torch operator (the reference on the CPU, its fake) and the ONNX schema."""
+def register(
+    contract: Contract, reference: Callable[..., Any], kernels: Callable[..., Any]
+) -> None:
+    """Define the torch operator and the ONNX schema.
+
+    The operator is `reference` on the CPU, `kernels` on a CUDA device, and the contract's fake.
+    """
     _LIBRARY.define(contract.torch_schema())
     _LIBRARY.impl(contract.torch_name, reference, "CPU")
+    _LIBRARY.impl(contract.torch_name, kernels, "CUDA")
     torch.library.register_fake(f"{DOMAIN}::{contract.torch_name}", contract.fake, lib=_LIBRARY)
     onnx.defs.register_schema(contract.onnx_schema())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.plugins.common.contract import ACTIVATION, Contract
 from glm_trt.plugins.common.expressions import evaluate
 
@@ -27,6 +28,24 @@ ALIGNMENT = 256  # bytes; of each buffer in the workspace
 POINTER_ALIGNMENT = 16  # bytes; what kernels may assume of every pointer
 SIZE_ALIGNMENT = 16  # elements; what aligned kernels may assume of their row sizes
 _TORCH = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+
+
+def target_for(capability: int) -> str:
+    """The target whose kernels a device of this compute capability (89 for 8.9) runs.
+
+    Up to 8.x, code for a lower minor version runs too; from 9.0 on it is for one chip alone.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If there is none.
+    """
+    for target in reversed(TARGETS):
+        ours = int(target.removeprefix("sm"))
+        same_major = ours // 10 == capability // 10 and capability < 90
+        if ours == capability or (same_major and ours <= capability):
+            return target
+    raise MissingCapabilityError(f"no kernels for sm{capability}; there are {', '.join(TARGETS)}")
 
 
 @dataclass(frozen=True)

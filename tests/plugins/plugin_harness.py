@@ -58,13 +58,15 @@ def compile_shared(source: str, output: Path, *flags: str) -> Path:
 
 
 class Harness:
-    """The library with the driver shim under it."""
+    """The library, with the driver shim under it or, without `shim`, the machine's own driver."""
 
-    def __init__(self, library: Path, directory: Path) -> None:
-        shim = compile_shared("driver_shim.cpp", directory / "libcuda.so.1",
-                              "-Wl,-soname,libcuda.so.1")  # fmt: skip
+    def __init__(self, library: Path, directory: Path, shim: bool = True) -> None:
         harness = compile_shared("harness.cpp", directory / "harness.so")
-        self._shim = ctypes.CDLL(str(shim), ctypes.RTLD_GLOBAL)
+        self._shim: ctypes.CDLL | None = None
+        if shim:
+            name = "libcuda.so.1"
+            path = compile_shared("driver_shim.cpp", directory / name, f"-Wl,-soname,{name}")
+            self._shim = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         self._harness = ctypes.CDLL(str(harness))
         self._harness.harnessRun.restype = ctypes.c_int64
         self._callback = LAUNCH(self._launched)
@@ -89,7 +91,8 @@ class Harness:
         version: str | None = None,
     ) -> None:
         """Run the plugin on `inputs` into `outputs`; raises RuntimeError with what it logged."""
-        self._shim.shimSet(capability, self._callback)
+        if self._shim is not None:
+            self._shim.shimSet(capability, self._callback)
         self.launches.clear()
         self.error = None
         fields = (_Field * max(len(attributes), 1))(
@@ -121,7 +124,9 @@ class Harness:
 
         self.workspace_bytes = call(None, 0)
         # NaN in any dtype, with a margin that must stay as it is.
-        workspace = torch.full((self.workspace_bytes + 4096,), 0xFF, dtype=torch.uint8)
+        workspace = torch.full(
+            (self.workspace_bytes + 4096,), 0xFF, dtype=torch.uint8, device=inputs[0].device
+        )
         address = workspace.data_ptr()
         start = -(-address // 256) * 256 - address
         call(address + start, self.workspace_bytes)

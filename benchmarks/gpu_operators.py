@@ -1,0 +1,234 @@
+"""Every kernel on this machine's GPU: agreement with the references, then times.
+
+Times are medians under CUDA graphs, against eager PyTorch and `torch.compile` on the same tensors,
+and as a share of the time that the operator's bytes or products need at the rates measured here.
+Nothing is timed where a result is wrong: the exit code is 1. 3 means there is no GPU.
+
+    python benchmarks/gpu_operators.py [--json FILE] [--library libglm_trt_plugins.so]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "plugins")]
+
+import torch
+from torch import Tensor
+
+from glm_trt.model.operators import EagerOperators
+from glm_trt.plugins.common.aot import dtypes_of
+from glm_trt.plugins.operators import OPERATORS, RegisteredOperators
+
+NAMES = [operator.CONTRACT.torch_name for operator in OPERATORS]
+HIDDEN, INNER, EXPERTS, TOP_K = 6144, 2048, 256, 8
+ROUTING = dict(top_k=TOP_K, n_group=1, topk_group=1, norm_topk_prob=True,
+               routed_scaling_factor=2.5)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time: a function of an operator set, with the bytes and products it needs."""
+
+    name: str
+    call: Callable[[EagerOperators], Any]
+    bytes: float
+    products: float = 0.0
+
+
+def check_cases(device: str) -> list[str]:
+    """Every test case of every operator against its naive reference; what is wrong, in words."""
+    wrong = []
+    for name in NAMES:
+        operator = import_module(f"glm_trt.plugins.{name}")
+        plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+        for case in import_module(f"glm_trt.plugins.{name}.cases").CASES:
+            for dtype in dtypes_of(plan):
+                inputs = case.make(torch.Generator().manual_seed(2), getattr(torch, dtype))
+                expected = operator.reference(*inputs, **case.attributes)
+                call = getattr(torch.ops.glm_trt, name)
+                found = call(*(t.to(device) for t in inputs), **case.attributes)
+                if problem := compare(found, expected, plan.contract.tolerance[dtype]):
+                    wrong.append(f"{name}, {case.name}, {dtype}: {problem}")
+    return wrong
+
+
+def compare(found: Any, expected: Any, tolerance: float) -> str | None:
+    """What differs between two results (a tensor, or several), or None."""
+    pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True)
+    for i, (a, b) in enumerate(pairs):
+        a, b = a.cpu(), b.cpu()
+        if not b.dtype.is_floating_point:
+            if not torch.equal(a, b):
+                return f"output {i}: {int((a != b).sum())} of {b.numel()} indices differ"
+        elif not (error := float((a.double() - b.double()).norm())) <= (
+            tolerance * float(b.double().norm())
+        ):
+            return f"output {i}: error {error / max(float(b.double().norm()), 1e-30):.2e}"
+    return None
+
+
+def check_library(library: Path) -> list[str]:
+    """The plugins' own `enqueue` on device memory against the torch operators, bit for bit."""
+    from plugin_harness import Harness
+
+    wrong = []
+    major, minor = torch.cuda.get_device_capability()
+    with tempfile.TemporaryDirectory() as directory:
+        harness = Harness(library, Path(directory), shim=False)
+        for name in NAMES:
+            plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+            for case in import_module(f"glm_trt.plugins.{name}.cases").CASES:
+                inputs = case.make(torch.Generator().manual_seed(2), torch.float32)
+                inputs = [tensor.cuda() for tensor in inputs]
+                expected = getattr(torch.ops.glm_trt, name)(*inputs, **case.attributes)
+                expected = expected if isinstance(expected, tuple) else (expected,)
+                outputs = [torch.full_like(tensor, -7) for tensor in expected]
+                torch.cuda.synchronize()
+                harness.run(plan.contract, inputs, case.attributes, outputs, 10 * major + minor)
+                torch.cuda.synchronize()
+                # Compiled ahead of time and just in time: the same source, other specialisations.
+                if problem := compare(tuple(outputs), expected, plan.contract.tolerance["float32"]):
+                    wrong.append(f"plugin {name}, {case.name}: {problem}")
+    return wrong
+
+
+def works(dtype: torch.dtype) -> list[Work]:
+    """GLM-5.1's operators at its dimensions."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype)
+
+    found = []
+    bias = torch.zeros(EXPERTS, device="cuda")
+    for tokens in (1, 64, 8192):
+        logits = torch.randn(tokens, EXPERTS, device="cuda")
+        found.append(Work(f"routing, {tokens} tokens", lambda o, x=logits:
+                          o.moe_routing(x, bias, **ROUTING), tokens * EXPERTS * 4))  # fmt: skip
+    gate_up, down = random(EXPERTS, 2 * INNER, HIDDEN) / 80, random(EXPERTS, HIDDEN, INNER) / 45
+    for tokens in (1, 8, 64, 8192):
+        x = random(tokens, HIDDEN)
+        indices = torch.rand(tokens, EXPERTS, device="cuda").topk(TOP_K).indices.int()
+        weights = torch.rand(tokens, TOP_K, device="cuda")
+        hit = int(indices.unique().numel())
+        found.append(Work(
+            f"experts, {tokens} tokens",
+            lambda o, x=x, i=indices, w=weights: o.moe_experts(x, i, w, gate_up, down),
+            hit * 3 * HIDDEN * INNER * dtype.itemsize, 6.0 * tokens * TOP_K * HIDDEN * INNER,
+        ))  # fmt: skip
+    for batch, context in ((1, 8192), (1, 131072), (8, 131072)):
+        query, keys = random(batch, 1, 32, 128), random(batch, 1, context, 128)
+        head_weights = torch.rand(batch, 1, 32, device="cuda")
+        past = torch.full((batch,), context - 1, device="cuda")
+        found.append(Work(
+            f"indexer, {batch} x {context}",
+            lambda o, q=query, k=keys, w=head_weights, p=past: o.indexer_topk(
+                q, k, w, p, index_topk=2048, scale=128**-0.5),
+            batch * context * 128 * dtype.itemsize,
+        ))  # fmt: skip
+        cache = random(batch, 1, context, 576)
+        chosen = torch.rand(batch, 1, context, device="cuda").topk(2048).indices.sort().values.int()
+        heads = random(batch, 1, 64, 576)
+        found.append(Work(
+            f"attention, {batch} x {context}",
+            lambda o, q=heads, c=cache, i=chosen: o.sparse_mla(
+                q, c, i, scale=1 / 16, value_width=512),
+            batch * 2048 * 576 * dtype.itemsize,
+        ))  # fmt: skip
+    return found
+
+
+def time_of(call: Callable[[], Any], rounds: int = 30) -> float:
+    """Median seconds of one call, under a CUDA graph where it can be captured."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+        run: Callable[[], Any] = graph.replay
+    except RuntimeError:  # eager experts read indices on the host
+        torch.cuda.synchronize()
+        run = call
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def rates() -> tuple[float, float]:
+    """Bytes per second read by a copy, and bfloat16 products·2 per second, of this GPU, now."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() / time_of(lambda: target.copy_(source))
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return copy, 2 * 8192**3 / time_of(lambda: a @ a)
+
+
+def main() -> int:
+    """Check, then time; the exit codes are those of `glm-trt`."""
+    parser = argparse.ArgumentParser(description="Check and time the kernels on this GPU.")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--library", type=Path,
+                        default=ROOT / "build/plugins/libglm_trt_plugins.so")  # fmt: skip
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_operators: error: no CUDA device is present", file=sys.stderr)
+        return 3
+    wrong = check_cases("cuda")
+    if options.library.is_file():
+        wrong += check_library(options.library)
+    else:
+        print(f"{options.library}: not there; its plugins are not checked", file=sys.stderr)
+    for problem in wrong:
+        print(f"WRONG {problem}")
+    if wrong:
+        return 1
+    copy, products = rates()
+    device = torch.cuda.get_device_name()
+    print(f"{device}: copy {copy / 1e12:.2f} TB/s, bfloat16 {products / 1e12:.0f} TFLOP/s")
+    print(f"{'bfloat16':<24}{'ours':>10}{'eager':>8}{'compile':>9}{'of limit':>10}")
+    rows = []
+    for work in works(torch.bfloat16):
+        ours = time_of(lambda w=work: w.call(RegisteredOperators()))
+        eager = time_of(lambda w=work: w.call(EagerOperators()))
+        compiled = torch.compile(lambda w=work: w.call(EagerOperators()))
+        try:
+            fused = time_of(compiled)
+        except Exception as error:  # what torch.compile cannot do is no fault of the kernel
+            print(f"{work.name}: torch.compile: {type(error).__name__}", file=sys.stderr)
+            fused = float("nan")
+        limit = max(work.bytes / copy, work.products / products)
+        print(f"{work.name:<24}{ours * 1e6:>7.1f} us{eager / ours:>7.1f}x{fused / ours:>8.1f}x"
+              f"{limit / ours:>10.0%}")  # fmt: skip
+        row = {"ours_s": ours, "eager_s": eager, "compiled_s": fused, "limit_s": limit}
+        rows.append({"name": work.name, **row})
+    if options.json:
+        versions = {"torch": torch.__version__, "triton": import_module("triton").__version__}
+        result = {"device": device, "copy_bytes_per_s": copy, "products_per_s": products,
+                  "versions": versions, "rows": rows}  # fmt: skip
+        options.json.write_text(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
