@@ -6,10 +6,6 @@ Python: both launch the same Triton functions under the interpreter.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import subprocess
 import sys
 from importlib import import_module
