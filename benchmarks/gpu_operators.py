@@ -107,6 +107,24 @@ def check_library(library: Path) -> list[str]:
     return wrong
 
 
+def load_engines(directory: Path, library: Path) -> dict[str, str]:
+    """Whether TensorRT-RTX's plans for this GPU load here: plan → "loads", or why not."""
+    try:
+        import tensorrt_rtx as trt
+    except ImportError:
+        return {}
+    logger = trt.Logger(trt.Logger.ERROR)
+    runtime = trt.Runtime(logger)
+    runtime.get_plugin_registry().load_library(str(library))
+    major, minor = torch.cuda.get_device_capability()
+    found = {}
+    for plan in sorted(directory.glob(f"engines/tensorrt-rtx/sm{major}{minor}/*/*.plan")):
+        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        context = None if engine is None else engine.create_execution_context()
+        found[str(plan.relative_to(directory))] = "refused" if context is None else "loads"
+    return found
+
+
 def works(dtype: torch.dtype) -> list[Work]:
     """GLM-5.1's operators at its dimensions."""
 
@@ -190,6 +208,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--library", type=Path,
                         default=ROOT / "build/plugins/libglm_trt_plugins.so")  # fmt: skip
+    parser.add_argument("--bundle", type=Path, default=ROOT / "build/glm-5.1-tiny",
+                        help="whose engines are loaded, with tensorrt-rtx installed")  # fmt: skip
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_operators: error: no CUDA device is present", file=sys.stderr)
@@ -203,6 +223,9 @@ def main() -> int:
         print(f"WRONG {problem}")
     if wrong:
         return 1
+    engines = load_engines(options.bundle, options.library)
+    for plan, verdict in engines.items():
+        print(f"{plan}: {verdict}")
     copy, products = rates()
     device = torch.cuda.get_device_name()
     print(f"{device}: copy {copy / 1e12:.2f} TB/s, bfloat16 {products / 1e12:.0f} TFLOP/s")
@@ -225,7 +248,7 @@ def main() -> int:
     if options.json:
         versions = {"torch": torch.__version__, "triton": import_module("triton").__version__}
         result = {"device": device, "copy_bytes_per_s": copy, "products_per_s": products,
-                  "versions": versions, "rows": rows}  # fmt: skip
+                  "versions": versions, "engines": engines, "rows": rows}  # fmt: skip
         options.json.write_text(json.dumps(result, indent=1))
     return 0
 

@@ -82,7 +82,7 @@ def build_library(output: Path, jobs: int | None = None, quiet: bool = False) ->
     write_atomically(generated / "kernels.S", kernels_assembly(table, files).encode())
     for plan, _ in plans:
         header = generated / "glm_trt" / f"{plan.contract.torch_name}.h"
-        write_atomically(header, contract_header(plan.contract).encode())
+        write_atomically(header, contract_header(plan.contract, plan.limits).encode())
     write_atomically(output / "kernels.json", _description(cubins).encode())
     library = output / LIBRARY
     key = _key(generated, files)

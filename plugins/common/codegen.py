@@ -101,8 +101,11 @@ def kernels_assembly(table: KernelTable, files: Mapping[int, str]) -> str:
     return "\n".join([*parts, '.section .note.GNU-stack,"",@progbits', ""])
 
 
-def contract_header(contract: Contract) -> str:
-    """A C++ header with the contract's names, indices and types, for code that calls the plugin."""
+def contract_header(contract: Contract, limits: Sequence[tuple[str, str]] = ()) -> str:
+    """A C++ header with the contract's names, indices, types and limits, for callers of the plugin.
+
+    `limits` are those of the operator's launch plan.
+    """
     space = contract.torch_name
     lines = [
         f"// Generated from the contract of {contract.name}: {contract.doc}",
@@ -127,6 +130,9 @@ def contract_header(contract: Contract) -> str:
         lines.append(
             f'constexpr char const* k{_camel(name)}Field = "{name}"; //!< {type_.__name__}'
         )
+    lines.append("//! What the kernels can do, over the axes and attributes above.")
+    texts = [f'    "{expression}", // {message}' for expression, message in limits]
+    lines += ["constexpr char const* kLimits[] = {", *texts, "    nullptr,", "};"]
     return "\n".join([*lines, f"}} // namespace glm_trt::{space}", ""])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,23 @@ def test_header_names_every_port_and_attribute(contract: object) -> None:
             (line,) = [text for text in lines if f"k{kind}{camel} =" in text]
             assert f"= {i};" in line
             assert f"[{', '.join(port.axes)}]" in line
+
+
+def test_headers_compile(tmp_path: Path) -> None:
+    """All of them in one program, which reads the limits."""
+    source = ["#include <cstring>"]
+    checks = []
+    for name in CONTRACTS:
+        plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+        (tmp_path / f"{name}.h").write_text(contract_header(plan.contract, plan.limits))
+        source.append(f'#include "{name}.h"')
+        checks.append(f'!std::strcmp(glm_trt::{name}::kLimits[0], "{plan.limits[0][0]}")')
+    source.append(f"int main() {{ return {' && '.join(checks)} ? 0 : 1; }}")
+    (tmp_path / "main.cpp").write_text("\n".join(source))
+    program = tmp_path / "program"
+    command = ["g++", "-std=c++17", "-Wall", "-Werror", str(tmp_path / "main.cpp"), "-o"]
+    subprocess.run([*command, str(program)], check=True)
+    assert subprocess.run([str(program)]).returncode == 0
 
 
 @pytest.mark.parametrize(
