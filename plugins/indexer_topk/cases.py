@@ -41,5 +41,11 @@ CASES = [
     _case("all scores tied", 1, 4, 40, 6, [30], largest=0),
     _case("many ties", 2, 6, 300, 64, [200, 294], heads=1, largest=1),
     _case("wide", 1, 2, 130, 16, [120], heads=32, width=128, largest=1),
-    _case("several blocks", 1, 1, 5000, 512, [4990], heads=2, largest=2),
+    _case("prefill, batch", 2, 6, 40, 9, [3, 30], heads=5),
+    # Selections that several programs share.
+    _case("shared", 1, 1, 5000, 512, [4990], heads=2, largest=2),
+    _case("shared, batch", 3, 1, 5000, 300, [100, 2100, 4999], heads=1),
+    _case("shared, programs with nothing", 1, 2, 5000, 64, [700], heads=1),
+    _case("shared, all scores tied", 1, 1, 5000, 1500, [4000], heads=1, largest=0),
+    _case("shared, one selected", 1, 1, 4100, 1, [4099], heads=1),
 ]

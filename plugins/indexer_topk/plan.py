@@ -5,31 +5,69 @@ from __future__ import annotations
 from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
 from glm_trt.plugins.indexer_topk import CONTRACT
 
+# Few queries over many positions: each query's selection is shared by up to 32 programs.
+MOST_CHUNKS = 32
+CHUNKS = f"max(1, min({MOST_CHUNKS}, cdiv(C, 2048), 256 // max(1, B * S)))"
+DECODE = {"BLOCK_C": 64, "QUERIES": 1, "num_warps": 8, "num_stages": 1}
+# Four queries of 32 heads are the rows of one tile, and share the keys they read.
+PREFILL = {"BLOCK_C": 128, "QUERIES": 4, "num_warps": 8, "num_stages": 1}
+# Float32 products run on the general units, from registers.
+FLOAT32 = {"BLOCK_C": 16, "QUERIES": 1, "num_warps": 8, "num_stages": 1}
+SELECT = {"BLOCK_C": 1024, "CHUNKS": MOST_CHUNKS, "num_warps": 8, "num_stages": 1}
+
+
+def _score(when: str, config: dict[str, int]) -> Launch:
+    return Launch(
+        "score_positions",
+        when=when,
+        grid=("cdiv(C, BLOCK_C)", "B * cdiv(S, QUERIES)", "1"),
+        arguments=(
+            "query", "keys", "weights", "past_lengths", "scores", "S", "H", "D", "C", "scale",
+        ),
+        aligned=("D",),
+        constants={"BLOCK_H": Pick("H", (16, 32, 64)), "BLOCK_D": Pick("D", (16, 64, 128))},
+        configs={"*": config, "*/float32": FLOAT32},
+    )  # fmt: skip
+
+
+def _count(number: int) -> Launch:
+    return Launch(
+        "count_chunk",
+        when=f"{CHUNKS} > 1",
+        grid=(CHUNKS, "B * S", "1"),
+        arguments=("past_lengths", "scores", "counts", "found", "S", "C", "K", CHUNKS),
+        configs={"*": SELECT | {"PASS": number}},
+    )
+
+
 PLAN = Plan(
     CONTRACT,
     launches=(
+        _score("S < 4", DECODE),
+        _score("S >= 4", PREFILL),
+        *(_count(number) for number in range(4)),
         Launch(
-            "score_positions",
-            grid=("cdiv(C, BLOCK_C)", "B * S", "1"),
+            "select_chunk",
+            when=f"{CHUNKS} > 1",
+            grid=(CHUNKS, "B * S", "1"),
             arguments=(
-                "query", "keys", "weights", "past_lengths", "scores", "S", "H", "D", "C", "scale",
+                "past_lengths", "scores", "counts", "found", "indices", "S", "C", "K", CHUNKS,
             ),
-            aligned=("D",),
-            constants={"BLOCK_H": Pick("H", (16, 32, 64)), "BLOCK_D": Pick("D", (16, 64, 128))},
-            configs={
-                "*": {"BLOCK_C": 64, "num_warps": 4, "num_stages": 1},
-                # Float32 products run on the general units, from registers.
-                "*/float32": {"BLOCK_C": 32, "num_warps": 8, "num_stages": 1},
-            },
+            configs={"*": SELECT},
         ),
         Launch(
             "select_positions",
+            when=f"{CHUNKS} == 1",
             grid=("B * S", "1", "1"),
             arguments=("past_lengths", "scores", "indices", "S", "C", "K"),
-            configs={"*": {"BLOCK_C": 2048, "num_warps": 8, "num_stages": 1}},
+            configs={"*": {"BLOCK_C": 4096, "num_warps": 8, "num_stages": 1}},
         ),
     ),
-    workspace=(Buffer("scores", "float32", "B * S * C"),),
+    workspace=(
+        Buffer("scores", "float32", "B * S * C"),
+        Buffer("counts", "int32", f"({CHUNKS} > 1) * B * S * 4 * {CHUNKS} * 256"),
+        Buffer("found", "int32", f"({CHUNKS} > 1) * B * S * 4 * {CHUNKS} * 3"),
+    ),
     limits=(
         ("H <= 64", "at most 64 indexer heads"),
         ("D <= 128", "indexer heads of at most 128"),

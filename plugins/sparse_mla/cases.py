@@ -42,5 +42,9 @@ CASES = [
     _case("prefill", 2, 9, 4, 32, 16, 64, 48, missing=0.3),
     _case("odd sizes", 2, 3, 17, 13, 6, 37, 29, missing=0.2),
     _case("wide", 1, 2, 20, 512, 64, 70, 66),
-    _case("many tokens, not split", 1, 300, 2, 16, 4, 90, 70, missing=0.1),
+    _case("no rotary part", 1, 2, 3, 16, 0, 20, 11),
+    _case("more heads than a block", 1, 2, 70, 20, 4, 40, 33, missing=0.1),
+    _case("64 heads a program", 2, 8, 40, 20, 4, 40, 30, missing=0.1),
+    _case("64 heads a program, split", 2, 8, 33, 16, 4, 90, 70, missing=0.1),
+    _case("many tokens, not split", 1, 130, 2, 16, 4, 90, 70, missing=0.1),
 ]

@@ -14,12 +14,12 @@ def attend_selected(
     p_query, p_cache, p_indices, p_latent, p_parts, p_stats,
     n_length, n_heads, n_width, n_rank, n_capacity, n_selected, n_splits, scale,
     BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    DIRECT: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_H heads of one token over its share of the selected positions.
 
-    DIRECT: the share is everything, → latent [B·S, H, R]. Otherwise → parts [B·S, splits, H, R]
-    not yet divided, and stats [B·S, splits, H, 2]: the largest score, the sum of exponentials.
+    One split: the share is everything, → latent [B·S, H, R]. Several: → parts [B·S, splits, H, R]
+    not yet divided, and stats [B·S, splits, H, 2]: the largest score and the sum of exponentials,
+    both to the base 2.
     """
     i_row = tl.program_id(1).to(tl.int64)
     i_split = tl.program_id(2)
@@ -33,6 +33,8 @@ def attend_selected(
     b_max = tl.full([BLOCK_H], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_H], tl.float32)
     b_out = tl.zeros([BLOCK_H, BLOCK_R], tl.float32)
+    # To the base 2, in which the hardware exponentiates; float32 under the interpreter too.
+    scale_2 = tl.full([], scale, tl.float32) * 1.4426950408889634
     share = tl.cdiv(n_selected, n_splits)
     end = tl.minimum((i_split + 1) * share, n_selected)
     for i_k in range(i_split * share, end, BLOCK_K):
@@ -43,18 +45,18 @@ def attend_selected(
         b_cr = tl.load(p_rows + o_r[None, :], mask=chosen[:, None] & ranks[None, :], other=0.0)
         b_cp = tl.load(p_rows + n_rank + o_p[None, :], mask=chosen[:, None] & ropes[None, :],
                        other=0.0)  # fmt: skip
-        b_s = (dot(b_qr, tl.trans(b_cr)) + dot(b_qp, tl.trans(b_cp))) * scale
+        b_s = (dot(b_qr, tl.trans(b_cr)) + dot(b_qp, tl.trans(b_cp))) * scale_2
         b_s = tl.where(chosen[None, :], b_s, float("-inf"))
         b_next = tl.maximum(b_max, tl.max(b_s, 1))
         # While nothing is chosen yet, −inf − (−inf) must not be NaN.
         b_from = tl.where(b_next == float("-inf"), 0.0, b_next)
-        b_e = tl.exp(b_s - b_from[:, None])
-        b_shrink = tl.exp(b_max - b_from)
+        b_e = tl.exp2(b_s - b_from[:, None])
+        b_shrink = tl.exp2(b_max - b_from)
         b_sum = b_sum * b_shrink + tl.sum(b_e, 1)
         b_out = b_out * b_shrink[:, None] + dot(b_e.to(b_cr.dtype), b_cr)
         b_max = b_next
     both = heads[:, None] & ranks[None, :]
-    if DIRECT:
+    if n_splits == 1:
         b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
         o_out = (i_row * n_heads + o_h[:, None]) * n_rank + o_r[None, :]
         tl.store(p_latent + o_out, b_out, mask=both)
@@ -66,23 +68,24 @@ def attend_selected(
 
 
 @triton.jit
-def combine_splits(p_parts, p_stats, p_latent, n_heads, n_rank, n_splits, BLOCK_R: tl.constexpr):
+def combine_splits(
+    p_parts, p_stats, p_latent, n_heads, n_rank, n_splits,
+    BLOCK_R: tl.constexpr, MOST_SPLITS: tl.constexpr,
+):  # fmt: skip
     """One program: one head of one token: its splits in order → latent [B·S, H, R]."""
     i_row = tl.program_id(1).to(tl.int64)
     i_head = tl.program_id(0)
-    o_r = tl.arange(0, BLOCK_R)
-    largest = tl.full([], float("-inf"), tl.float32)
-    for i_split in range(n_splits):
-        o_part = (i_row * n_splits + i_split) * n_heads + i_head
-        largest = tl.maximum(largest, tl.load(p_stats + o_part * 2))
-    largest = tl.where(largest == float("-inf"), 0.0, largest)
+    o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, MOST_SPLITS)
+    ranks, splits = o_r < n_rank, o_s < n_splits
+    o_parts = (i_row * n_splits + o_s) * n_heads + i_head
+    largest = tl.max(tl.load(p_stats + o_parts * 2, mask=splits, other=float("-inf")), 0)
+    largest = tl.where(largest == float("-inf"), 0.0, largest)  # nothing was selected
     total = tl.zeros([], tl.float32)
     b_out = tl.zeros([BLOCK_R], tl.float32)
     for i_split in range(n_splits):
         o_part = (i_row * n_splits + i_split) * n_heads + i_head
-        share = tl.exp(tl.load(p_stats + o_part * 2) - largest)
+        share = tl.exp2(tl.load(p_stats + o_part * 2) - largest)
         total += share * tl.load(p_stats + o_part * 2 + 1)
-        b_part = tl.load(p_parts + o_part * n_rank + o_r, mask=o_r < n_rank, other=0.0)
-        b_out += share * b_part
+        b_out += share * tl.load(p_parts + o_part * n_rank + o_r, mask=ranks, other=0.0)
     b_out = b_out / tl.where(total == 0.0, 1.0, total)
-    tl.store(p_latent + (i_row * n_heads + i_head) * n_rank + o_r, b_out, mask=o_r < n_rank)
+    tl.store(p_latent + (i_row * n_heads + i_head) * n_rank + o_r, b_out, mask=ranks)

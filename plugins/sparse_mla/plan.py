@@ -1,58 +1,73 @@
-"""What sparse MLA launches: one program for 16 heads of a token, or several that share the work."""
+"""What sparse MLA launches: heads of a token in blocks, few tokens split over their selection."""
 
 from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
 from glm_trt.plugins.sparse_mla import CONTRACT
 
-# Few tokens: split the selection until there are about 256 programs, each with 64 entries or more.
-SPLITS = "min(cdiv(K, 64), max(1, 256 // max(1, B * S * cdiv(H, 16))))"
-ARGUMENTS = (
-    "query", "cache", "indices", "latent", "parts", "stats", "S", "H", "D", "value_width", "C",
-    "K", SPLITS, "scale",
-)  # fmt: skip
+# From 16 tokens of 64 heads on, programs of 64 heads fill a GPU, and read each entry once.
+WIDE = "H > 32 and B * S * cdiv(H, 64) >= 16"
+# The selection is split until there are about 128 programs (the SMs of a large GPU), each with 64
+# entries or more. All of it follows from sizes, so no result depends on the number of SMs.
+MOST_SPLITS = 32
+SPLITS = (
+    f"max(1, min({MOST_SPLITS}, cdiv(K, 64), "
+    f"128 // max(1, B * S * (({WIDE}) * cdiv(H, 64) + (not ({WIDE})) * cdiv(H, 32)))))"
+)
 RANKS = (32, 64, 128, 256, 512)
-CONSTANTS = {
-    "BLOCK_R": Pick("value_width", RANKS),
-    "BLOCK_P": Pick("D - value_width", (16, 64)),
-}
-HALF = {"BLOCK_H": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
-# Float32 entries of 512 fill the shared memory of a small GPU: 16 of them, one stage.
+# A program's heads of 1.1 KB and its stages of entries, 1.1 KB each, share an SM's shared memory;
+# its sums take 2 KB a head of the registers. Five stages: the pipeline spends some of them on the
+# indices, and two are left for the entries.
+SMALL = {"BLOCK_H": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 5}
+MEDIUM = {"BLOCK_H": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5}
+LARGE = {"BLOCK_H": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 5}
+# Float32 runs on the general units; 16 entries of 512 are what a small GPU's shared memory holds.
 FLOAT32 = {"BLOCK_H": 16, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1}
 
 
-def _configs(direct: int) -> dict[str, dict[str, int]]:
-    return {"*": HALF | {"DIRECT": direct}, "*/float32": FLOAT32 | {"DIRECT": direct}}
+def _configs(**targets: dict[str, int]) -> dict[str, dict[str, int]]:
+    return {"*": SMALL, "*/float32": FLOAT32} | {
+        f"{target}/{dtype}": config
+        for target, config in targets.items()
+        for dtype in ("float16", "bfloat16")
+    }
+
+
+NARROW_CONFIGS = _configs(sm80=MEDIUM, sm90=MEDIUM, sm100=MEDIUM)
+# 64 heads fit the registers only where the tensor cores read both operands from shared memory.
+WIDE_CONFIGS = _configs(sm80=MEDIUM, sm90=LARGE, sm100=MEDIUM)
+
+
+def _attend(when: str, configs: dict[str, dict[str, int]]) -> Launch:
+    return Launch(
+        "attend_selected",
+        when=when,
+        grid=("cdiv(H, BLOCK_H)", "B * S", SPLITS),
+        arguments=(
+            "query", "cache", "indices", "latent", "parts", "stats", "S", "H", "D", "value_width",
+            "C", "K", SPLITS, "scale",
+        ),
+        aligned=("D", "value_width"),
+        constants={
+            "BLOCK_R": Pick("value_width", RANKS),
+            "BLOCK_P": Pick("D - value_width", (16, 64)),
+        },
+        configs=configs,
+    )  # fmt: skip
 
 
 PLAN = Plan(
     CONTRACT,
     launches=(
-        Launch(
-            "attend_selected",
-            when=f"{SPLITS} == 1",
-            grid=("cdiv(H, 16)", "B * S", "1"),
-            arguments=ARGUMENTS,
-            aligned=("D", "value_width"),
-            constants=CONSTANTS,
-            configs=_configs(direct=1),
-        ),
-        Launch(
-            "attend_selected",
-            when=f"{SPLITS} > 1",
-            grid=("cdiv(H, 16)", "B * S", SPLITS),
-            arguments=ARGUMENTS,
-            aligned=("D", "value_width"),
-            constants=CONSTANTS,
-            configs=_configs(direct=0),
-        ),
+        _attend(WIDE, WIDE_CONFIGS),
+        _attend(f"not ({WIDE})", NARROW_CONFIGS),
         Launch(
             "combine_splits",
             when=f"{SPLITS} > 1",
             grid=("H", "B * S", "1"),
             arguments=("parts", "stats", "latent", "H", "value_width", SPLITS),
             constants={"BLOCK_R": Pick("value_width", RANKS)},
-            configs={"*": {"num_warps": 4, "num_stages": 1}},
+            configs={"*": {"MOST_SPLITS": MOST_SPLITS, "num_warps": 4, "num_stages": 1}},
         ),
     ),
     workspace=(
