@@ -37,4 +37,13 @@ CASES = [
     _case("one expert hit by few", 5, 1, spread=1),
     _case("few, sizes of 16", 3, 2, hidden=64, inner=32),
     _case("many, sizes of 16", 40, 2, hidden=64, inner=48),
+    # More than 8, and more than 32, pairs an expert: tiles of 64 and of 128.
+    _case("tiles of 64", 50, 2, experts=4, hidden=80, inner=96),
+    _case("tiles of 128", 99, 2, experts=4, hidden=144, inner=80),
+    _case("tiles of 128, one expert hit", 150, 1, experts=3, hidden=80, inner=144, spread=1),
+    *(
+        # Odd k for few tokens, even k for many.
+        _case(f"{k} experts a token", 2 if k % 2 else 18, k, experts=9, hidden=32, inner=16)
+        for k in range(1, 9)
+    ),
 ]

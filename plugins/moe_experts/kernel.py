@@ -74,26 +74,27 @@ def count_pairs(p_indices, p_counts, n_pairs, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def sort_pairs(
-    p_indices, p_counts, p_sorted, p_tiles, n_pairs, n_experts, n_tiles,
-    BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
+    p_indices, p_counts, p_sorted, p_tiles, n_pairs, n_experts, n_tiles, n_rows,
+    BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """One program: one expert's pairs, in order, after those of the experts before it.
 
-    sorted [T·k]; tiles [n_tiles, 3]: expert (−1: no work), first and last+1 row in `sorted`.
+    sorted [T·k]; tiles of at most n_rows pairs [n_tiles, 3]: expert (−1: no work), first and last+1
+    row in `sorted`.
     """
     i_expert = tl.program_id(0)
     o_e = tl.arange(0, BLOCK_E)
     b_counts = tl.load(p_counts + o_e, mask=o_e < n_experts, other=0)
-    b_tiles = (b_counts + BLOCK_M - 1) // BLOCK_M
+    b_tiles = (b_counts + n_rows - 1) // n_rows
     first = tl.sum(tl.where(o_e < i_expert, b_counts, 0), 0)
     first_tile = tl.sum(tl.where(o_e < i_expert, b_tiles, 0), 0)
     count = tl.load(p_counts + i_expert)
-    tiles = (count + BLOCK_M - 1) // BLOCK_M
+    tiles = (count + n_rows - 1) // n_rows
     for i_tile in range(tiles):
         p_tile = p_tiles + (first_tile + i_tile) * 3
         tl.store(p_tile, i_expert)
-        tl.store(p_tile + 1, first + i_tile * BLOCK_M)
-        tl.store(p_tile + 2, tl.minimum(first + (i_tile + 1) * BLOCK_M, first + count))
+        tl.store(p_tile + 1, first + i_tile * n_rows)
+        tl.store(p_tile + 2, tl.minimum(first + (i_tile + 1) * n_rows, first + count))
     if i_expert == n_experts - 1:
         for i_tile in range(first_tile + tiles, n_tiles):
             tl.store(p_tiles + i_tile * 3, -1)
@@ -109,10 +110,14 @@ def sort_pairs(
 
 @triton.jit
 def gate_up_tiles(
-    p_x, p_gate_up, p_sorted, p_tiles, p_inner, n_slots, n_hidden, n_inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+    p_x, p_gate_up, p_sorted, p_tiles, p_inner, n_slots, hidden_units, inner_units,
+    UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M pairs of one expert × BLOCK_N inner columns → inner [T·k, I]."""
+    """One program: BLOCK_M pairs of one expert × BLOCK_N inner columns → inner [T·k, I].
+
+    Sizes come in units of UNIT elements: where that is 16, loads along them can be wide.
+    """
+    n_hidden, n_inner = hidden_units * UNIT, inner_units * UNIT
     p_tile = p_tiles + tl.program_id(1) * 3
     i_expert = tl.load(p_tile).to(tl.int64)
     if i_expert >= 0:
@@ -141,13 +146,14 @@ def gate_up_tiles(
 
 @triton.jit
 def down_tiles(
-    p_inner, p_down, p_weights, p_sorted, p_tiles, p_parts, n_hidden, n_inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+    p_inner, p_down, p_weights, p_sorted, p_tiles, p_parts, hidden_units, inner_units,
+    UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M pairs of one expert × BLOCK_N outputs, weighted → parts.
 
-    parts [T·k, hidden].
+    parts [T·k, hidden]; sizes in units of UNIT elements, as above.
     """
+    n_hidden, n_inner = hidden_units * UNIT, inner_units * UNIT
     p_tile = p_tiles + tl.program_id(1) * 3
     i_expert = tl.load(p_tile).to(tl.int64)
     if i_expert >= 0:

@@ -7,11 +7,66 @@ from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
 from glm_trt.plugins.moe_experts import CONTRACT
 
 FEW, MANY = "T <= 16", "T > 16"
-# More tiles than there can be: each expert has at most one that is not full.
-TILES = "cdiv(T * k, BLOCK_M) + E"
-TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
-# Float32 operands are twice as large, and its products run on the general units.
-TILE_FLOAT32 = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+# Rows that are no multiple of 16 elements admit no wide load: their tiles are small and slow.
+EVEN = "hidden % 16 + I % 16 == 0"
+# Pairs a tile, by those that an expert has on average: 16 and 64 where it is the weights' bytes
+# that take the time, 128 where it is the products.
+SMALL, LARGE = "T * k <= 32 * E", "T * k > 32 * E"
+SMALL_ROWS = "16 + 48 * (T * k > 8 * E)"
+ROWS = f"16 + ({EVEN}) * (48 * (T * k > 8 * E) + 64 * ({LARGE}))"
+# As many tiles as there can be: each expert that is hit has at most one that is not full.
+TILES = f"min(T * k, T * k // ({ROWS}) + E)"
+
+
+def _tiles(
+    kernel: str, columns: str, arguments: tuple[str, ...], depth: str, wide: int
+) -> list[Launch]:
+    """The three forms of a grouped GEMM's kernel: odd sizes, small tiles, large tiles.
+
+    `columns` is the axis that BLOCK_N divides, `depth` the name of the block along the sums, and
+    `wide` the columns of a large tile.
+    """
+
+    def launch(when: str, constants: dict[str, Pick], configs: dict[str, dict[str, int]]) -> Launch:
+        return Launch(
+            kernel,
+            when=f"{MANY} and {when}",
+            # Columns first: programs that run side by side then share an expert's rows in cache.
+            grid=(f"cdiv({columns}, BLOCK_N)", TILES, "1"),
+            arguments=(*arguments, "hidden // UNIT", "I // UNIT"),
+            constants=constants,
+            configs=configs,
+        )
+
+    odd = {"UNIT": 1, "BLOCK_M": 16, "BLOCK_N": 32, depth: 32, "num_warps": 4, "num_stages": 2}
+    small = {"UNIT": 16, "BLOCK_N": 64, depth: 64, "num_warps": 4, "num_stages": 3}
+    # The widest sums that fit the registers of mma.sync; wgmma and tcgen05 take twice as many.
+    large = small | {"BLOCK_M": 128, "BLOCK_N": wide // 2, "num_warps": 8}
+    widest = {"BLOCK_N": wide}
+    # Products in float32 run on the general units, from registers.
+    slow = {depth: 32, "num_warps": 8, "num_stages": 2}
+    slow_large = large | slow | {"BLOCK_N": 64}
+    return [
+        launch(f"not ({EVEN})", {}, {"*": odd}),
+        launch(
+            f"{EVEN} and {SMALL}",
+            {"BLOCK_M": Pick(SMALL_ROWS, (16, 64))},
+            {"*": small, "*/float32": small | slow},
+        ),
+        launch(
+            f"{EVEN} and {LARGE}",
+            {},
+            {
+                "*": large,
+                "*/float32": slow_large,
+                "sm90": large | widest,
+                "sm90/float32": slow_large,
+                "sm100": large | widest,
+                "sm100/float32": slow_large,
+            },
+        ),
+    ]
+
 
 PLAN = Plan(
     CONTRACT,
@@ -43,26 +98,23 @@ PLAN = Plan(
             "sort_pairs",
             when=MANY,
             grid=("E", "1", "1"),
-            arguments=("indices", "counts", "sorted", "tiles", "T * k", "E", TILES),
+            arguments=("indices", "counts", "sorted", "tiles", "T * k", "E", TILES, ROWS),
             constants={"BLOCK_E": Pick("E", (16, 64, 256, 512))},
-            configs={"*": {"BLOCK_P": 1024, "BLOCK_M": 64, "num_warps": 4, "num_stages": 2}},
+            configs={"*": {"BLOCK_P": 1024, "num_warps": 4, "num_stages": 2}},
         ),
-        Launch(
+        *_tiles(
             "gate_up_tiles",
-            when=MANY,
-            # Columns first: programs that run side by side then share an expert's rows in cache.
-            grid=("cdiv(I, BLOCK_N)", TILES, "1"),
-            arguments=("x", "gate_up", "sorted", "tiles", "inner", "k", "hidden", "I"),
-            aligned=("hidden", "I"),
-            configs={"*": TILE | {"BLOCK_H": 64}, "*/float32": TILE_FLOAT32 | {"BLOCK_H": 32}},
+            "I",
+            ("x", "gate_up", "sorted", "tiles", "inner", "k"),
+            depth="BLOCK_H",
+            wide=128,  # twice: gate and up
         ),
-        Launch(
+        *_tiles(
             "down_tiles",
-            when=MANY,
-            grid=("cdiv(hidden, BLOCK_N)", TILES, "1"),
-            arguments=("inner", "down", "weights", "sorted", "tiles", "parts", "hidden", "I"),
-            aligned=("hidden", "I"),
-            configs={"*": TILE | {"BLOCK_I": 64}, "*/float32": TILE_FLOAT32 | {"BLOCK_I": 32}},
+            "hidden",
+            ("inner", "down", "weights", "sorted", "tiles", "parts"),
+            depth="BLOCK_I",
+            wide=256,
         ),
         Launch(
             "sum_slots",
@@ -73,11 +125,12 @@ PLAN = Plan(
             configs={"*": {"BLOCK_H": 1024, "num_warps": 4, "num_stages": 2}},
         ),
     ),
+    # Nothing shrinks where a size grows: TensorRT asks for the workspace at the largest sizes only.
     workspace=(
-        Buffer("inner_few", "float32", "(T <= 16) * T * k * I"),
+        Buffer("inner_few", "float32", "min(T, 16) * k * I"),
         Buffer("counts", "int32", "(T > 16) * E"),
         Buffer("sorted", "int32", "(T > 16) * T * k"),
-        Buffer("tiles", "int32", "(T > 16) * (cdiv(T * k, 64) + E) * 3"),
+        Buffer("tiles", "int32", "(T > 16) * min(T * k, T * k // 16 + E) * 3"),
         Buffer("inner", ACTIVATION, "(T > 16) * T * k * I"),
         Buffer("parts", ACTIVATION, "(T > 16) * T * k * hidden"),
     ),

@@ -34,6 +34,7 @@ CASES = [
     _case("one expert", 4, 64, 1),
     _case("groups", 9, 32, 6, n_group=4, topk_group=2),
     _case("groups, odd size", 6, 21, 4, n_group=7, topk_group=3),
+    _case("groups of one", 5, 8, 2, n_group=8, topk_group=3),
     _case("all groups kept", 4, 32, 6, n_group=4, topk_group=4),
     _case("ties", 40, 32, 8, tied=True),
     _case("tied groups", 40, 32, 6, n_group=8, topk_group=3, tied=True),

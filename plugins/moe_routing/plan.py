@@ -26,7 +26,11 @@ PLAN = Plan(
     limits=(
         ("E <= 512", "at most 512 experts"),
         ("top_k <= 16", "at most 16 experts a token"),
+        ("n_group >= 1", "at least one group"),  # before what divides by it
         ("E % n_group == 0", "experts in groups of equal size"),
-        ("top_k <= topk_group * (E // n_group)", "no more experts a token than kept groups have"),
+        (
+            "top_k <= min(topk_group, n_group) * (E // n_group)",
+            "no more experts a token than kept groups have",
+        ),
     ),
 )  # fmt: skip
