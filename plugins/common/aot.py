@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.files import write_atomically
-from glm_trt.plugins.common.contract import ACTIVATION, ACTIVATION_DTYPES
+from glm_trt.plugins.common.contract import Types
 from glm_trt.plugins.common.launch import (
     POINTER_ALIGNMENT,
     SIZE_ALIGNMENT,
@@ -59,8 +59,7 @@ class Cubin:
 
 def dtypes_of(plan: Plan) -> tuple[str, ...]:
     """Activation dtypes that an operator's kernels exist in."""
-    ports = (*plan.contract.inputs, *plan.contract.outputs)
-    return ACTIVATION_DTYPES if any(p.dtype == ACTIVATION for p in ports) else ("float32",)
+    return tuple(dict.fromkeys(types.activation for types in plan.contract.types()))
 
 
 def picks(launch: Launch) -> list[tuple[tuple[str, int], ...]]:
@@ -80,16 +79,16 @@ def variant(
     launch: Launch,
     kernels: Mapping[str, Any],
     target: str,
-    dtype: str,
+    types: Types,
     chosen: tuple[tuple[str, int], ...],
     aligned: bool,
 ) -> Variant:
-    """The variant that a launch uses for a target, an activation dtype and picked constants.
+    """The variant that a launch uses for a target, dtypes and picked constants.
 
     `aligned` says that the launch's `aligned` arguments are multiples of 16.
     """
     function = kernels[launch.kernel]
-    config = launch.config(target, dtype)
+    config = launch.config(target, types.activation)
     constants = dict(chosen) | {k: v for k, v in config.items() if k not in _OPTIONS}
     parameters = [name for name in function.arg_names if name not in constants]
     if len(parameters) != len(launch.arguments):
@@ -97,9 +96,9 @@ def variant(
             f"{plan.contract.name}: {launch.kernel}: its run-time parameters are {parameters}, "
             f"the plan gives {list(launch.arguments)}"
         )
-    types = _pointer_types(plan, dtype)
+    pointers = _pointer_types(plan, types)
     signature = tuple(
-        (name, types.get(argument) or _scalar_type(plan, launch, argument, aligned))
+        (name, pointers.get(argument) or _scalar_type(plan, launch, argument, aligned))
         for name, argument in zip(parameters, launch.arguments, strict=True)
     )
     options = tuple(sorted((k, v) for k, v in config.items() if k in _OPTIONS))
@@ -108,9 +107,9 @@ def variant(
 
 def variants(plan: Plan, kernels: Mapping[str, Any]) -> Iterator[Variant]:
     """Every variant that some launch of the plan may use."""
-    for launch, target, dtype in itertools.product(plan.launches, TARGETS, dtypes_of(plan)):
+    for launch, target, types in itertools.product(plan.launches, TARGETS, plan.contract.types()):
         for chosen, aligned in itertools.product(picks(launch), alignments(launch)):
-            yield variant(plan, launch, kernels, target, dtype, chosen, aligned)
+            yield variant(plan, launch, kernels, target, types, chosen, aligned)
 
 
 def compile_variant(of: Variant, kernels: Mapping[str, Any], cache: Path) -> Cubin:
@@ -166,12 +165,10 @@ def _compile(of: Variant, function: Any) -> Cubin:
     return Cubin(compiled.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps)
 
 
-def _pointer_types(plan: Plan, dtype: str) -> dict[str, str]:
-    ports = {p.name: p.dtype for p in (*plan.contract.inputs, *plan.contract.outputs)}
-    named = ports | {buffer.name: buffer.dtype for buffer in plan.workspace}
-    return {
-        name: "*" + _TRITON[dtype if kind == ACTIVATION else kind] for name, kind in named.items()
-    }
+def _pointer_types(plan: Plan, types: Types) -> dict[str, str]:
+    named = [(port.name, port.dtype) for port in plan.contract.ports]
+    named += [(buffer.name, buffer.dtype) for buffer in plan.workspace]
+    return {name: "*" + _TRITON[types.of(dtype)] for name, dtype in named}
 
 
 def _scalar_type(plan: Plan, launch: Launch, argument: str, aligned: bool) -> str:

@@ -10,13 +10,23 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm_trt.plugins.common.aot import Cubin, Variant, alignments, dtypes_of, picks, variant
-from glm_trt.plugins.common.contract import ACTIVATION, Contract, Port
-from glm_trt.plugins.common.expressions import names_in, to_cpp
+from glm_trt.plugins.common.aot import Cubin, Variant, alignments, picks, variant
+from glm_trt.plugins.common.contract import (
+    ACTIVATION,
+    STATE,
+    Choice,
+    Contract,
+    Port,
+    attribute_kind,
+)
+from glm_trt.plugins.common.expressions import names_in, to_cpp, to_postfix
 from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, TARGETS, Launch, Plan
 
 _DTYPES = {"float32": "kFLOAT32", "float16": "kFLOAT16", "bfloat16": "kBFLOAT16", "int32": "kINT32",
-           "int64": "kINT64", ACTIVATION: "kACTIVATION"}  # fmt: skip
+           "int64": "kINT64", ACTIVATION: "kACTIVATION", STATE: "kSTATE"}  # fmt: skip
+_WORDS = {ACTIVATION: "the block's dtype", STATE: "float32 or the block's dtype"}
+_OPCODES = {"+": "kADD", "-": "kSUBTRACT", "*": "kMULTIPLY", "//": "kDIVIDE", "min": "kMINIMUM",
+            "max": "kMAXIMUM"}  # fmt: skip
 _SIZES = {"float32": "4", "int32": "4", "int64": "8", ACTIVATION: "ITEMSIZE"}
 
 
@@ -116,20 +126,20 @@ def contract_header(contract: Contract, limits: Sequence[tuple[str, str]] = ()) 
         f"namespace glm_trt::{space}",
         "{",
         f'constexpr char const* kName = "{contract.name}";',
+        f'constexpr char const* kNamespace = "{contract.domain}";',
         f"constexpr int32_t kInputCount = {len(contract.inputs)};",
         f"constexpr int32_t kOutputCount = {len(contract.outputs)};",
     ]
     for kind, ports in (("Input", contract.inputs), ("Output", contract.outputs)):
         for i, port in enumerate(ports):
-            dtype = "the block's dtype" if port.dtype == ACTIVATION else port.dtype
+            dtype = _WORDS.get(port.dtype, port.dtype) + (", optional" if port.optional else "")
             lines.append(
                 f"constexpr int32_t k{kind}{_camel(port.name)} = {i}; "
                 f"//!< [{', '.join(port.axes)}] {dtype}"
             )
     for name, type_ in contract.attributes.items():
-        lines.append(
-            f'constexpr char const* k{_camel(name)}Field = "{name}"; //!< {type_.__name__}'
-        )
+        words = " or ".join(type_.values) if isinstance(type_, Choice) else attribute_kind(type_)
+        lines.append(f'constexpr char const* k{_camel(name)}Field = "{name}"; //!< {words}')
     lines.append("//! What the kernels can do, over the axes and attributes above.")
     texts = [f'    "{expression}", // {message}' for expression, message in limits]
     lines += ["constexpr char const* kLimits[] = {", *texts, "    nullptr,", "};"]
@@ -141,21 +151,23 @@ def _camel(name: str) -> str:
 
 
 def _axes(contract: Contract) -> list[str]:
-    ports = (*contract.inputs, *contract.outputs)
-    return list(dict.fromkeys(axis for port in ports for axis in port.axes))
+    return list(dict.fromkeys(axis for port in contract.ports for axis in port.axes))
 
 
 def _names(plan: Plan, expressions: list[str], known: set[str]) -> list[str]:
     """C++ that defines the sizes that `expressions` read and `known` has not."""
     contract, lines = plan.contract, []
     axes, attributes = _axes(contract), list(contract.attributes)
+    optional = {f"has_{p.name}": i for i, p in enumerate(contract.inputs) if p.optional}
     wanted = {name for expression in expressions for name in names_in(expression)}
     for name in sorted(wanted - known):
         if name == "ITEMSIZE":
-            value = "call.dtype == Dtype::kFLOAT32 ? 4 : 2"
+            value = "call.types == 0 ? 4 : 2"  # the first are float32
         elif name in axes:
             value = f"call.axes[{axes.index(name)}]"
-        elif contract.attributes.get(name) is int:
+        elif name in optional:
+            value = f"call.present[{optional[name]}] ? 1 : 0"
+        elif contract.attributes.get(name, float) is not float:
             value = f"call.integers[{attributes.index(name)}]"
         else:
             raise ValueError(f"{contract.name}: {name!r} is no axis, attribute or constant")
@@ -179,14 +191,15 @@ def _launch(
     read = {n for expression in expressions for n in names_in(expression)}
     lines = [f"Error launch_{name}(Call const& call)", "{"]
     lines += _names(plan, expressions, {*sizes, *launch.constants})
-    dtypes = dtypes_of(plan)
+    types = contract.types()
     for size in (s for s in sizes if s in read):
         rows = ", ".join(
-            "{" + ", ".join(str(launch.config(t, d)[size]) for d in dtypes) + "}" for t in TARGETS
+            "{" + ", ".join(str(launch.config(t, d.activation)[size]) for d in types) + "}"
+            for t in TARGETS
         )
         lines += [
-            f"    static constexpr int64_t k_{size}[{len(TARGETS)}][{len(dtypes)}] = {{{rows}}};",
-            f"    int64_t const {size} = k_{size}[call.target][static_cast<int32_t>(call.dtype)];",
+            f"    static constexpr int64_t k_{size}[{len(TARGETS)}][{len(types)}] = {{{rows}}};",
+            f"    int64_t const {size} = k_{size}[call.target][call.types];",
         ]
     for constant, pick in launch.constants.items():
         values = ", ".join(map(str, pick.values))
@@ -222,29 +235,29 @@ def _launch(
 def _kernel_choice(
     plan: Plan, launch: Launch, kernels: Mapping[str, Any], table: KernelTable
 ) -> list[str]:
-    """C++ that finds the kernel by target, dtype and picked constants."""
+    """C++ that finds the kernel by target, dtypes and picked constants."""
     combinations = list(itertools.product(picks(launch), alignments(launch)))
     rows = []
     for target in TARGETS:
-        by_dtype = []
-        for dtype in dtypes_of(plan):
+        by_types = []
+        for types in plan.contract.types():
             numbers = [
-                table.number(variant(plan, launch, kernels, target, dtype, chosen, aligned))
+                table.number(variant(plan, launch, kernels, target, types, chosen, aligned))
                 for chosen, aligned in combinations
             ]
-            by_dtype.append("{" + ", ".join(map(str, numbers)) + "}")
-        rows.append("{" + ", ".join(by_dtype) + "}")
+            by_types.append("{" + ", ".join(map(str, numbers)) + "}")
+        rows.append("{" + ", ".join(by_types) + "}")
     index = "0"
     for constant, pick in launch.constants.items():
         index = f"({index} * {len(pick.values)} + i_{constant})"
     if launch.aligned:
         multiples = [f"{to_cpp(size)} % {SIZE_ALIGNMENT} == 0" for size in launch.aligned]
         index = f"({index} * 2 + ({' && '.join(multiples)} ? 1 : 0))"
-    shape = f"[{len(TARGETS)}][{len(dtypes_of(plan))}][{len(combinations)}]"
+    shape = f"[{len(TARGETS)}][{len(plan.contract.types())}][{len(combinations)}]"
     return [
         f"    static constexpr int32_t kNumbers{shape} = {{{', '.join(rows)}}};",
         "    Kernel const& kernel",
-        f"        = kKernels[kNumbers[call.target][static_cast<int32_t>(call.dtype)][{index}]];",
+        f"        = kKernels[kNumbers[call.target][call.types][{index}]];",
     ]
 
 
@@ -332,31 +345,59 @@ def _entry_functions(plan: Plan) -> str:
 
 
 def _operator(contract: Contract) -> str:
-    axes = _axes(contract)
+    axes, attributes = _axes(contract), list(contract.attributes)
 
     def ports(of: tuple[Port, ...]) -> str:
         texts = []
         for port in of:
             indices = ", ".join(str(axes.index(axis)) for axis in port.axes)
             texts.append(
-                f'{{"{port.name}", Dtype::{_DTYPES[port.dtype]}, {len(port.axes)}, {{{indices}}}}}'
+                f'{{"{port.name}", Dtype::{_DTYPES[port.dtype]}, {_cpp_bool(port.optional)}, '
+                f"{len(port.axes)}, {{{indices}}}}}"
             )
         return f"{len(of)}, {{{', '.join(texts)}}}"
 
-    attributes = list(contract.attributes)
-    declared = ", ".join(
-        f'{{"{name}", {"true" if kind is float else "false"}}}'
-        for name, kind in contract.attributes.items()
+    declared = ", ".join(_attribute(name, kind) for name, kind in contract.attributes.items())
+    derived = ",\n            ".join(
+        _derived_axis(axes, attributes, axis, expression)
+        for axis, expression in contract.derived.items()
     )
-    derived = ", ".join(
-        f"{{{axes.index(axis)}, {attributes.index(attribute)}, "
-        f"{axes.index(other[0]) if other else -1}}}"
-        for axis, (attribute, *other) in contract.derived.items()
+    types = contract.types()
+    pairs = ", ".join(
+        f"{{Dtype::{_DTYPES[t.activation]}, Dtype::{_DTYPES[t.state]}}}" for t in types
     )
     name = contract.torch_name
     return (
-        f'    {{"{contract.name}", {ports(contract.inputs)}, {ports(contract.outputs)},\n'
-        f"        {len(attributes)}, {{{declared}}}, {len(axes)}, {len(contract.derived)}, "
-        f"{{{derived}}},\n"
+        f'    {{"{contract.name}", "{contract.domain}", {ports(contract.inputs)}, '
+        f"{ports(contract.outputs)},\n"
+        f"        {len(types)}, {{{pairs}}},\n"
+        f"        {len(attributes)}, {{{declared}}},\n"
+        f"        {len(axes)}, {len(contract.derived)}, {{{derived}}},\n"
         f"        {name}_workspaceBytes, {name}_check, {name}_launch}},\n"
     )
+
+
+def _attribute(name: str, kind: type | Choice) -> str:
+    if isinstance(kind, Choice):
+        values = ", ".join(f'"{value}"' for value in kind.values)
+        return f'{{"{name}", AttributeKind::kCHOICE, {len(kind.values)}, {{{values}}}}}'
+    label = "kFLOAT" if kind is float else "kINTEGER"
+    return f'{{"{name}", AttributeKind::{label}, 0, {{}}}}'
+
+
+def _derived_axis(axes: list[str], attributes: list[str], axis: str, expression: str) -> str:
+    program = []
+    for kind, value in to_postfix(expression):
+        if kind == "operator":
+            program.append(f"{{Opcode::{_OPCODES[str(value)]}, 0}}")
+        elif kind == "constant":
+            program.append(f"{{Opcode::kCONSTANT, {value}}}")
+        elif value in axes:
+            program.append(f"{{Opcode::kAXIS, {axes.index(str(value))}}}")
+        else:
+            program.append(f"{{Opcode::kINTEGER, {attributes.index(str(value))}}}")
+    return f"{{{axes.index(axis)}, {len(program)}, {{{', '.join(program)}}}}}"
+
+
+def _cpp_bool(value: bool) -> str:
+    return "true" if value else "false"

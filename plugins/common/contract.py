@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,21 +10,44 @@ import onnx.defs
 import torch
 from torch import Tensor
 
+from glm_trt.plugins.common.expressions import evaluate
+
 DOMAIN, VERSION = "glm_trt", 1
+STANDARD = ""  # the domain of ai.onnx
 ACTIVATION = "T"  # a port of this type has the dtype of the block
+STATE = "S"  # float32, or the dtype of the block
 ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 
-_TORCH = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
 _ONNX = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: axes by name, dtype a name or `ACTIVATION`."""
+    """An input or output: axes by name, dtype a name, `ACTIVATION` or `STATE`."""
 
     name: str
     axes: tuple[str, ...]
     dtype: str = ACTIVATION
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A string attribute, one of `values`; to expressions it is the index of its value."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Types:
+    """What `ACTIVATION` and `STATE` stand for in one call."""
+
+    activation: str
+    state: str
+
+    def of(self, dtype: str) -> str:
+        """The dtype of a port or buffer."""
+        return {ACTIVATION: self.activation, STATE: self.state}.get(dtype, dtype)
 
 
 @dataclass(frozen=True)
@@ -33,11 +56,13 @@ class Contract:
 
     Attributes
     ----------
-    name : ONNX op type in the domain `glm_trt`; `torch_name` in `torch.ops.glm_trt`.
+    name : ONNX op type in `domain`; `torch_name` in `torch.ops.glm_trt`.
     inputs, outputs : in order; an output axis is an input's axis, or derived.
-    attributes : name → int or float, always explicit.
-    derived : output axis → (attribute,) or (attribute, axis) of which it is the minimum.
+    attributes : name → int, float or a `Choice`, always explicit.
+    derived : axis → expression over integer attributes, choices and axes of required inputs; where
+        an input has such an axis, its size must be that.
     tolerance : dtype → relative L2 error allowed against the reference in float64.
+    domain : `STANDARD` for an operator that ONNX defines.
     """
 
     name: str
@@ -45,32 +70,77 @@ class Contract:
     doc: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    attributes: dict[str, type]
+    attributes: dict[str, type | Choice]
     tolerance: dict[str, float]
-    derived: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    derived: dict[str, str] = field(default_factory=dict)
+    domain: str = DOMAIN
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Inputs, then outputs."""
+        return (*self.inputs, *self.outputs)
+
+    def types(self) -> tuple[Types, ...]:
+        """Every assignment of the type variables that kernels exist for."""
+        variables = {port.dtype for port in self.ports}
+        if STATE in variables:
+            pairs = ((a, s) for a in ACTIVATION_DTYPES for s in dict.fromkeys(("float32", a)))
+            return tuple(Types(*pair) for pair in pairs)
+        dtypes = ACTIVATION_DTYPES if ACTIVATION in variables else ("float32",)
+        return tuple(Types(dtype, dtype) for dtype in dtypes)
+
+    def types_of(self, tensors: Sequence[Tensor | None]) -> Types:
+        """The type variables in a call; an absent state has the activations' dtype."""
+        found: dict[str, str] = {}
+        for port, tensor in zip(self.inputs, tensors, strict=True):
+            if tensor is not None:
+                found.setdefault(port.dtype, str(tensor.dtype).removeprefix("torch."))
+        activation = found.get(ACTIVATION, "float32")
+        return Types(activation, found.get(STATE, activation))
 
     def torch_schema(self) -> str:
         """For example `moe_routing(Tensor logits, …, *, int top_k) -> (Tensor, Tensor)`."""
-        inputs = [f"Tensor {port.name}" for port in self.inputs]
-        attributes = [f"{kind.__name__} {name}" for name, kind in self.attributes.items()]
+        inputs = [f"Tensor{'?' if port.optional else ''} {port.name}" for port in self.inputs]
+        attributes = [f"{attribute_kind(kind)} {name}" for name, kind in self.attributes.items()]
         outputs = ", ".join("Tensor" for _ in self.outputs)
         returns = f"({outputs})" if len(self.outputs) > 1 else outputs
         return f"{self.torch_name}({', '.join([*inputs, '*', *attributes])}) -> {returns}"
 
-    def fake(self, *tensors: Tensor, **attributes: Any) -> Any:
+    def integers(self, attributes: Mapping[str, Any]) -> dict[str, int]:
+        """What expressions see of the attributes: integers, and the indices of choices.
+
+        Raises ValueError where a choice is none.
+        """
+        found = {}
+        for name, kind in self.attributes.items():
+            value = attributes[name]
+            if isinstance(kind, Choice):
+                if value not in kind.values:
+                    expected = ", ".join(kind.values)
+                    raise ValueError(
+                        f"{self.name}: attribute {name}: expected one of {expected}; found {value}"
+                    )
+                found[name] = kind.values.index(value)
+            elif kind is int:
+                found[name] = int(value)
+        return found
+
+    def fake(self, *tensors: Tensor | None, **attributes: Any) -> Any:
         """Outputs of the right shape and dtype without data, for tracing."""
-        sizes = {
+        sizes: dict[str, Any] = {
             axis: size
             for port, tensor in zip(self.inputs, tensors, strict=True)
+            if tensor is not None
             for axis, size in zip(port.axes, tensor.shape, strict=True)
         }
-        for axis, (attribute, *other) in self.derived.items():
-            size = attributes[attribute]
-            sizes[axis] = torch.sym_min(size, sizes[other[0]]) if other else size
-        activation = tensors[0].dtype
+        names = sizes | self.integers(attributes)
+        for axis, expression in self.derived.items():
+            sizes.setdefault(axis, evaluate(expression, names, minimum=torch.sym_min))
+        types, first = self.types_of(tensors), tensors[0]
+        assert first is not None
         outputs = tuple(
-            tensors[0].new_empty(
-                [sizes[axis] for axis in port.axes], dtype=_TORCH.get(port.dtype, activation)
+            first.new_empty(
+                [sizes[axis] for axis in port.axes], dtype=getattr(torch, types.of(port.dtype))
             )
             for port in self.outputs
         )
@@ -79,7 +149,8 @@ class Contract:
     def onnx_schema(self) -> onnx.defs.OpSchema:
         """The operator's schema in the domain `glm_trt`."""
         schema = onnx.defs.OpSchema
-        kinds = {int: schema.AttrType.INT, float: schema.AttrType.FLOAT}
+        kinds = {"int": schema.AttrType.INT, "float": schema.AttrType.FLOAT,
+                 "str": schema.AttrType.STRING}  # fmt: skip
 
         def ports(of: Sequence[Port]) -> list[Any]:
             names = {"float32": "tensor(float)", ACTIVATION: ACTIVATION}
@@ -98,9 +169,15 @@ class Contract:
             outputs=ports(self.outputs),
             type_constraints=[(ACTIVATION, types, "the block's dtype")] if uses_activation else [],
             attributes=[
-                schema.Attribute(name, kinds[kind], "") for name, kind in self.attributes.items()
+                schema.Attribute(name, kinds[attribute_kind(kind)], "")
+                for name, kind in self.attributes.items()
             ],
         )
+
+
+def attribute_kind(kind: type | Choice) -> str:
+    """How torch and the documents call an attribute's type: int, float or str."""
+    return "str" if isinstance(kind, Choice) else kind.__name__
 
 
 _LIBRARY = torch.library.Library(DOMAIN, "DEF")
@@ -109,7 +186,7 @@ _LIBRARY = torch.library.Library(DOMAIN, "DEF")
 def register(
     contract: Contract, reference: Callable[..., Any], kernels: Callable[..., Any]
 ) -> None:
-    """Define the torch operator and the ONNX schema.
+    """Define the torch operator, and the ONNX schema of an operator of ours.
 
     The operator is `reference` on the CPU, `kernels` on a CUDA device, and the contract's fake.
     """
@@ -117,4 +194,5 @@ def register(
     _LIBRARY.impl(contract.torch_name, reference, "CPU")
     _LIBRARY.impl(contract.torch_name, kernels, "CUDA")
     torch.library.register_fake(f"{DOMAIN}::{contract.torch_name}", contract.fake, lib=_LIBRARY)
-    onnx.defs.register_schema(contract.onnx_schema())
+    if contract.domain == DOMAIN:
+        onnx.defs.register_schema(contract.onnx_schema())

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from glm_trt.plugins.common.contract import ACTIVATION, ACTIVATION_DTYPES, Contract, Port
+from glm_trt.plugins.common.contract import (
+    ACTIVATION_DTYPES,
+    DOMAIN,
+    Choice,
+    Contract,
+    Port,
+    attribute_kind,
+)
 
 HEADER = """# Operators
 
-Domain `glm_trt`, version 1. Generated from the contracts (`python -m
-glm_trt.plugins.common.documentation > docs/operators.md`); a test compares. *T* is the dtype of
-the block: {dtypes}. In any top-k, ties go to the smaller index; −1 is no entry.
+Of the domain `glm_trt`, version 1, where nothing else is said. Generated from the contracts
+(`python -m glm_trt.plugins.common.documentation > docs/operators.md`); a test compares. *T* is the
+dtype of the block: {dtypes}; *S* is float32 or that of the block. In any top-k, ties go to the
+smaller index; −1 is no entry.
 """
 
 
@@ -20,13 +28,14 @@ def operators_markdown(contracts: Iterable[Contract]) -> str:
     for contract in contracts:
         rows = [_row("input", port) for port in contract.inputs]
         rows += [_row("output", port) for port in contract.outputs]
-        rows += [f"| attribute | `{n}` | | {kind.__name__} |" for n, kind in
+        rows += [f"| attribute | `{name}` | | {_kind(kind)} |" for name, kind in
                  contract.attributes.items()]  # fmt: skip
         tolerances = ", ".join(f"{name} {value:g}" for name, value in contract.tolerance.items())
-        axes = ", ".join(f"{axis} = {_derived(of)}" for axis, of in contract.derived.items())
+        axes = ", ".join(f"{axis} = `{of}`" for axis, of in contract.derived.items())
         parts += [
             f"## {contract.name}",
             contract.doc,
+            *([] if contract.domain == DOMAIN else ["Standard: ai.onnx 27, namespace empty."]),
             "",
             "| | name | axes | dtype |",
             "|---|---|---|---|",
@@ -39,13 +48,13 @@ def operators_markdown(contracts: Iterable[Contract]) -> str:
     return "\n".join(parts)
 
 
-def _row(kind: str, port: Port) -> str:
-    dtype = "T" if port.dtype == ACTIVATION else port.dtype
-    return f"| {kind} | `{port.name}` | {' × '.join(port.axes)} | {dtype} |"
+def _row(label: str, port: Port) -> str:
+    optional = "optional " if port.optional else ""
+    return f"| {optional}{label} | `{port.name}` | {' × '.join(port.axes)} | {port.dtype} |"
 
 
-def _derived(of: tuple[str, ...]) -> str:
-    return f"`{of[0]}`" if len(of) == 1 else f"min(`{of[0]}`, {of[1]})"
+def _kind(kind: type | Choice) -> str:
+    return " or ".join(kind.values) if isinstance(kind, Choice) else attribute_kind(kind)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ All values are non-negative, for which `//` means the same in both languages.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ _OPERATORS: dict[type, str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
     ast.And: "&&", ast.Or: "||",
 }  # fmt: skip
+_POSTFIX: dict[type, str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//"}
 _FUNCTIONS = {"cdiv": 2, "next_power_of_2": 1, "min": None, "max": None}
 
 
@@ -31,10 +32,18 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def evaluate(expression: str, names: Mapping[str, Any]) -> int:
-    """The expression's value; raises NameError for a name that is not among `names`."""
-    functions = {"cdiv": cdiv, "next_power_of_2": next_power_of_2, "min": min, "max": max}
-    return int(eval(_compiled(expression), {"__builtins__": {}}, {**functions, **names}))
+def evaluate(expression: str, names: Mapping[str, Any], minimum: Callable[..., Any] = min) -> Any:
+    """The expression's value, an integer.
+
+    `minimum` is what `min` means: another one where sizes are symbols. Raises NameError for a name
+    that is not among `names`, ValueError where something is divided by zero.
+    """
+    functions = {"cdiv": cdiv, "next_power_of_2": next_power_of_2, "min": minimum, "max": max}
+    try:
+        value = eval(_compiled(expression), {"__builtins__": {}}, {**functions, **names})
+    except ZeroDivisionError:
+        raise ValueError(f"{expression}: divided by zero") from None
+    return int(value) if isinstance(value, bool) else value
 
 
 def names_in(expression: str) -> set[str]:
@@ -47,6 +56,29 @@ def names_in(expression: str) -> set[str]:
 def to_cpp(expression: str) -> str:
     """The expression in C++ over `int64_t` variables of the same names."""
     return _cpp(_parsed(expression).body)
+
+
+def to_postfix(expression: str) -> list[tuple[str, str | int]]:
+    """The expression for a stack machine: ("name", NAME), ("constant", N) or ("operator", OP).
+
+    OP is one of + - * // min max; ValueError for anything else.
+    """
+    return _postfix(_parsed(expression).body)
+
+
+def _postfix(node: ast.AST) -> list[tuple[str, str | int]]:
+    if isinstance(node, ast.Name):
+        return [("name", node.id)]
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return [("constant", int(node.value))]
+    if isinstance(node, ast.BinOp) and type(node.op) in _POSTFIX:
+        both = [*_postfix(node.left), *_postfix(node.right)]
+        return [*both, ("operator", _POSTFIX[type(node.op)])]
+    call = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if isinstance(node, ast.Call) and call in ("min", "max") and len(node.args) == 2:
+        both = [part for argument in node.args for part in _postfix(argument)]
+        return [*both, ("operator", call)]
+    raise ValueError(f"not for a stack machine: {ast.unparse(node)}")
 
 
 @lru_cache

@@ -4,14 +4,15 @@ One description of the kernels of an operator, with their grids, arguments and w
 side follows it directly (`run`); the plugin library is generated from it, so `enqueue` in C++
 launches the same kernels with the same arguments.
 
-Names an expression may use: the axes of the contract's ports, the integer attributes,
-the constants of the launch, and `ITEMSIZE`, the bytes of one activation. Workspace and limits use
-axes, integer attributes and ITEMSIZE alone: a plugin states them before it knows its GPU.
+Names an expression may use: the axes of the contract's ports, the integer attributes and the
+indices of choices, `has_PORT` (0 or 1) of each optional input, the constants of the launch, and
+`ITEMSIZE`, the bytes of one activation. An axis that only an absent input has is 0. Workspace and
+limits use no constants: a plugin states them before it knows its GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from glm_trt.model.errors import MissingCapabilityError
-from glm_trt.plugins.common.contract import ACTIVATION, Contract
+from glm_trt.plugins.common.contract import Contract, Types
 from glm_trt.plugins.common.expressions import evaluate
 
 # GPU architectures that kernels are compiled for.
@@ -27,7 +28,6 @@ TARGETS = ("sm80", "sm89", "sm90", "sm100", "sm120")
 ALIGNMENT = 256  # bytes; of each buffer in the workspace
 POINTER_ALIGNMENT = 16  # bytes; what kernels may assume of every pointer
 SIZE_ALIGNMENT = 16  # elements; what aligned kernels may assume of their row sizes
-_TORCH = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
 
 
 def target_for(capability: int) -> str:
@@ -130,7 +130,7 @@ class Plan:
 def run(
     plan: Plan,
     kernels: Mapping[str, Any],
-    tensors: list[Tensor],
+    tensors: Sequence[Tensor | None],
     attributes: dict[str, Any],
     target: str,
     *,
@@ -141,45 +141,36 @@ def run(
     Parameters
     ----------
     kernels : the `triton.jit` functions by name.
-    tensors : the contract's inputs in order, contiguous.
+    tensors : the contract's inputs in order, contiguous; None where an optional one is absent.
     target : whose configurations to use.
     allocate : makes outputs and workspace; tests fill them with NaN and guard them.
 
     Raises
     ------
     ValueError
-        Where a limit does not hold, or an input is not contiguous and aligned.
+        Where a limit does not hold, or an input is not contiguous and aligned, or has another
+        shape or dtype than the contract says.
     """
     contract = plan.contract
-    names = _names(contract, tensors, attributes)
+    types = contract.types_of(tensors)
+    names = _names(contract, tensors, attributes) | {"ITEMSIZE": _torch(types.activation).itemsize}
     for expression, message in plan.limits:
         if not evaluate(expression, names):
             raise ValueError(f"{contract.name}: {message}; not so with {names}")
-    for port, tensor in zip(contract.inputs, tensors, strict=True):
-        if not tensor.is_contiguous() or tensor.data_ptr() % POINTER_ALIGNMENT:
-            raise ValueError(
-                f"{contract.name}: {port.name}: expected a contiguous tensor at a multiple of "
-                f"{POINTER_ALIGNMENT} bytes"
-            )
-    device, activation = tensors[0].device, _activation(contract, tensors)
+    pointers = _checked_inputs(contract, tensors, types)
+    device = next(tensor.device for tensor in tensors if tensor is not None)
 
     def made(shape: list[int], dtype: str) -> Tensor:
-        return allocate(shape, dtype=_TORCH.get(dtype, activation), device=device)
+        return allocate(shape, dtype=_torch(types.of(dtype)), device=device)
 
     outputs = [made([names[axis] for axis in p.axes], p.dtype) for p in contract.outputs]
-    buffers = {
+    pointers |= {port.name: o for port, o in zip(contract.outputs, outputs, strict=True)}
+    pointers |= {
         buffer.name: made([evaluate(buffer.elements, names)], buffer.dtype)
         for buffer in plan.workspace
     }
-    pointers = {
-        port.name: tensor
-        for port, tensor in zip(
-            (*contract.inputs, *contract.outputs), (*tensors, *outputs), strict=True
-        )
-    } | buffers
-    dtype = str(activation).removeprefix("torch.")
     for launch in plan.launches:
-        config = launch.config(target, dtype)
+        config = launch.config(target, types.activation)
         constants = {name: pick.pick(names) for name, pick in launch.constants.items()}
         inner = names | config | constants
         grid = tuple(evaluate(size, inner) for size in launch.grid)
@@ -195,24 +186,60 @@ def run(
     return tuple(outputs)
 
 
-def _names(contract: Contract, tensors: list[Tensor], attributes: dict[str, Any]) -> dict[str, int]:
-    names: dict[str, int] = {}
+def _torch(dtype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _names(
+    contract: Contract, tensors: Sequence[Tensor | None], attributes: dict[str, Any]
+) -> dict[str, int]:
+    names = contract.integers(attributes)
     for port, tensor in zip(contract.inputs, tensors, strict=True):
+        if port.optional:
+            names[f"has_{port.name}"] = int(tensor is not None)
+        elif tensor is None:
+            raise ValueError(f"{contract.name}: {port.name}: missing")
+        if tensor is None:
+            continue
+        if tensor.ndim != len(port.axes):
+            raise ValueError(
+                f"{contract.name}: {port.name}: expected {len(port.axes)} axes, found {tensor.ndim}"
+            )
         for axis, size in zip(port.axes, tensor.shape, strict=True):
             if names.setdefault(axis, size) != size:
                 raise ValueError(
                     f"{contract.name}: {port.name}: axis {axis}: expected {names[axis]}, "
                     f"found {size}"
                 )
-    names |= {n: v for n, v in attributes.items() if isinstance(v, int)}
-    for axis, (attribute, *other) in contract.derived.items():
-        names[axis] = min(attributes[attribute], *(names[o] for o in other), 1 << 62)
-    names["ITEMSIZE"] = _activation(contract, tensors).itemsize
-    return names
+    for axis, expression in contract.derived.items():
+        size = evaluate(expression, names)
+        if names.setdefault(axis, size) != size:
+            raise ValueError(
+                f"{contract.name}: axis {axis}: expected {size} = {expression}, found {names[axis]}"
+            )
+    return dict.fromkeys((axis for port in contract.inputs for axis in port.axes), 0) | names
 
 
-def _activation(contract: Contract, tensors: list[Tensor]) -> torch.dtype:
+def _checked_inputs(
+    contract: Contract, tensors: Sequence[Tensor | None], types: Types
+) -> dict[str, Tensor]:
+    """What each input's pointer is taken of: an empty tensor, at address 0, where it is absent."""
+    if types not in contract.types():
+        raise ValueError(f"{contract.name}: no kernels for {types.activation} and {types.state}")
+    pointers = {}
     for port, tensor in zip(contract.inputs, tensors, strict=True):
-        if port.dtype == ACTIVATION:
-            return tensor.dtype
-    return torch.float32
+        dtype = types.of(port.dtype)
+        if tensor is None:
+            pointers[port.name] = torch.empty(0, dtype=_torch(dtype))
+            continue
+        if tensor.dtype != _torch(dtype):
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{contract.name}: {port.name}: expected {dtype}, found {found}")
+        if not tensor.is_contiguous() or tensor.data_ptr() % POINTER_ALIGNMENT:
+            raise ValueError(
+                f"{contract.name}: {port.name}: expected a contiguous tensor at a multiple of "
+                f"{POINTER_ALIGNMENT} bytes"
+            )
+        pointers[port.name] = tensor
+    return pointers

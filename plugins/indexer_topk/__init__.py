@@ -24,7 +24,7 @@ CONTRACT = Contract(
     ),
     outputs=(Port("indices", ("B", "S", "K"), "int32"),),
     attributes={"index_topk": int, "scale": float},
-    derived={"K": ("index_topk", "C")},
+    derived={"K": "min(index_topk, C)"},
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
 )
 

@@ -27,7 +27,7 @@ CONTRACT = Contract(
         "norm_topk_prob": int,
         "routed_scaling_factor": float,
     },
-    derived={"k": ("top_k",)},
+    derived={"k": "top_k"},
     tolerance={"float32": 1e-6},
 )
 

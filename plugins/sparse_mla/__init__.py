@@ -21,7 +21,7 @@ CONTRACT = Contract(
     ),
     outputs=(Port("latent", ("B", "S", "H", "R")),),
     attributes={"scale": float, "value_width": int},
-    derived={"R": ("value_width",)},
+    derived={"R": "value_width"},
     tolerance={"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2},
 )
 

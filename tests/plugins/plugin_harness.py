@@ -30,6 +30,8 @@ TENSORRT_TYPES = {torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.bflo
                   torch.int64: 8}  # fmt: skip
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
                "i32": torch.int32, "i64": torch.int64}  # fmt: skip
+# nvinfer1::PluginFieldType
+_FLOAT, _INTEGER, _TEXT = 1, 5, 6
 LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p,
     ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p),
@@ -42,8 +44,8 @@ class _Tensor(ctypes.Structure):
 
 
 class _Field(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("is_float", ctypes.c_int32),
-                ("integer", ctypes.c_int32), ("real", ctypes.c_float))  # fmt: skip
+    _fields_ = (("name", ctypes.c_char_p), ("type", ctypes.c_int32), ("integer", ctypes.c_int32),
+                ("real", ctypes.c_float), ("text", ctypes.c_char_p))  # fmt: skip
 
 
 def compile_shared(source: str, output: Path, *flags: str) -> Path:
@@ -96,10 +98,7 @@ class Harness:
         self.launches.clear()
         self.error = None
         fields = (_Field * max(len(attributes), 1))(
-            *(
-                _Field(name.encode(), contract.attributes[name] is float, int(value), value)
-                for name, value in attributes.items()
-            )
+            *(_field(name, contract.attributes[name], value) for name, value in attributes.items())
         )
         tensors = (_Tensor * (len(inputs) + len(outputs)))(
             *(
@@ -151,6 +150,12 @@ class Harness:
             self.error = error
             return 1
         return 0
+
+
+def _field(name: str, kind: Any, value: Any) -> _Field:
+    if isinstance(value, str):
+        return _Field(name.encode(), _TEXT, 0, 0.0, value.encode())
+    return _Field(name.encode(), _FLOAT if kind is float else _INTEGER, int(value), value, None)
 
 
 def _argument(kind: str, address: int) -> Any:

@@ -259,6 +259,7 @@ import sys
 from pathlib import Path
 from glm_trt.plugins.build import load_plans
 from glm_trt.plugins.common.aot import compile_variant, variant
+from glm_trt.plugins.common.contract import Types
 
 sizes = {"BLOCK_R": 512, "BLOCK_P": 64, "BLOCK_H": 32, "BLOCK_D": 128}
 for plan, kernels in load_plans():
@@ -267,7 +268,8 @@ for plan, kernels in load_plans():
     for i, launch in enumerate(plan.launches):
         for target, dtype in (pair.split("/") for pair in sys.argv[2:]):
             chosen = tuple((name, sizes[name]) for name in launch.constants)
-            of = variant(plan, launch, kernels, target, dtype, chosen, bool(launch.aligned))
+            types = Types(dtype, dtype)
+            of = variant(plan, launch, kernels, target, types, chosen, bool(launch.aligned))
             cubin = compile_variant(of, kernels, Path(sys.argv[1]) / "cache")
             path = Path(sys.argv[1]) / f"{plan.contract.name}-{i}-{target}-{dtype}.cubin"
             path.write_bytes(cubin.image)

@@ -10,7 +10,7 @@ import pytest
 
 from glm_trt.plugins.common.codegen import contract_header
 from glm_trt.plugins.common.documentation import operators_markdown
-from glm_trt.plugins.common.expressions import evaluate, names_in, to_cpp
+from glm_trt.plugins.common.expressions import evaluate, names_in, to_cpp, to_postfix
 from glm_trt.plugins.operators import CONTRACTS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +63,17 @@ def test_expressions(expression: str, value: int, cpp: str) -> None:
     assert evaluate(expression, {"T": 33, "k": 2}) == value
     assert to_cpp(expression) == cpp
     assert names_in(expression) <= {"T", "k"}
+
+
+def test_postfix() -> None:
+    """What the library computes output shapes by."""
+    assert to_postfix("q * (V // H) - 1") == [
+        ("name", "q"), ("name", "V"), ("name", "H"), ("operator", "//"), ("operator", "*"),
+        ("constant", 1), ("operator", "-"),
+    ]  # fmt: skip
+    assert to_postfix("min(q, 7)") == [("name", "q"), ("constant", 7), ("operator", "min")]
+    with pytest.raises(ValueError, match="not for a stack machine"):
+        to_postfix("q % 2")
 
 
 @pytest.mark.parametrize("expression", ["T ** 2", "open('x')", "T.real", "T if k else 1", "[T]"])

@@ -13,7 +13,12 @@ namespace glm_trt
 
 constexpr int32_t kMaxPorts = 12;
 constexpr int32_t kMaxRank = 8;
+constexpr int32_t kMaxAxes = 16;
 constexpr int32_t kMaxAttributes = 8;
+constexpr int32_t kMaxChoices = 4;
+constexpr int32_t kMaxTypes = 5;
+constexpr int32_t kMaxDerived = 6;
+constexpr int32_t kMaxInstructions = 8;
 
 enum class Dtype : int32_t
 {
@@ -23,6 +28,7 @@ enum class Dtype : int32_t
     kINT32,
     kINT64,
     kACTIVATION, //!< the dtype of the block: one of the first three
+    kSTATE,      //!< float32 or the dtype of the block
 };
 
 //! An input or output. Axes are indices into the operator's list of axes.
@@ -30,33 +36,70 @@ struct Port
 {
     char const* name;
     Dtype dtype;
+    bool optional;
     int32_t rank;
     int32_t axes[kMaxRank];
+};
+
+enum class AttributeKind : int32_t
+{
+    kINTEGER,
+    kFLOAT,
+    kCHOICE, //!< a string out of `choices`; its value is the index
 };
 
 struct Attribute
 {
     char const* name;
-    bool isFloat;
+    AttributeKind kind;
+    int32_t choiceCount;
+    char const* choices[kMaxChoices];
 };
 
-//! An axis of an output alone: an attribute, or the minimum of one and another axis (or -1).
+//! What `kACTIVATION` and `kSTATE` stand for in one call.
+struct Types
+{
+    Dtype activation;
+    Dtype state;
+};
+
+enum class Opcode : int32_t
+{
+    kAXIS,     //!< push the size of axis `value`
+    kINTEGER,  //!< push attribute `value`
+    kCONSTANT, //!< push `value`
+    kADD,
+    kSUBTRACT,
+    kMULTIPLY,
+    kDIVIDE,
+    kMINIMUM,
+    kMAXIMUM,
+};
+
+struct Instruction
+{
+    Opcode opcode;
+    int32_t value;
+};
+
+//! An axis whose size follows from attributes and other axes: a program for a stack machine.
 struct DerivedAxis
 {
     int32_t axis;
-    int32_t attribute;
-    int32_t other;
+    int32_t count;
+    Instruction program[kMaxInstructions];
 };
 
 //! One call of an operator: sizes, attributes and addresses.
 struct Call
 {
-    int64_t axes[2 * kMaxRank];
+    int64_t axes[kMaxAxes]; //!< 0 where only an absent input has the axis
     int64_t integers[kMaxAttributes];
     float floats[kMaxAttributes];
-    Dtype dtype;    //!< of the activations
+    int32_t types;  //!< index of the operator's `types`
     int32_t target; //!< index of kTargets
-    void const* inputs[kMaxPorts];
+    bool present[kMaxPorts];
+    void const* inputs[kMaxPorts]; //!< null where an optional one is absent
     void* outputs[kMaxPorts];
     void* workspace;
     void* stream;
@@ -67,15 +110,18 @@ struct Call
 struct Operator
 {
     char const* name;
+    char const* domain; //!< of ONNX; the plugin's namespace
     int32_t inputCount;
     Port inputs[kMaxPorts];
     int32_t outputCount;
     Port outputs[kMaxPorts];
+    int32_t typesCount;
+    Types types[kMaxTypes];
     int32_t attributeCount;
     Attribute attributes[kMaxAttributes];
     int32_t axisCount;
     int32_t derivedCount;
-    DerivedAxis derived[2];
+    DerivedAxis derived[kMaxDerived];
     size_t (*workspaceBytes)(Call const&);
     Error (*check)(Call const&); //!< whether the kernels can do these sizes
     Error (*launch)(Call const&);

@@ -12,13 +12,13 @@ using nvinfer1::DataType;
 namespace
 {
 
-constexpr char const* kNamespace = "glm_trt";
 constexpr char const* kPluginVersion = "1";
 //! The field under which a plan keeps the version of the library that it was built with.
 constexpr char const* kVersionField = "glm_trt_version";
 constexpr size_t kPointerAlignment = 16;
+constexpr int64_t kUnknown = -1;
 
-DataType toTensorRt(Dtype dtype, DataType activation)
+DataType toTensorRt(Dtype dtype)
 {
     switch (dtype)
     {
@@ -27,9 +27,10 @@ DataType toTensorRt(Dtype dtype, DataType activation)
     case Dtype::kBFLOAT16: return DataType::kBF16;
     case Dtype::kINT32: return DataType::kINT32;
     case Dtype::kINT64: return DataType::kINT64;
-    case Dtype::kACTIVATION: break;
+    case Dtype::kACTIVATION:
+    case Dtype::kSTATE: break;
     }
-    return activation;
+    return DataType::kFLOAT;
 }
 
 bool isActivation(DataType type)
@@ -37,9 +38,101 @@ bool isActivation(DataType type)
     return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
 }
 
-Dtype toActivation(DataType type)
+char const* nameOf(DataType type)
 {
-    return type == DataType::kHALF ? Dtype::kFLOAT16 : type == DataType::kBF16 ? Dtype::kBFLOAT16 : Dtype::kFLOAT32;
+    return type == DataType::kHALF ? "float16" : type == DataType::kBF16 ? "bfloat16" : "float32";
+}
+
+nvinfer1::PluginFieldType fieldType(Attribute const& attribute)
+{
+    switch (attribute.kind)
+    {
+    case AttributeKind::kFLOAT: return nvinfer1::PluginFieldType::kFLOAT32;
+    case AttributeKind::kCHOICE: return nvinfer1::PluginFieldType::kCHAR;
+    case AttributeKind::kINTEGER: break;
+    }
+    return nvinfer1::PluginFieldType::kINT32;
+}
+
+//! Run a derived axis's program: `axis`, `constant` and `combine` make and join values of type T.
+template <typename T, typename Axis, typename Constant, typename Combine>
+T runProgram(DerivedAxis const& derived, int32_t const* integers, Axis axis, Constant constant, Combine combine)
+{
+    T stack[kMaxInstructions]{};
+    int32_t depth = 0;
+    for (int32_t i = 0; i < derived.count; ++i)
+    {
+        Instruction const& instruction = derived.program[i];
+        switch (instruction.opcode)
+        {
+        case Opcode::kAXIS: stack[depth++] = axis(instruction.value); break;
+        case Opcode::kINTEGER: stack[depth++] = constant(integers[instruction.value]); break;
+        case Opcode::kCONSTANT: stack[depth++] = constant(instruction.value); break;
+        default:
+            --depth;
+            stack[depth - 1] = combine(instruction.opcode, stack[depth - 1], stack[depth]);
+            break;
+        }
+    }
+    return stack[0];
+}
+
+int64_t combineSizes(Opcode opcode, int64_t a, int64_t b)
+{
+    switch (opcode)
+    {
+    case Opcode::kADD: return a + b;
+    case Opcode::kSUBTRACT: return a - b;
+    case Opcode::kMULTIPLY: return a * b;
+    case Opcode::kDIVIDE: return b == 0 ? kUnknown : a / b;
+    case Opcode::kMINIMUM: return std::min(a, b);
+    default: return std::max(a, b);
+    }
+}
+
+nvinfer1::DimensionOperation toDimensionOperation(Opcode opcode)
+{
+    switch (opcode)
+    {
+    case Opcode::kADD: return nvinfer1::DimensionOperation::kSUM;
+    case Opcode::kSUBTRACT: return nvinfer1::DimensionOperation::kSUB;
+    case Opcode::kMULTIPLY: return nvinfer1::DimensionOperation::kPROD;
+    case Opcode::kDIVIDE: return nvinfer1::DimensionOperation::kFLOOR_DIV;
+    case Opcode::kMINIMUM: return nvinfer1::DimensionOperation::kMIN;
+    default: return nvinfer1::DimensionOperation::kMAX;
+    }
+}
+
+//! The value of a field into `values`, at the attribute's index.
+Error readField(nvinfer1::PluginField const& field, Attribute const& attribute, int32_t index, AttributeValues& values)
+{
+    bool const isText = attribute.kind == AttributeKind::kCHOICE;
+    if (field.type != fieldType(attribute) || field.data == nullptr || (!isText && field.length != 1))
+    {
+        return attribute.kind == AttributeKind::kFLOAT ? "expected one float"
+            : isText                                   ? "expected a string"
+                                                       : "expected one integer";
+    }
+    if (!isText)
+    {
+        void* const target = attribute.kind == AttributeKind::kFLOAT ? static_cast<void*>(&values.floats[index])
+                                                                     : &values.integers[index];
+        std::memcpy(target, field.data, sizeof(int32_t));
+        return {};
+    }
+    std::string text(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
+    text.resize(std::strlen(text.c_str())); // TensorRT may count the end of the string
+    std::string expected;
+    for (int32_t i = 0; i < attribute.choiceCount; ++i)
+    {
+        if (text == attribute.choices[i])
+        {
+            values.integers[index] = i;
+            return {};
+        }
+        expected += (i == 0 ? "" : ", ") + std::string(attribute.choices[i]);
+    }
+    return "expected one of " + expected + "; found " + text;
 }
 
 //! Run `work`; log an error or exception, so that nothing throws into TensorRT. 0 is success.
@@ -67,18 +160,23 @@ int32_t logged(Operator const& op, Work work) noexcept
 OperatorPlugin::OperatorPlugin(Operator const& op, AttributeValues const& values)
     : mOperator(op)
     , mValues(values)
+    , mInputCount(op.inputCount)
 {
     for (int32_t i = 0; i < op.attributeCount; ++i)
     {
         Attribute const& attribute = op.attributes[i];
-        if (attribute.isFloat)
+        void const* data = &mValues.integers[i];
+        int32_t length = 1;
+        if (attribute.kind == AttributeKind::kFLOAT)
         {
-            mFields.emplace_back(attribute.name, &mValues.floats[i], nvinfer1::PluginFieldType::kFLOAT32, 1);
+            data = &mValues.floats[i];
         }
-        else
+        else if (attribute.kind == AttributeKind::kCHOICE)
         {
-            mFields.emplace_back(attribute.name, &mValues.integers[i], nvinfer1::PluginFieldType::kINT32, 1);
+            data = attribute.choices[mValues.integers[i]];
+            length = static_cast<int32_t>(std::strlen(attribute.choices[mValues.integers[i]]));
         }
+        mFields.emplace_back(attribute.name, data, fieldType(attribute), length);
     }
     auto const length = static_cast<int32_t>(std::strlen(kVersion));
     mFields.emplace_back(kVersionField, kVersion, nvinfer1::PluginFieldType::kCHAR, length);
@@ -101,6 +199,7 @@ nvinfer1::IPluginV3* OperatorPlugin::clone() noexcept
     OperatorPlugin* copy = nullptr;
     logged(mOperator, [&]() -> Error {
         copy = new OperatorPlugin(mOperator, mValues);
+        copy->mInputCount = mInputCount;
         return {};
     });
     return copy;
@@ -118,7 +217,7 @@ char const* OperatorPlugin::getPluginVersion() const noexcept
 
 char const* OperatorPlugin::getPluginNamespace() const noexcept
 {
-    return kNamespace;
+    return mOperator.domain;
 }
 
 int32_t OperatorPlugin::getNbOutputs() const noexcept
@@ -126,11 +225,11 @@ int32_t OperatorPlugin::getNbOutputs() const noexcept
     return mOperator.outputCount;
 }
 
-int32_t OperatorPlugin::activationInput() const noexcept
+int32_t OperatorPlugin::firstInput(Dtype variable, int32_t count) const noexcept
 {
-    for (int32_t i = 0; i < mOperator.inputCount; ++i)
+    for (int32_t i = 0; i < count; ++i)
     {
-        if (mOperator.inputs[i].dtype == Dtype::kACTIVATION)
+        if (mOperator.inputs[i].dtype == variable)
         {
             return i;
         }
@@ -138,11 +237,19 @@ int32_t OperatorPlugin::activationInput() const noexcept
     return -1;
 }
 
-Error OperatorPlugin::describe(nvinfer1::Dims const* shapes, DataType const* types, Call& call) const
+Error OperatorPlugin::describe(
+    nvinfer1::Dims const* shapes, DataType const* types, int32_t count, Call& call) const
 {
-    constexpr int64_t kUnknown = -1;
-    std::fill(std::begin(call.axes), std::end(call.axes), kUnknown);
     for (int32_t i = 0; i < mOperator.inputCount; ++i)
+    {
+        call.present[i] = i < count;
+        if (i >= count && !mOperator.inputs[i].optional)
+        {
+            return std::string(mOperator.inputs[i].name) + ": missing";
+        }
+    }
+    std::fill(std::begin(call.axes), std::end(call.axes), kUnknown);
+    for (int32_t i = 0; i < count; ++i)
     {
         Port const& port = mOperator.inputs[i];
         if (shapes[i].nbDims != port.rank)
@@ -169,21 +276,40 @@ Error OperatorPlugin::describe(nvinfer1::Dims const* shapes, DataType const* typ
     for (int32_t i = 0; i < mOperator.derivedCount; ++i)
     {
         DerivedAxis const& derived = mOperator.derived[i];
-        int64_t const limit = derived.other < 0 ? std::numeric_limits<int64_t>::max() : call.axes[derived.other];
-        call.axes[derived.axis] = std::min(call.integers[derived.attribute], limit);
+        auto const expected = runProgram<int64_t>(
+            derived, mValues.integers, [&](int32_t axis) { return call.axes[axis]; },
+            [](int32_t value) { return int64_t{value}; }, combineSizes);
+        int64_t& size = call.axes[derived.axis];
+        if (expected < 0 || (size != kUnknown && size != expected))
+        {
+            return "sizes and attributes contradict each other: expected an axis of " + std::to_string(expected)
+                + ", found " + std::to_string(size);
+        }
+        size = expected;
     }
-    int32_t const activation = activationInput();
-    call.dtype = activation < 0 ? Dtype::kFLOAT32 : toActivation(types[activation]);
-    return {};
+    std::replace(std::begin(call.axes), std::end(call.axes), kUnknown, int64_t{0});
+    int32_t const activation = firstInput(Dtype::kACTIVATION, count);
+    int32_t const state = firstInput(Dtype::kSTATE, count);
+    DataType const activationType = activation < 0 ? DataType::kFLOAT : types[activation];
+    DataType const stateType = state < 0 ? activationType : types[state];
+    for (call.types = 0; call.types < mOperator.typesCount; ++call.types)
+    {
+        Types const& known = mOperator.types[call.types];
+        if (toTensorRt(known.activation) == activationType && toTensorRt(known.state) == stateType)
+        {
+            return {};
+        }
+    }
+    return std::string("no kernels for ") + nameOf(activationType) + " with " + nameOf(stateType);
 }
 
 int32_t OperatorPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
     nvinfer1::DynamicPluginTensorDesc const*, int32_t nbOutputs) noexcept
 {
     return logged(mOperator, [&]() -> Error {
-        if (nbInputs != mOperator.inputCount || nbOutputs != mOperator.outputCount)
+        if (nbInputs > mOperator.inputCount || nbOutputs != mOperator.outputCount)
         {
-            return "expected " + std::to_string(mOperator.inputCount) + " inputs and "
+            return "expected at most " + std::to_string(mOperator.inputCount) + " inputs and "
                 + std::to_string(mOperator.outputCount) + " outputs, found " + std::to_string(nbInputs) + " and "
                 + std::to_string(nbOutputs);
         }
@@ -194,8 +320,9 @@ int32_t OperatorPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const*
             shapes[i] = in[i].max;
             types[i] = in[i].desc.type;
         }
+        mInputCount = nbInputs;
         Call call{};
-        Error const error = describe(shapes, types, call);
+        Error const error = describe(shapes, types, nbInputs, call);
         return error.empty() ? mOperator.check(call) : error;
     });
 }
@@ -210,21 +337,32 @@ bool OperatorPlugin::supportsFormatCombination(
     {
         return false;
     }
-    if (port.dtype != Dtype::kACTIVATION)
+    int32_t const activation = firstInput(Dtype::kACTIVATION, nbInputs);
+    int32_t const state = firstInput(Dtype::kSTATE, nbInputs);
+    if (port.dtype == Dtype::kACTIVATION)
     {
-        return found.type == toTensorRt(port.dtype, DataType::kFLOAT);
+        return pos == activation ? isActivation(found.type) : found.type == inOut[activation].desc.type;
     }
-    int32_t const first = activationInput();
-    return pos == first ? isActivation(found.type) : found.type == inOut[first].desc.type;
+    if (port.dtype == Dtype::kSTATE)
+    {
+        DataType const activationType = inOut[activation].desc.type;
+        return pos == state ? found.type == DataType::kFLOAT || found.type == activationType
+                            : found.type == (state < 0 ? activationType : inOut[state].desc.type);
+    }
+    return found.type == toTensorRt(port.dtype);
 }
 
 int32_t OperatorPlugin::getOutputDataTypes(
-    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t) const noexcept
+    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
 {
-    int32_t const first = activationInput();
+    int32_t const activation = firstInput(Dtype::kACTIVATION, nbInputs);
+    int32_t const state = firstInput(Dtype::kSTATE, nbInputs);
     for (int32_t i = 0; i < nbOutputs; ++i)
     {
-        outputTypes[i] = toTensorRt(mOperator.outputs[i].dtype, first < 0 ? DataType::kFLOAT : inputTypes[first]);
+        Dtype const dtype = mOperator.outputs[i].dtype;
+        bool const follows = dtype == Dtype::kACTIVATION || dtype == Dtype::kSTATE;
+        int32_t const like = dtype == Dtype::kSTATE && state >= 0 ? state : activation;
+        outputTypes[i] = follows ? inputTypes[like] : toTensorRt(dtype);
     }
     return 0;
 }
@@ -234,7 +372,7 @@ int32_t OperatorPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32
     nvinfer1::IExprBuilder& exprBuilder) noexcept
 {
     return logged(mOperator, [&]() -> Error {
-        nvinfer1::IDimensionExpr const* axes[2 * kMaxRank]{};
+        nvinfer1::IDimensionExpr const* axes[kMaxAxes]{};
         for (int32_t i = 0; i < nbInputs; ++i)
         {
             Port const& port = mOperator.inputs[i];
@@ -251,10 +389,16 @@ int32_t OperatorPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32
         for (int32_t i = 0; i < mOperator.derivedCount; ++i)
         {
             DerivedAxis const& derived = mOperator.derived[i];
-            nvinfer1::IDimensionExpr const* size = exprBuilder.constant(mValues.integers[derived.attribute]);
-            axes[derived.axis] = derived.other < 0
-                ? size
-                : exprBuilder.operation(nvinfer1::DimensionOperation::kMIN, *size, *axes[derived.other]);
+            if (axes[derived.axis] == nullptr)
+            {
+                using Size = nvinfer1::IDimensionExpr const*;
+                axes[derived.axis] = runProgram<Size>(
+                    derived, mValues.integers, [&](int32_t axis) { return axes[axis]; },
+                    [&](int32_t value) { return exprBuilder.constant(value); },
+                    [&](Opcode opcode, Size a, Size b) {
+                        return exprBuilder.operation(toDimensionOperation(opcode), *a, *b);
+                    });
+            }
         }
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
@@ -282,7 +426,7 @@ size_t OperatorPlugin::getWorkspaceSize(
             types[i] = inputs[i].desc.type;
         }
         Call call{};
-        Error error = describe(shapes, types, call);
+        Error error = describe(shapes, types, nbInputs, call);
         if (error.empty())
         {
             bytes = mOperator.workspaceBytes(call);
@@ -303,8 +447,9 @@ int32_t OperatorPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int3
             shapes[i] = in[i].dims;
             types[i] = in[i].type;
         }
+        mInputCount = nbInputs;
         Call call{};
-        Error error = describe(shapes, types, call);
+        Error error = describe(shapes, types, nbInputs, call);
         if (error.empty())
         {
             error = mOperator.check(call);
@@ -327,7 +472,7 @@ int32_t OperatorPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvi
         nvinfer1::Dims shapes[kMaxPorts];
         DataType types[kMaxPorts];
         Call call{};
-        for (int32_t i = 0; i < mOperator.inputCount; ++i)
+        for (int32_t i = 0; i < mInputCount; ++i)
         {
             shapes[i] = inputDesc[i].dims;
             types[i] = inputDesc[i].type;
@@ -349,7 +494,7 @@ int32_t OperatorPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvi
         }
         call.workspace = workspace;
         call.stream = stream;
-        Error error = describe(shapes, types, call);
+        Error error = describe(shapes, types, mInputCount, call);
         if (error.empty())
         {
             error = mOperator.check(call);
@@ -377,9 +522,7 @@ OperatorCreator::OperatorCreator(Operator const& op)
 {
     for (int32_t i = 0; i < op.attributeCount; ++i)
     {
-        auto const type
-            = op.attributes[i].isFloat ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32;
-        mFields.emplace_back(op.attributes[i].name, nullptr, type, 1);
+        mFields.emplace_back(op.attributes[i].name, nullptr, fieldType(op.attributes[i]), 1);
     }
     mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
 }
@@ -403,23 +546,14 @@ nvinfer1::IPluginV3* OperatorCreator::createPlugin(
             }
             for (int32_t i = 0; i < mOperator.attributeCount; ++i)
             {
-                if (std::strcmp(field.name, mOperator.attributes[i].name) != 0)
+                if (std::strcmp(field.name, mOperator.attributes[i].name) == 0)
                 {
-                    continue;
-                }
-                if (field.length != 1 || field.type != mFields[static_cast<size_t>(i)].type || field.data == nullptr)
-                {
-                    return layer + "attribute " + field.name + ": expected one "
-                        + (mOperator.attributes[i].isFloat ? "float" : "integer");
-                }
-                given[i] = true;
-                if (mOperator.attributes[i].isFloat)
-                {
-                    std::memcpy(&values.floats[i], field.data, sizeof(float));
-                }
-                else
-                {
-                    std::memcpy(&values.integers[i], field.data, sizeof(int32_t));
+                    Error const error = readField(field, mOperator.attributes[i], i, values);
+                    if (!error.empty())
+                    {
+                        return layer + "attribute " + field.name + ": " + error;
+                    }
+                    given[i] = true;
                 }
             }
         }
@@ -458,7 +592,7 @@ char const* OperatorCreator::getPluginVersion() const noexcept
 
 char const* OperatorCreator::getPluginNamespace() const noexcept
 {
-    return kNamespace;
+    return mOperator.domain;
 }
 
 Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],

@@ -11,7 +11,7 @@
 namespace glm_trt
 {
 
-//! The values of an operator's attributes, in the contract's order.
+//! The values of an operator's attributes, in the contract's order; a choice is its index.
 struct AttributeValues
 {
     int32_t integers[kMaxAttributes]{};
@@ -56,13 +56,14 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
-    //! Sizes, attributes and dtype of a call on inputs of these shapes.
-    Error describe(nvinfer1::Dims const* shapes, nvinfer1::DataType const* types, Call& call) const;
-    //! The index of the first activation input, -1 where there is none.
-    int32_t activationInput() const noexcept;
+    //! Sizes, attributes and dtypes of a call on `count` inputs. Optional ones may be missing at the end.
+    Error describe(nvinfer1::Dims const* shapes, nvinfer1::DataType const* types, int32_t count, Call& call) const;
+    //! The index of the first input of a type variable; -1 where there is none among `count` inputs.
+    int32_t firstInput(Dtype variable, int32_t count) const noexcept;
 
     Operator const& mOperator;
     AttributeValues mValues;
+    int32_t mInputCount; //!< of the layer; `enqueue` is not told
     std::vector<nvinfer1::PluginField> mFields;
     nvinfer1::PluginFieldCollection mCollection{};
 };

@@ -20,9 +20,10 @@ struct Tensor
 struct Field
 {
     char const* name;
-    int32_t isFloat;
+    nvinfer1::PluginFieldType type;
     int32_t integer;
     float real;
+    char const* text;
 };
 
 class Logger final : public nvinfer1::ILogger
@@ -115,10 +116,13 @@ int64_t harnessRun(char const* name, Field const* fields, int32_t fieldCount, Te
     std::vector<nvinfer1::PluginField> given;
     for (int32_t i = 0; i < fieldCount; ++i)
     {
-        bool const isFloat = fields[i].isFloat != 0;
-        void const* data = isFloat ? static_cast<void const*>(&fields[i].real) : &fields[i].integer;
-        given.emplace_back(fields[i].name, data,
-            isFloat ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32, 1);
+        bool const isText = fields[i].type == nvinfer1::PluginFieldType::kCHAR;
+        bool const isFloat = fields[i].type == nvinfer1::PluginFieldType::kFLOAT32;
+        void const* data = isText ? static_cast<void const*>(fields[i].text)
+            : isFloat             ? static_cast<void const*>(&fields[i].real)
+                                  : &fields[i].integer;
+        auto const length = isText ? static_cast<int32_t>(std::strlen(fields[i].text)) : 1;
+        given.emplace_back(fields[i].name, data, fields[i].type, length);
     }
     nvinfer1::PluginFieldCollection const collection{fieldCount, given.data()};
     auto* atBuild = creator->createPlugin("layer", &collection, nvinfer1::TensorRTPhase::kBUILD);
