@@ -167,6 +167,12 @@ def works(dtype: torch.dtype) -> list[Work]:
                 q, c, i, scale=1 / 16, value_width=512),
             batch * 2048 * 576 * dtype.itemsize,
         ))  # fmt: skip
+        found.append(Work(
+            f"causal, {batch} x {context}",
+            lambda o, q=heads, c=cache, p=past: o.causal_mla(
+                q, c, p, scale=1 / 16, value_width=512),
+            batch * context * 576 * dtype.itemsize, 2.0 * batch * context * 64 * (576 + 512),
+        ))  # fmt: skip
     return found
 
 

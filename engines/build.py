@@ -153,7 +153,7 @@ def _plans(
     if options.max_prefill < 1:
         raise GlmTrtError(f"max_prefill: expected at least 1, found {options.max_prefill}")
     profiles = make_profiles(
-        manifest["max_seq_len"], options.max_prefill, manifest["config"]["index_topk"]
+        manifest["max_seq_len"], options.max_prefill, manifest["config"].get("index_topk", 1)
     )
     graphs = {g["kind"]: g["file"] for g in manifest["graphs"] if g["dtype"] == dtype}
     plans = []

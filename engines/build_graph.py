@@ -22,6 +22,8 @@ AXES: dict[str, tuple[str, ...]] = {
 
 Shape = list[int | str]
 DOMAIN = "glm_trt"
+# Operators of ai.onnx that TensorRT's importer gives to plugins, and that have no function body.
+STANDARD_PLUGINS = ("LinearAttention", "CausalConvWithState")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
         only if its length is static.
     with_plugins : keep the operators of the domain `glm_trt` whole, without their function bodies,
         which TensorRT would prefer to a plugin; else expand them.
+
+    Raises
+    ------
+    ValueError
+        Without plugins, for one of `STANDARD_PLUGINS`.
     """
     model = onnx.load(path)
     for graph_input in model.graph.input:
@@ -64,7 +71,13 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
     # TensorRT would expand bodies itself, but under their inner names: two values called `_` then
     # end the build with "duplicate tensor name".
     model = inliner.inline_local_functions(model)
-    plugins = tuple(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+    plugins = tuple(
+        node.op_type
+        for node in model.graph.node
+        if node.domain == DOMAIN or (not node.domain and node.op_type in STANDARD_PLUGINS)
+    )
+    if plugins and not with_plugins:
+        raise ValueError(f"{plugins[0]}: TensorRT has it as a plugin alone, so not without plugins")
     return PreparedGraph(model.SerializeToString(), _open_inputs(model.graph), plugins)
 
 

@@ -142,6 +142,30 @@ class EagerOperators:
         probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
         return torch.matmul(probabilities, cache[..., :value_width])
 
+    def causal_mla(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        past_lengths: Tensor,
+        *,
+        scale: float,
+        value_width: int,
+    ) -> Tensor:
+        """Attend to all latents up to a query's position: softmax(q·c·scale) c[:R].
+
+        query [B, S, H, R+rope], cache [B, 1, C, R+rope], past_lengths [B] → [B, S, H, R].
+        What stands behind the sequence in the cache may be NaN.
+        """
+        length = query.shape[1]
+        columns = torch.arange(cache.shape[2], device=cache.device)
+        hidden = columns > positions_of(past_lengths, length).unsqueeze(-1)  # [B, S, C]
+        dots = torch.matmul(query, cache.transpose(-1, -2)) * scale
+        dots = at_least_float32(dots).masked_fill(hidden.unsqueeze(2), float("-inf"))
+        probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
+        unwritten = columns >= (past_lengths + length).unsqueeze(-1)  # [B, C]
+        values = cache[..., :value_width].masked_fill(unwritten[:, None, :, None], 0.0)
+        return torch.matmul(probabilities, values)
+
 
 def selection_mask(indices: Tensor, capacity: int) -> Tensor:
     """True where a position is selected: indices int32 [B, S, K] (−1 = none) → bool [B, S, C]."""

@@ -10,23 +10,41 @@ import torch
 from torch import Tensor
 
 from glm_trt.model.operators import EagerOperators
-from glm_trt.plugins import indexer_topk, moe_experts, moe_routing, sparse_mla
+from glm_trt.plugins import (
+    causal_conv_with_state,
+    causal_mla,
+    indexer_topk,
+    linear_attention,
+    moe_experts,
+    moe_routing,
+    sparse_mla,
+)
 from glm_trt.plugins.common.contract import Contract, register
 from glm_trt.plugins.common.launch import run, target_for
 
-OPERATORS = (moe_routing, moe_experts, indexer_topk, sparse_mla)
+OPERATORS = (
+    moe_routing,
+    moe_experts,
+    indexer_topk,
+    sparse_mla,
+    causal_mla,
+    linear_attention,
+    causal_conv_with_state,
+)
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
 
 
 def on_cuda(operator: str) -> Callable[..., Any]:
     """The operator's kernels as a function of CUDA tensors and attributes."""
 
-    def call(*tensors: Tensor, **attributes: Any) -> Any:
+    def call(*tensors: Tensor | None, **attributes: Any) -> Any:
         # Loaded at the first call: Triton is not needed where there is no GPU.
         plan = import_module(f"glm_trt.plugins.{operator}.plan").PLAN
         kernels = vars(import_module(f"glm_trt.plugins.{operator}.kernel"))
-        major, minor = torch.cuda.get_device_capability(tensors[0].device)
-        inputs = [tensor.contiguous() for tensor in tensors]
+        first = tensors[0]
+        assert first is not None, "no operator's first input is optional"
+        major, minor = torch.cuda.get_device_capability(first.device)
+        inputs = [None if tensor is None else tensor.contiguous() for tensor in tensors]
         outputs = run(plan, kernels, inputs, attributes, target_for(10 * major + minor))
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -65,3 +83,32 @@ class RegisteredOperators(EagerOperators):
     ) -> Tensor:
         """query [B, S, H, R+rope], cache [B, 1, C, R+rope] → latent [B, S, H, R]."""
         return torch.ops.glm_trt.sparse_mla(query, cache, indices, **attributes)
+
+    def causal_mla(
+        self, query: Tensor, cache: Tensor, past_lengths: Tensor, **attributes: Any
+    ) -> Tensor:
+        """query [B, S, H, R+rope], cache [B, 1, C, R+rope] → latent [B, S, H, R]."""
+        return torch.ops.glm_trt.causal_mla(query, cache, past_lengths, **attributes)
+
+    def linear_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past_state: Tensor,
+        decay: Tensor | None,
+        beta: Tensor | None,
+        **attributes: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """query [B, S, Hq·dk], … → output [B, S, Hq·dv], present_state [B, H, dk, dv]."""
+        return torch.ops.glm_trt.linear_attention(
+            query, key, value, past_state, decay, beta, **attributes
+        )
+
+    def causal_conv_with_state(
+        self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, C, S], weight [C, 1, K], past_state [B, C, K-1] → y and the new state."""
+        return torch.ops.glm_trt.causal_conv_with_state(
+            x, weight, None, past_state, activation=activation
+        )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs by a generator and the activation dtype, and the attributes."""
+    """Inputs by a generator and the activation dtype (None: absent), and the attributes."""
 
     name: str
     attributes: dict[str, Any]
-    make: Callable[[torch.Generator, torch.dtype], list[Tensor]]
+    make: Callable[[torch.Generator, torch.dtype], list[Tensor | None]]

@@ -201,6 +201,8 @@ def _launch(
             f"    static constexpr int64_t k_{size}[{len(TARGETS)}][{len(types)}] = {{{rows}}};",
             f"    int64_t const {size} = k_{size}[call.target][call.types];",
         ]
+    if launch.when != "1":
+        lines += [f"    if (!{to_cpp(launch.when)})", "    {", "        return {};", "    }"]
     for constant, pick in launch.constants.items():
         values = ", ".join(map(str, pick.values))
         lines += [
@@ -219,7 +221,7 @@ def _launch(
     grid = ", ".join(to_cpp(size) for size in launch.grid)
     lines += [
         f"    int64_t const grid[3] = {{{grid}}};",
-        f"    if (!{to_cpp(launch.when)} || grid[0] == 0 || grid[1] == 0 || grid[2] == 0)",
+        "    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0)",
         "    {",
         "        return {};",
         "    }",

@@ -86,7 +86,7 @@ class Launch:
     constants : the kernel's `tl.constexpr` parameters that depend on sizes or attributes.
     configs : the others, with `num_warps` and `num_stages`: by "TARGET/DTYPE", TARGET, "*/DTYPE"
         or "*", the first of these that is there.
-    when : expression; nothing is launched where it is 0.
+    when : expression without `constants`; nothing is launched where it is 0.
     aligned : integer arguments for which there is a second kernel, used where all of them are
         multiples of 16: row sizes, without which no load can be wide.
     """
@@ -171,10 +171,12 @@ def run(
     }
     for launch in plan.launches:
         config = launch.config(target, types.activation)
+        if not evaluate(launch.when, names | config):
+            continue
         constants = {name: pick.pick(names) for name, pick in launch.constants.items()}
         inner = names | config | constants
         grid = tuple(evaluate(size, inner) for size in launch.grid)
-        if not evaluate(launch.when, inner) or 0 in grid:
+        if 0 in grid:
             continue
         arguments = [
             pointers[a] if a in pointers

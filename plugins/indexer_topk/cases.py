@@ -12,7 +12,7 @@ def _case(
     name: str, batch: int, length: int, capacity: int, index_topk: int, past: list[int],
     heads: int = 4, width: int = 8, largest: int = 3,
 ) -> Case:  # fmt: skip
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def integers(*shape: int) -> Tensor:
             return torch.randint(-largest, largest + 1, shape, generator=generator).float()
 

@@ -10,7 +10,7 @@ from glm_trt.plugins.common.cases import Case
 
 def _case(name: str, tokens: int, k: int, experts: int = 6, hidden: int = 40, inner: int = 24,
           spread: int | None = None) -> Case:  # fmt: skip
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 

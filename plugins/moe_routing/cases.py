@@ -12,7 +12,7 @@ def _case(
     name: str, tokens: int, experts: int, top_k: int, n_group: int = 1, topk_group: int = 1,
     norm: int = 1, tied: bool = False,
 ) -> Case:  # fmt: skip
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         logits = torch.randn(tokens, experts, generator=generator)
         bias = torch.randn(experts, generator=generator) * 0.1
         if tied:  # scores of exactly 0, 1/2 and 1, which every sigmoid agrees on, and exact sums

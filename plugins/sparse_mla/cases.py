@@ -12,7 +12,7 @@ def _case(
     name: str, batch: int, length: int, heads: int, rank: int, rope: int, capacity: int,
     selected: int, missing: float = 0.0,
 ) -> Case:  # fmt: skip
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from glm_trt.plugins.common.splits import combine_splits
 from glm_trt.plugins.common.triton_helpers import dot
+
+__all__ = ["attend_selected", "combine_splits"]
 
 
 @triton.jit
@@ -65,27 +68,3 @@ def attend_selected(
         tl.store(p_parts + o_part[:, None] * n_rank + o_r[None, :], b_out, mask=both)
         tl.store(p_stats + o_part * 2, b_max, mask=heads)
         tl.store(p_stats + o_part * 2 + 1, b_sum, mask=heads)
-
-
-@triton.jit
-def combine_splits(
-    p_parts, p_stats, p_latent, n_heads, n_rank, n_splits,
-    BLOCK_R: tl.constexpr, MOST_SPLITS: tl.constexpr,
-):  # fmt: skip
-    """One program: one head of one token: its splits in order → latent [B·S, H, R]."""
-    i_row = tl.program_id(1).to(tl.int64)
-    i_head = tl.program_id(0)
-    o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, MOST_SPLITS)
-    ranks, splits = o_r < n_rank, o_s < n_splits
-    o_parts = (i_row * n_splits + o_s) * n_heads + i_head
-    largest = tl.max(tl.load(p_stats + o_parts * 2, mask=splits, other=float("-inf")), 0)
-    largest = tl.where(largest == float("-inf"), 0.0, largest)  # nothing was selected
-    total = tl.zeros([], tl.float32)
-    b_out = tl.zeros([BLOCK_R], tl.float32)
-    for i_split in range(n_splits):
-        o_part = (i_row * n_splits + i_split) * n_heads + i_head
-        share = tl.exp2(tl.load(p_stats + o_part * 2) - largest)
-        total += share * tl.load(p_stats + o_part * 2 + 1)
-        b_out += share * tl.load(p_parts + o_part * n_rank + o_r, mask=ranks, other=0.0)
-    b_out = b_out / tl.where(total == 0.0, 1.0, total)
-    tl.store(p_latent + (i_row * n_heads + i_head) * n_rank + o_r, b_out, mask=ranks)

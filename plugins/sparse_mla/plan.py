@@ -23,6 +23,7 @@ MEDIUM = {"BLOCK_H": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5}
 LARGE = {"BLOCK_H": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 5}
 # Float32 runs on the general units; 16 entries of 512 are what a small GPU's shared memory holds.
 FLOAT32 = {"BLOCK_H": 16, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1}
+COMBINE = {"BLOCK_S": 16, "MOST_SPLITS": MOST_SPLITS, "num_warps": 8, "num_stages": 1}
 
 
 def _configs(**targets: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -67,7 +68,7 @@ PLAN = Plan(
             grid=("H", "B * S", "1"),
             arguments=("parts", "stats", "latent", "H", "value_width", SPLITS),
             constants={"BLOCK_R": Pick("value_width", RANKS)},
-            configs={"*": {"MOST_SPLITS": MOST_SPLITS, "num_warps": 4, "num_stages": 1}},
+            configs={"*": COMBINE},
         ),
     ),
     workspace=(

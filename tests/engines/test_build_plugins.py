@@ -30,11 +30,12 @@ from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, verify_files
 from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
+from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
-OPERATORS = {"MoeRouting", "MoeExperts", "IndexerTopK", "SparseMla"}
+OPERATORS = {"MoeRouting", "MoeExperts", "IndexerTopK", "SparseMla"}  # of GLM-5.1's blocks
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ print(json.dumps([creators, parsed, types.count(trt.LayerType.PLUGIN_V3), loaded
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True,
                             text=True, check=True)  # fmt: skip
     creators, parsed, layers, loaded = json.loads(result.stdout)
-    assert set(creators) == OPERATORS
+    assert set(creators) == OPERATORS | {"CausalMla"}
     assert parsed
     assert layers == len(prepared.plugins) == 4
     assert loaded == []
@@ -167,6 +168,29 @@ def test_a_transposed_weight_is_seen(tmp_path: Path) -> None:
     plan = tmp_path / "engine.plan"
     build_one(tmp_path / "graph.onnx", plan, {"decode": {}}, None)
     assert transposed_weights(plan) != []
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.BFLOAT16, TensorProto.FLOAT16])
+@pytest.mark.parametrize("plugin", [True, False], ids=["plugin", "body"])
+def test_causal_attention_builds(library: Path, tmp_path: Path, plugin: bool, dtype: int) -> None:
+    """Which no block of GLM-5.1 has: as a plugin, and as the function body alone."""
+    sizes = {"query": [1, 3, 64, 576], "cache": [1, 1, 2048, 576], "latent": [1, 3, 64, 512]}
+    values = {name: helper.make_tensor_value_info(name, dtype, s) for name, s in sizes.items()}
+    past = helper.make_tensor_value_info("past_lengths", TensorProto.INT64, [1])
+    node = helper.make_node("CausalMla", ["query", "cache", "past_lengths"], ["latent"],
+                            domain="glm_trt", scale=0.0625, value_width=512)  # fmt: skip
+    graph = helper.make_graph([node], "g", [values["query"], values["cache"], past],
+                              [values["latent"]])  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("glm_trt", 1)]
+    model = helper.make_model(graph, functions=[function_bodies()["CausalMla"]],
+                              opset_imports=opsets, ir_version=11)  # fmt: skip
+    (tmp_path / "graph.onnx").write_bytes(model.SerializeToString())
+    prepared = prepare_graph(tmp_path / "graph.onnx", {}, plugin)
+    assert prepared.plugins == (("CausalMla",) if plugin else ())
+    ready, plan = tmp_path / "ready.onnx", tmp_path / "engine.plan"
+    ready.write_bytes(prepared.model)
+    build_one(ready, plan, {"decode": {}}, library if plugin else None)
+    assert (b"CausalMla" in plan.read_bytes()) == plugin
 
 
 def build_one(graph: Path, plan: Path, profiles: Any, library: Path | None) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_limits_are_said(name: str) -> None:
     case = import_module(f"glm_trt.plugins.{name}.cases").CASES[0]
     inputs = case.make(torch.Generator().manual_seed(1), torch.float32)
     wrong = {"moe_routing": {"top_k": 17}, "indexer_topk": {"index_topk": 0},
-             "sparse_mla": {"value_width": 513}}  # fmt: skip
+             "sparse_mla": {"value_width": 513}, "causal_mla": {"value_width": 513}}  # fmt: skip
     if name in wrong:
         with pytest.raises(ValueError, match=plan.contract.name):
             run(plan, {}, inputs, case.attributes | wrong[name], "sm90")

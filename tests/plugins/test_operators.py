@@ -49,6 +49,13 @@ def attention(batch: int, length: int, capacity: int, count: int) -> Any:
     return (query, cache, indices), dict(scale=0.3, value_width=8)
 
 
+def causal(batch: int, length: int, capacity: int, past: list[int]) -> Any:
+    query, cache = torch.randn(batch, length, 3, 12), torch.randn(batch, 1, capacity, 12)
+    for b, seen in enumerate(past):  # what nobody sees must not matter
+        cache[b, :, seen + length :] = float("nan")
+    return (query, cache, torch.tensor(past)), dict(scale=0.3, value_width=8)
+
+
 CASES: list[tuple[str, Any]] = [
     ("moe_routing", lambda: routing(9, 8, top_k=3, n_group=1, topk_group=1)),
     ("moe_routing", lambda: routing(40, 12, top_k=4, n_group=4, topk_group=2)),
@@ -65,6 +72,9 @@ CASES: list[tuple[str, Any]] = [
     ("indexer_topk", lambda: indexer(1, 1, 1, 1, 0)),
     ("sparse_mla", lambda: attention(2, 5, 20, 6)),
     ("sparse_mla", lambda: attention(1, 1, 3, 1)),
+    ("causal_mla", lambda: causal(3, 5, 20, [0, 7, 15])),
+    ("causal_mla", lambda: causal(1, 1, 300, [3])),
+    ("causal_mla", lambda: causal(1, 0, 4, [2])),
 ]
 
 

@@ -1,0 +1,28 @@
+"""What the causal convolution launches: one kernel, with blocks for one token or for many."""
+
+from __future__ import annotations
+
+from glm_trt.plugins.causal_conv_with_state import CONTRACT
+from glm_trt.plugins.common.launch import Launch, Plan
+
+
+def _convolve(when: str, channels: int, positions: int) -> Launch:
+    return Launch(
+        "convolve",
+        when=when,
+        grid=("cdiv(C, BLOCK_C)", "max(1, cdiv(L, BLOCK_L))", "B"),
+        arguments=(
+            "input", "weight", "bias", "past_state", "output", "present_state", "C", "L", "K",
+            "has_bias", "has_past_state", "activation > 0",
+        ),
+        configs={
+            "*": {"BLOCK_C": channels, "BLOCK_L": positions, "num_warps": 4, "num_stages": 1}
+        },
+    )  # fmt: skip
+
+
+PLAN = Plan(
+    CONTRACT,
+    launches=(_convolve("L <= 8", 256, 1), _convolve("L > 8", 4, 256)),
+    limits=(("K >= 1", "a kernel of at least one column"), ("B <= 65535", "at most 65535 rows")),
+)

@@ -1,0 +1,98 @@
+"""The operators that ONNX defines: contract and reference against onnx's schema and onnxruntime."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import defs, helper
+
+from glm_trt.plugins.common.contract import Choice
+
+NAMES = ("linear_attention", "causal_conv_with_state")
+OPSET = 27
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, case, id=f"{name}-{case.name}")
+        for name in NAMES
+        for case in import_module(f"glm_trt.plugins.{name}.cases").CASES
+        if not case.name.startswith("no token")  # onnxruntime runs neither on an empty sequence
+    ]
+
+
+def onnx_model(name: str, inputs: list[torch.Tensor | None], attributes: Any) -> onnx.ModelProto:
+    """One node of the standard operator, float32; an absent input has no name."""
+    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    names = [
+        "" if tensor is None else port.name
+        for port, tensor in zip(contract.inputs, inputs, strict=True)
+    ]
+    outputs = [port.name for port in contract.outputs]
+    given = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, t.shape)
+        for n, t in zip(names, inputs, strict=True)
+        if t is not None
+    ]
+    while not names[-1]:
+        names.pop()
+    made = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs]
+    node = helper.make_node(contract.name, names, outputs, **attributes)
+    return helper.make_model(
+        helper.make_graph([node], "one_operator", given, made),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=12,
+    )
+
+
+def run_onnxruntime(
+    name: str, inputs: list[torch.Tensor | None], attributes: Any
+) -> list[np.ndarray]:
+    """The standard operator in float32, by onnxruntime."""
+    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    model = onnx_model(name, inputs, attributes)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feed = {
+        port.name: tensor.numpy()
+        for port, tensor in zip(contract.inputs, inputs, strict=True)
+        if tensor is not None
+    }
+    found: list[np.ndarray] = session.run(None, feed)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_is_the_standard_schema(name: str) -> None:
+    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    schema = defs.get_schema(contract.name, OPSET)
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    assert [(p.name, p.option == optional) for p in schema.inputs] == [
+        (port.name, port.optional) for port in contract.inputs
+    ]
+    assert [p.type_str for p in schema.inputs] == [port.dtype for port in contract.inputs]
+    assert [p.name for p in schema.outputs] == [port.name for port in contract.outputs]
+    # The chunk size is a hint that changes no result.
+    assert set(contract.attributes) == set(schema.attributes) - {"chunk_size"}
+    for attribute, kind in contract.attributes.items():
+        for value in kind.values if isinstance(kind, Choice) else ():
+            assert f"'{value}'" in schema.attributes[attribute].description
+
+
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_reference_is_the_standard_operator(name: str, case: Any) -> None:
+    operator = import_module(f"glm_trt.plugins.{name}")
+    inputs = case.make(torch.Generator().manual_seed(4), torch.float32)
+    expected = run_onnxruntime(name, inputs, case.attributes)
+    found = operator.reference(*inputs, **case.attributes)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert tuple(ours.shape) == theirs.shape
+        difference = np.linalg.norm(ours.double().numpy() - theirs)
+        assert difference <= operator.CONTRACT.tolerance["float32"] * np.linalg.norm(theirs)
