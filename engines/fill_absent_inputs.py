@@ -18,8 +18,8 @@ def fill_absent_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     TensorRT's importer gives a plugin no tensor for an input with an empty name, and fails, where
     a later input is given. Zeros mean the same, computed from the shapes of other inputs:
 
-    1. `LinearAttention`: past_state [B, H, dk, dv], decay [B, S, H], of the query's dtype (a rule
-       without decay ignores it);
+    1. `LinearAttention`: past_state [B, H, dk, dv] and decay [B, S, H], of the query's dtype; the
+       rule `delta`, which may have no decay, becomes `gated_delta`, of which it is the case e⁰ = 1;
     2. `CausalConvWithState`: bias [C], of the input's dtype.
 
     Inputs that are absent at the end stay so. Nodes of the main graph alone are filled.
@@ -70,6 +70,9 @@ def _linear_attention_zeros(node: onnx.NodeProto, index: int, fresh: Namer) -> I
             yield add("Div", [parts[-1], constant.output[0]])
             sizes.append(parts[-1])
     else:  # decay
+        for attribute in node.attribute:
+            if attribute.name == "update_rule" and attribute.s == b"delta":
+                attribute.s = b"gated_delta"
         yield add("Shape", [key], start=0, end=2)
         sizes = [parts[-1], constant.output[0]]
     yield add("Concat", sizes, axis=0)

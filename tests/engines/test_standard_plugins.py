@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ print(json.dumps(found))
 
 
 def build(model: onnx.ModelProto, library: Path | None, directory: Path) -> dict[str, Any]:
+    directory = Path(tempfile.mkdtemp(dir=directory))
     path = directory / "foreign.onnx"
     onnx.save(model, path)
     found = subprocess.run(
@@ -66,9 +68,10 @@ def build(model: onnx.ModelProto, library: Path | None, directory: Path) -> dict
         capture_output=True, text=True, check=False,
         env=os.environ | load_flavour("tensorrt-rtx").environment(directory),
     )  # fmt: skip
-    if found.returncode:
+    result = {} if found.returncode else json.loads(found.stdout.splitlines()[-1])
+    if not result or not all(size for size, *_ in result.values()):
         raise RuntimeError(found.stderr)
-    return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]
 
 
 def make_model(nodes: list[Any], values: dict[str, Any], outputs: dict[str, str]) -> Any:
@@ -119,8 +122,7 @@ def test_linear_attention_builds(
 ) -> None:
     found = build(attention(*arguments), library, tmp_path)
     assert set(found) == set(RTX_TARGETS)
-    for size, plugins, outputs in found.values():
-        assert size > 0
+    for _, plugins, outputs in found.values():
         assert plugins == 1
         assert outputs == [f"DataType.{shape}" for shape in shapes]
 
@@ -135,8 +137,7 @@ def test_causal_convolution_builds(dtype: str, inputs: int, library: Path, tmp_p
     node = helper.make_node("CausalConvWithState", list(values), ["output", "present"],
                             **activation)  # fmt: skip
     model = make_model([node], values, {"output": dtype, "present": dtype})
-    for size, plugins, outputs in build(model, library, tmp_path).values():
-        assert size > 0
+    for _, plugins, outputs in build(model, library, tmp_path).values():
         assert plugins == 1
         kind = {"float32": "FLOAT", "bfloat16": "BF16"}[dtype]
         assert outputs == [f"DataType.{kind}(1, 40, -1)", f"DataType.{kind}(1, 40, 4)"]
@@ -153,7 +154,7 @@ def test_without_the_library_the_parser_says_what_is_missing(tmp_path: Path) -> 
         ({"update_rule": "quadratic"}, "expected one of linear, gated, delta, gated_delta; found"),
         ({"q_num_heads": 3}, "query heads"),
         ({"kv_num_heads": 5}, "contradict"),
-        ({"kv_num_heads": 0}, "contradict"),
+        ({"kv_num_heads": 0}, "kv_num_heads must be positive"),
     ],
 )
 def test_wrong_attributes_are_said(
@@ -164,8 +165,8 @@ def test_wrong_attributes_are_said(
     kept = [a for a in node.attribute if a.name not in change]
     del node.attribute[:]
     node.attribute.extend([*kept, *(helper.make_attribute(*item) for item in change.items())])
-    with pytest.raises((RuntimeError, AssertionError), match=message):
-        assert all(size for size, *_ in build(model, library, tmp_path).values())
+    with pytest.raises(RuntimeError, match=message):
+        build(model, library, tmp_path)
 
 
 def random_feed(model: onnx.ModelProto, length: int) -> dict[str, Any]:
@@ -187,8 +188,8 @@ def foreign_layer(state: bool) -> Any:
     if state:
         values["past"] = ("float32", [1, 2, 16, 16])
     nodes = [
-        helper.make_node("CausalConvWithState", ["x", "weight", "", "columns"], ["y", "new_columns"],
-                         activation="silu"),
+        helper.make_node("CausalConvWithState", ["x", "weight", "", "columns"],
+                         ["y", "new_columns"], activation="silu"),
         helper.make_node("Transpose", ["y"], ["z"], perm=[0, 2, 1]),
         helper.make_node("LinearAttention", ["z", "z", "z", "past" if state else "", "", "beta"],
                          ["output", "present"], update_rule="delta", q_num_heads=2, kv_num_heads=2),
@@ -203,7 +204,7 @@ def test_absent_inputs_are_filled(state: bool, library: Path, tmp_path: Path) ->
     model = foreign_layer(state)
     filled = fill_absent_inputs(model)
     assert fill_absent_inputs(filled) == filled
-    onnx.checker.check_model(filled, full_check=True)
+    onnx.shape_inference.infer_shapes(filled, strict_mode=True)
     for length in (1, 9):
         feed = random_feed(model, length)
         before, after = (
@@ -214,5 +215,4 @@ def test_absent_inputs_are_filled(state: bool, library: Path, tmp_path: Path) ->
             np.testing.assert_array_equal(one, other)
     with pytest.raises(RuntimeError, match="refused"):
         build(model, library, tmp_path)
-    assert all(size and plugins == 2 for size, plugins, _ in
-               build(filled, library, tmp_path).values())  # fmt: skip
+    assert all(plugins == 2 for _, plugins, _ in build(filled, library, tmp_path).values())
