@@ -20,6 +20,7 @@ from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
 from glm_trt.engines.build_worker import Request, Result
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.export import manifest as m
+from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError, GlmTrtError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.plugins.library import LIBRARY
@@ -128,7 +129,8 @@ def _verify_all_but(bundle: Path, manifest: m.Manifest, ours: set[tuple[str, ...
 def make_profiles(max_seq_len: int, max_prefill: int, selected: int) -> dict[str, Any]:
     """Axis → [min, opt, max] in the two optimisation profiles: one token, and several.
 
-    The batch and the capacity of the caches are static.
+    The batch and the capacity of the caches are static. Without any indexer (0 `selected`), no
+    graph has that axis.
     """
     fixed = {"batch": [1, 1, 1], "capacity": [max_seq_len] * 3}
     fixed["selected"] = [min(selected, max_seq_len)] * 3
@@ -153,7 +155,9 @@ def _plans(
     if options.max_prefill < 1:
         raise GlmTrtError(f"max_prefill: expected at least 1, found {options.max_prefill}")
     profiles = make_profiles(
-        manifest["max_seq_len"], options.max_prefill, manifest["config"].get("index_topk", 1)
+        manifest["max_seq_len"],
+        options.max_prefill,
+        ModelConfig.from_dict(manifest["config"]).index_topk,
     )
     graphs = {g["kind"]: g["file"] for g in manifest["graphs"] if g["dtype"] == dtype}
     plans = []

@@ -8,16 +8,18 @@ from pathlib import Path
 import onnx
 from onnx import inliner
 
+from glm_trt.model.states import STATE_AXES
+
 # The axes of a block's inputs; an input that is not here is a weight.
 AXES: dict[str, tuple[str, ...]] = {
     "input_ids": ("batch", "sequence"),
     "past_lengths": ("batch",),
+    "lengths": ("batch",),
     "hidden": ("batch", "sequence", "hidden"),
     "cos": ("batch", "sequence", "rotary"),
     "sin": ("batch", "sequence", "rotary"),
-    "kv_cache": ("batch", "one", "capacity", "width"),
-    "index_keys": ("batch", "one", "capacity", "width"),
     "shared_indices": ("batch", "sequence", "selected"),
+    **STATE_AXES,
 }
 
 Shape = list[int | str]

@@ -12,6 +12,7 @@ from glm_trt.model.bindings import Binding
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorFiles
+from glm_trt.model.states import StateSpec, layer_states
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,9 @@ class Bundle:
         """Block kinds in the order of a pass."""
         return list(dict.fromkeys(block.kind for block in self.blocks))
 
-    def state_widths(self, block: BundleBlock) -> dict[str, int]:
-        """Name and last axis of each state [B, 1, C, ·] of a block; none but a layer has any."""
-        if block.layer is None:
-            return {}
-        config = self.config
-        widths = {"kv_cache": config.kv_lora_rank + config.qk_rope_head_dim}
-        if config.indexer_types[block.layer] == "full":
-            widths["index_keys"] = config.index_head_dim
-        return widths
+    def states(self, block: BundleBlock) -> tuple[StateSpec, ...]:
+        """The states of a block; none but a layer has any."""
+        return () if block.layer is None else layer_states(self.config, block.layer)
 
     def graph_path(self, kind: str, dtype: str) -> Path:
         """The ONNX file of `kind` in `dtype`."""

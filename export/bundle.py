@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,8 +24,8 @@ from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
 
-# Reading every weight once finds NaN and gives each shard a hash; beyond this it is left out, as
-# a checkpoint of a terabyte must export without being read.
+# Reading every weight once finds NaN and gives each shard a hash; for more weights than this it is
+# left out, as a checkpoint of a terabyte must export without being read.
 SCAN_LIMIT_BYTES = 32 << 30
 _NON_FINITE = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00),
                "bfloat16": (np.uint16, 0x7F80)}  # fmt: skip
@@ -91,7 +91,10 @@ def export_checkpoint(
             f"(max_position_embeddings), found {max_seq_len}"
         )
     progress("checking weights")
-    shards = [_scanned(file, checkpoint.directory) for file in checkpoint.files]
+    if _is_small(checkpoint.files):
+        for file in checkpoint.files:
+            _check_finite(file)
+    shards = _shard_entries(checkpoint.files, checkpoint.directory)
     settings = {"dtypes": dtypes, "max_seq_len": max_seq_len, "materialize": options.materialize}
     key = _export_key(checkpoint, shards, settings)
     previous = _previous(output)
@@ -145,7 +148,7 @@ def _write_contents(
             )  # fmt: skip
         paths = [partial / "weights" / f"{block.name}.safetensors" for block in blocks]
         source["directory"] = "weights"
-        source["files"] = [_shard_entry(SafetensorsFile(p), partial / "weights") for p in paths]
+        source["files"] = _shard_entries([SafetensorsFile(p) for p in paths], partial / "weights")
     bindings = {block.name: [x.to_dict() for x in block.bindings] for block in blocks}
     write_atomically(partial / "bindings.json", json.dumps(bindings, indent=1).encode())
     tokenizer = []
@@ -202,30 +205,35 @@ def _write_graphs(
     return graphs
 
 
-def _scanned(file: SafetensorsFile, directory: Path) -> dict[str, Any]:
-    if file.size_bytes <= SCAN_LIMIT_BYTES:
-        for name, info in file.tensors.items():
-            kind, mask = _NON_FINITE[info.dtype]
-            bits = file.tensor(name).reshape(-1).view(kind)
-            for start in range(0, bits.size, 1 << 22):
-                bad = np.flatnonzero((bits[start : start + (1 << 22)] & kind(mask)) == mask)
-                if bad.size:
-                    place = tuple(int(i) for i in np.unravel_index(start + int(bad[0]), info.shape))
-                    raise CheckpointError(
-                        f"{file.path}: {name}: element {place} is "
-                        f"{float(file.tensor(name)[place])}; expected finite weights"
-                    )
-    return _shard_entry(file, directory)
+def _is_small(files: Sequence[SafetensorsFile]) -> bool:
+    return sum(file.size_bytes for file in files) <= SCAN_LIMIT_BYTES
 
 
-def _shard_entry(file: SafetensorsFile, directory: Path) -> dict[str, Any]:
-    small = file.size_bytes <= SCAN_LIMIT_BYTES
-    return {
-        "file": file.path.relative_to(directory).as_posix(),
-        "bytes": file.size_bytes,
-        "header_sha256": file.header_sha256,
-        "sha256": sha256_of(file.path) if small else None,
-    }
+def _shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> list[dict[str, Any]]:
+    small = _is_small(files)
+    return [
+        {
+            "file": file.path.relative_to(directory).as_posix(),
+            "bytes": file.size_bytes,
+            "header_sha256": file.header_sha256,
+            "sha256": sha256_of(file.path) if small else None,
+        }
+        for file in files
+    ]
+
+
+def _check_finite(file: SafetensorsFile) -> None:
+    for name, info in file.tensors.items():
+        kind, mask = _NON_FINITE[info.dtype]
+        bits = file.tensor(name).reshape(-1).view(kind)
+        for start in range(0, bits.size, 1 << 22):
+            bad = np.flatnonzero((bits[start : start + (1 << 22)] & kind(mask)) == mask)
+            if bad.size:
+                place = tuple(int(i) for i in np.unravel_index(start + int(bad[0]), info.shape))
+                raise CheckpointError(
+                    f"{file.path}: {name}: element {place} is "
+                    f"{float(file.tensor(name)[place])}; expected finite weights"
+                )
 
 
 def _export_key(

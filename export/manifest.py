@@ -18,7 +18,7 @@ from glm_trt.model.errors import BundleError
 from glm_trt.model.files import sha256_of, write_atomically
 
 FILE_NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "glm-trt bundle", 1
+FORMAT, FORMAT_VERSION = "glm-trt bundle", 2
 _NO_DIGEST = "0" * 64
 
 Manifest = dict[str, Any]
@@ -55,7 +55,9 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(f"{path}: not the manifest of a glm-trt bundle")
     if manifest.get("format_version") != FORMAT_VERSION:
         found = manifest.get("format_version")
-        raise BundleError(f"{path}: format version: expected {FORMAT_VERSION}, found {found}")
+        raise BundleError(
+            f"{path}: format version: expected {FORMAT_VERSION}, found {found}; export again"
+        )
     found = str(manifest.get("sha256"))
     blank = data.replace(found.encode(), _NO_DIGEST.encode(), 1)
     expected = hashlib.sha256(blank).hexdigest()

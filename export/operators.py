@@ -12,7 +12,9 @@ from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
 
 
 class TracedOperators(RegisteredOperators):
-    """Emits RMSNormalization, RotaryEmbedding and TensorScatter; the rest stay whole."""
+    """Emits RMSNormalization, RotaryEmbedding, TensorScatter, CausalConvWithState and
+    LinearAttention; the rest stay whole.
+    """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """ai.onnx 23 RMSNormalization over the last axis, the mean in float32."""
@@ -38,6 +40,37 @@ class TracedOperators(RegisteredOperators):
             "TensorScatter", [cache, update, past_lengths], {"axis": -2, "mode": "linear"},
             dtype=cache.dtype, shape=cache.shape, version=24,
         )  # fmt: skip
+
+    def causal_conv_with_state(
+        self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
+    ) -> tuple[Tensor, Tensor]:
+        """ai.onnx 27 CausalConvWithState; with a bias of zeros: TensorRT asks for every input."""
+        bias = torch.zeros(weight.shape[0], dtype=x.dtype, device=x.device)
+        y, present = torch.onnx.ops.symbolic_multi_out(
+            "CausalConvWithState", [x, weight, bias, past_state], {"activation": activation},
+            dtypes=[x.dtype, past_state.dtype], shapes=[x.shape, past_state.shape],
+        )  # fmt: skip
+        return y, present
+
+    def linear_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past_state: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        **attributes: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """ai.onnx 27 LinearAttention, with every input."""
+        batch, length, _ = query.shape
+        width = attributes["q_num_heads"] * past_state.shape[3]
+        output, present = torch.onnx.ops.symbolic_multi_out(
+            "LinearAttention", [query, key, value, past_state, decay, beta], attributes,
+            dtypes=[query.dtype, past_state.dtype],
+            shapes=[(batch, length, width), past_state.shape],
+        )  # fmt: skip
+        return output, present
 
 
 def translations() -> dict[Any, Any]:

@@ -11,17 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from glm_trt.export.operators import TracedOperators, translations
+from glm_trt.model.bindings import parameter_dtype
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head, run_block
+from glm_trt.model.states import layer_states
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+
+# The last opset to which torch's exporter converts. From there to `OPSET`, what it emits has only
+# gained dtypes that no graph of ours has.
+EXPORTER_OPSET = 24
 
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
 BATCH, LENGTH, CAPACITY = 2, 3, 5
+NOT_LAYERS = ("embedding", "head")
 
 
 def block_kind(config: ModelConfig, layer: int) -> str:
-    """The layer's kind, such as `dense_full`; layers of the same kind share one graph."""
-    return f"{config.mlp_layer_types[layer]}_{config.indexer_types[layer]}"
+    """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
+
+    The second word is that of `ModelConfig.attention_kinds`.
+    """
+    return f"{config.mlp_layer_types[layer]}_{config.attention_kinds[layer]}"
 
 
 class _Traced(nn.Module):
@@ -45,7 +55,7 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     """The ONNX graph of `kind`: "embedding", "head", or a `block_kind`.
 
     Inputs are named as in the eager block: activations and states first, then the weights by
-    parameter name; outputs `hidden_out`, `kv_cache_out`, `index_keys_out`, `topk_indices`,
+    parameter name; outputs `hidden_out`, each state's `NAME_out`, `topk_indices`,
     `expert_indices`, `cos`, `sin`, `logits`, whichever the block has.
     """
     operators = TracedOperators()
@@ -55,8 +65,7 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     elif kind == "head":
         block = Head(config, operators)
     else:
-        layers = range(config.num_hidden_layers)
-        layer = next(i for i in layers if block_kind(config, i) == kind)
+        layer = _first_layer(config, kind)
         with torch.device("meta"):
             block = DecoderLayer(config, layer, absorbed=True, operators=operators)
     # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in; `empty`
@@ -66,7 +75,7 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     weights = {
         name: torch.empty(
             parameter.shape,
-            dtype=torch.float32 if name.startswith("mlp.gate.") else dtype,
+            dtype=torch.float32 if parameter_dtype(name) else dtype,
             device=device,
         )
         for name, parameter in block.named_parameters()
@@ -74,39 +83,42 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     return _export(_Traced(block), inputs, axes, weights)
 
 
+def _first_layer(config: ModelConfig, kind: str) -> int:
+    return next(i for i in range(config.num_hidden_layers) if block_kind(config, i) == kind)
+
+
 def _example_inputs(
     config: ModelConfig, kind: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    past = (torch.zeros(BATCH, dtype=torch.int64, device=device), {0: "batch"})
-
     def made(*shape: int, kind: torch.dtype = dtype, **names: int) -> Any:
         axes = {axis: name for name, axis in names.items()}
         return torch.empty(*shape, dtype=kind, device=device), axes
 
+    def zeros() -> Any:
+        return torch.zeros(BATCH, dtype=torch.int64, device=device), {0: "batch"}
+
     hidden = made(BATCH, LENGTH, config.hidden_size, batch=0, sequence=1)
     if kind == "embedding":
         ids = made(BATCH, LENGTH, kind=torch.int64, batch=0, sequence=1)
-        both = {"input_ids": ids, "past_lengths": past}
+        both = {"input_ids": ids, "past_lengths": zeros()}
     elif kind == "head":
         both = {"hidden": hidden}
+    elif kind.endswith("_linear"):
+        both = {"hidden": hidden, "lengths": zeros()}
     else:
         # Two tensors: one passed twice would be traced as one input.
         cos, sin = (
             made(BATCH, LENGTH, config.qk_rope_head_dim // 2, batch=0, sequence=1) for _ in "cs"
         )
-        latent = config.kv_lora_rank + config.qk_rope_head_dim
-        both = {
-            "hidden": hidden, "cos": cos, "sin": sin, "past_lengths": past,
-            "kv_cache": made(BATCH, 1, CAPACITY, latent, batch=0, capacity=2),
-        }  # fmt: skip
-        if kind.endswith("_full"):
-            both["index_keys"] = made(
-                BATCH, 1, CAPACITY, config.index_head_dim, batch=0, capacity=2
-            )
-        else:
-            both["shared_indices"] = made(
-                BATCH, LENGTH, 4, kind=torch.int32, batch=0, sequence=1, selected=2
-            )
+        both = {"hidden": hidden, "cos": cos, "sin": sin, "past_lengths": zeros()}
+    if kind.endswith("_shared"):
+        both["shared_indices"] = made(
+            BATCH, LENGTH, 4, kind=torch.int32, batch=0, sequence=1, selected=2
+        )
+    for spec in () if kind in NOT_LAYERS else layer_states(config, _first_layer(config, kind)):
+        state_dtype = torch.float32 if spec.dtype else dtype
+        shape = spec.shape(BATCH, CAPACITY)
+        both[spec.name] = torch.empty(shape, dtype=state_dtype, device=device), spec.open_axes
     return {k: v[0] for k, v in both.items()}, {k: v[1] for k, v in both.items()}
 
 
@@ -129,6 +141,7 @@ def _export(
     )
     exported = _to_onnx(program, [*inputs, *weights])
     model = exported.model_proto
+    _raise_opset(model)
     names = list(_output_names(program))
     renamed = dict(zip([o.name for o in model.graph.output], names, strict=True))
     _rename(model.graph, renamed)
@@ -149,13 +162,20 @@ def _to_onnx(program: torch.export.ExportedProgram, input_names: list[str]) -> A
             warnings.simplefilter("ignore", FutureWarning)
             return torch.onnx.export(
                 program,
-                opset_version=OPSET,
+                opset_version=EXPORTER_OPSET,
                 custom_translation_table=translations(),
                 input_names=input_names,
                 verbose=False,
             )
     finally:
         registry.setLevel(level)
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """Declare `OPSET` for a graph that was made for `EXPORTER_OPSET`."""
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = OPSET
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:

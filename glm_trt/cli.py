@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import glm_trt
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.presets import PRESETS, SCALES
 from glm_trt.progress import print_table
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -100,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     command("inspect", "show what a bundle holds", _inspect, "BUNDLE")
+
+    sub = command("make-checkpoint", "write a checkpoint of a preset, to try things with",
+                  _make_checkpoint)  # fmt: skip
+    sub.add_argument("preset", metavar="PRESET", choices=PRESETS, help=" or ".join(PRESETS))
+    sub.add_argument(
+        "--scale", choices=SCALES, default="tiny",
+        help="tiny (default): small, random weights; block: one layer of each kind at the real "
+        "sizes; full: all layers. The last two hold zeros that take no space on the disk",
+    )  # fmt: skip
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights")
     return parser
 
 
@@ -234,6 +247,22 @@ def _inspect(options: argparse.Namespace) -> int:
          *((f"{e['backend']} {e['target']}", f"{e['kind']} in {e['dtype']}: "
             f"{e['bytes'] / 1e6:.1f} MB, {e['layers']} layers") for e in manifest["engines"])]
     )  # fmt: skip
+    return 0
+
+
+def _make_checkpoint(options: argparse.Namespace) -> int:
+    from glm_trt.model.generate_checkpoint import make_checkpoint
+
+    if options.seed < 0:
+        raise GlmTrtError(f"--seed: expected 0 or more, found {options.seed}")
+    written = make_checkpoint(options.preset, options.scale, options.output, options.seed)
+    if options.json:
+        print(json.dumps(asdict(written) | {"directory": str(options.output)}))
+        return 0
+    print(
+        f"{options.output}: {written.layers} layers, {written.tensors} tensors in {written.files} "
+        f"file(s), {written.bytes / 1e6:,.1f} MB ({written.disk_bytes / 1e6:,.1f} MB on the disk)"
+    )
     return 0
 
 

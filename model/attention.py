@@ -1,4 +1,5 @@
-"""Multi-head latent attention with the sparse indexer (DeepSeek-V3.2's DSA, as in GLM-5).
+"""Multi-head latent attention (MLA): over what a sparse indexer selects (DeepSeek-V3.2's DSA, as
+in GLM-5), or over the whole context.
 
 Follows transformers' `GlmMoeDsaAttention` and `GlmMoeDsaIndexer`. The latent cache holds, per
 token, the normalised latent and the rotated shared key: [c (R) ‖ k_rope]. It never holds
@@ -14,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.operators import EagerOperators, at_least_float32, selection_mask
+from glm_trt.model.operators import (
+    EagerOperators,
+    at_least_float32,
+    positions_of,
+    selection_mask,
+)
+from glm_trt.model.states import State
 
 # transformers leaves these two norms and the indexer's at their class default, whatever
 # `rms_norm_eps` says.
@@ -22,19 +29,8 @@ LATENT_NORM_EPS = 1e-6
 INDEXER_NORM_EPS = 1e-6
 
 
-class LayerState(NamedTuple):
-    """What one decoder layer carries from step to step.
-
-    kv_cache [B, 1, C, R+rope]; index_keys [B, 1, C, D_index], None in a layer that shares the
-    selection of an earlier one.
-    """
-
-    kv_cache: Tensor
-    index_keys: Tensor | None
-
-
 class Step(NamedTuple):
-    """What every layer of one pass shares: cos, sin [B, S, rope/2]; past_lengths int64 [B]."""
+    """What the attention of one pass shares: cos, sin [B, S, rope/2]; past_lengths int64 [B]."""
 
     cos: Tensor
     sin: Tensor
@@ -101,7 +97,8 @@ class Indexer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Latent attention over the positions that the indexer (or an earlier layer's) selected.
+    """Latent attention: of kind "indexed" over the positions that its own indexer selects, "shared"
+    over those that an earlier layer's did, "full" over all up to the query's.
 
     `absorbed` folds the key up-projection into the query and attends in the latent space, which
     is what is exported; the expanded form rebuilds keys and values as transformers does. Both
@@ -109,9 +106,10 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, has_indexer: bool, absorbed: bool, operators: EagerOperators
+        self, config: ModelConfig, kind: str, absorbed: bool, operators: EagerOperators
     ) -> None:
         super().__init__()
+        self.kind = kind
         self.heads = config.num_attention_heads
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.value, self.rank = config.v_head_dim, config.kv_lora_rank
@@ -129,16 +127,23 @@ class Attention(nn.Module):
         self.k_up_proj = nn.Parameter(torch.empty(self.heads, self.nope, self.rank))
         self.v_up_proj = nn.Parameter(torch.empty(self.heads, self.value, self.rank))
         self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
-        self.indexer = Indexer(config, operators) if has_indexer else None
+        self.indexer = Indexer(config, operators) if kind == "indexed" else None
 
     def query_latent(self, x: Tensor) -> Tensor:
         """The shared low-rank query [T, q_lora_rank] of x [T, hidden]."""
         return self.q_a_layernorm(self.q_a_proj(x))
 
     def forward(
-        self, x: Tensor, state: LayerState, step: Step, shared_indices: Tensor | None
-    ) -> tuple[Tensor, LayerState, Tensor]:
-        """x [T, hidden] → output [T, hidden], the updated state, positions int32 [B, S, K]."""
+        self, x: Tensor, state: State, step: Step, shared_indices: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """x [T, hidden] → output [T, hidden], the new state, and what the indexer, if there is
+        one, selected: int32 [B, S, K].
+
+        Parameters
+        ----------
+        state : kv_cache [B, 1, C, R+rope]; with an indexer index_keys [B, 1, C, D_index].
+        shared_indices : int32 [B, S, K], what a shared layer attends to; others ignore it.
+        """
         batch, length, _ = step.cos.shape
         q_latent = self.query_latent(x)
         q_nope, q_rope = (
@@ -151,40 +156,50 @@ class Attention(nn.Module):
         latent = self.kv_a_layernorm(latent).reshape(batch, length, self.rank)
         k_rope = self._rotate(k_rope.reshape(batch, length, self.rope), step, 1)
         entry = torch.cat([latent, k_rope], dim=-1).unsqueeze(1)
-        cache = self.operators.update_cache(state.kv_cache, entry, step.past_lengths)
+        cache = self.operators.update_cache(state["kv_cache"], entry, step.past_lengths)
 
-        index_keys = state.index_keys
+        new_state, selected = {"kv_cache": cache}, None
         if self.indexer is not None:
-            assert index_keys is not None, "a layer with an indexer carries index keys"
-            indices, index_keys = self.indexer(x, q_latent, index_keys, step)
-        else:
-            assert shared_indices is not None, "a shared layer takes an earlier layer's indices"
-            indices = shared_indices
-
+            selected, keys = self.indexer(x, q_latent, state["index_keys"], step)
+            new_state["index_keys"] = keys
+        indices = shared_indices if self.kind == "shared" else selected
         q_rope = q_rope.reshape(batch, length, self.heads, self.rope)
         attend = self._attend_absorbed if self.absorbed else self._attend_expanded
-        output = attend(q_nope, q_rope, cache, indices)
-        return self.o_proj(output), LayerState(cache, index_keys), indices
+        output = attend(q_nope, q_rope, cache, step.past_lengths, indices)
+        return self.o_proj(output), new_state, selected
 
     def _rotate(self, x: Tensor, step: Step, heads: int) -> Tensor:
         return self.operators.rotary_embedding(x, step.cos, step.sin, heads)
 
     def _attend_absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, indices: Tensor
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        cache: Tensor,
+        past_lengths: Tensor,
+        indices: Tensor | None,
     ) -> Tensor:
         batch, length, _, _ = q_rope.shape
         # The weight is the left operand: as the right one, TensorRT transposes it on every step.
         absorbed = torch.matmul(self.k_up_proj.transpose(1, 2), q_nope.permute(1, 2, 0))
         absorbed = absorbed.permute(2, 0, 1)  # [T, H, R]
         query = torch.cat([absorbed.reshape(batch, length, self.heads, self.rank), q_rope], dim=-1)
-        latent = self.operators.sparse_mla(
-            query, cache, indices, scale=self.scale, value_width=self.rank
-        ).reshape(-1, self.heads, self.rank)
+        sizes = {"scale": self.scale, "value_width": self.rank}
+        if indices is None:
+            latent = self.operators.causal_mla(query, cache, past_lengths, **sizes)
+        else:
+            latent = self.operators.sparse_mla(query, cache, indices, **sizes)
+        latent = latent.reshape(-1, self.heads, self.rank)
         values = torch.matmul(latent.transpose(0, 1), self.v_up_proj.transpose(1, 2))  # [H, T, V]
         return values.transpose(0, 1).reshape(-1, self.heads * self.value)
 
     def _attend_expanded(
-        self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, indices: Tensor
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        cache: Tensor,
+        past_lengths: Tensor,
+        indices: Tensor | None,
     ) -> Tensor:
         batch, length, _, _ = q_rope.shape
         latent, k_rope = cache.split([self.rank, self.rope], dim=-1)  # [B, 1, C, ·]
@@ -195,7 +210,12 @@ class Attention(nn.Module):
         query = torch.cat([q_nope.reshape(batch, length, self.heads, self.nope), q_rope], dim=-1)
         keys, values = keys.squeeze(1).transpose(1, 2), values.squeeze(1).transpose(1, 2)
         dots = torch.matmul(query.transpose(1, 2), keys.transpose(-1, -2)) * self.scale
-        hidden = ~selection_mask(indices, cache.shape[2]).unsqueeze(1)
+        if indices is None:
+            positions = positions_of(past_lengths, length).unsqueeze(-1)
+            visible = torch.arange(cache.shape[2], device=cache.device) <= positions
+        else:
+            visible = selection_mask(indices, cache.shape[2])  # [B, S, C]
+        hidden = ~visible.unsqueeze(1)
         dots = at_least_float32(dots.masked_fill(hidden, float("-inf")))
         output = torch.matmul(torch.softmax(dots, dim=-1).to(values.dtype), values)  # [B, H, S, V]
         return output.transpose(1, 2).reshape(batch * length, -1)

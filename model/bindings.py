@@ -24,6 +24,14 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
+# Parameters that a layer wants in float32 whatever its own dtype, by their names' beginnings.
+_FLOAT32_PARAMETERS = ("mlp.gate.", "linear_attn.A_log", "linear_attn.dt_bias")
+
+
+def parameter_dtype(name: str) -> str | None:
+    """The dtype of a layer's parameter that has one of its own (float32), else None."""
+    return "float32" if name.startswith(_FLOAT32_PARAMETERS) else None
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -80,7 +88,10 @@ def layer_bindings(config: ModelConfig, checkpoint: Checkpoint, layer: int) -> l
         _plain(checkpoint, prefix, name)
         for name in ("input_layernorm.weight", "post_attention_layernorm.weight")
     ]
-    bindings += _attention_bindings(config, checkpoint, layer, prefix)
+    if config.attention_kinds[layer] == "linear":
+        bindings += _linear_bindings(checkpoint, prefix)
+    else:
+        bindings += _attention_bindings(config, checkpoint, layer, prefix)
     if config.mlp_layer_types[layer] == "sparse":
         bindings += _moe_bindings(config, checkpoint, layer, prefix)
     else:
@@ -88,13 +99,20 @@ def layer_bindings(config: ModelConfig, checkpoint: Checkpoint, layer: int) -> l
     return bindings
 
 
-def _plain(checkpoint: Checkpoint, prefix: str, name: str, dtype: str | None = None) -> Binding:
-    return Binding(name, (prefix + name,), checkpoint.info(prefix + name).shape, dtype=dtype)
+def _plain(checkpoint: Checkpoint, prefix: str, name: str) -> Binding:
+    shape = checkpoint.info(prefix + name).shape
+    return Binding(name, (prefix + name,), shape, dtype=parameter_dtype(name))
 
 
 def _dense_bindings(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
     names = (f"{module}{part}_proj.weight" for part in ("gate", "up", "down"))
     return [_plain(checkpoint, prefix, name) for name in names]
+
+
+def _linear_bindings(checkpoint: Checkpoint, prefix: str) -> list[Binding]:
+    weights = (f"{part}.weight" for part in ("in_proj_qkvz", "in_proj_ba", "conv1d", "norm"))
+    names = (*weights, "out_proj.weight", "A_log", "dt_bias")
+    return [_plain(checkpoint, prefix, f"linear_attn.{name}") for name in names]
 
 
 def _attention_bindings(
@@ -105,7 +123,7 @@ def _attention_bindings(
     names = [f"{part}.weight" for part in [*parts, "o_proj"]]
     if config.attention_bias:
         names += [f"{part}.bias" for part in with_bias]
-    if config.indexer_types[layer] == "full":
+    if config.attention_kinds[layer] == "indexed":
         names += [
             f"indexer.{part}"
             for part in (
@@ -135,7 +153,7 @@ def _moe_bindings(
     experts, hidden = config.n_routed_experts, config.hidden_size
     width = config.moe_intermediate_size
     bindings = [
-        _plain(checkpoint, prefix, name, dtype="float32")
+        _plain(checkpoint, prefix, name)
         for name in ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
     ]
     stacked = {

@@ -17,9 +17,17 @@ _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size",
     "num_hidden_layers", "num_attention_heads", "q_lora_rank", "kv_lora_rank",
     "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts",
-    "num_experts_per_tok", "n_group", "topk_group", "index_topk", "index_head_dim",
-    "index_n_heads", "max_position_embeddings",
+    "num_experts_per_tok", "n_group", "topk_group", "max_position_embeddings",
 )  # fmt: skip
+LAYER_TYPES = ("indexed_attention", "full_attention", "linear_attention")
+# Required where some layer is of the type.
+_SIZES_OF = {
+    "indexed_attention": ("index_topk", "index_head_dim", "index_n_heads"),
+    "linear_attention": (
+        "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+        "linear_value_head_dim", "linear_conv_kernel_dim",
+    ),
+}  # fmt: skip
 _NUMBERS = ("routed_scaling_factor", "rms_norm_eps")
 # Fields that may be absent, but if present must say this: no graph of ours computes anything else.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -38,8 +46,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 class ModelConfig:
     """What the model computes; names and meaning are those of `config.json`.
 
-    Build it with `from_directory` or `from_dict`, which raise `ConfigError` naming the file, the
-    field, what was expected and what was found. Unknown fields are ignored.
+    The sizes `index_*` and `linear_*` may be 0 where no layer needs them. Build it with
+    `from_directory` or `from_dict`, which raise `ConfigError` naming the file, the field, what was
+    expected and what was found. Unknown fields are ignored.
     """
 
     vocab_size: int
@@ -58,9 +67,6 @@ class ModelConfig:
     num_experts_per_tok: int
     n_group: int
     topk_group: int
-    index_topk: int
-    index_head_dim: int
-    index_n_heads: int
     max_position_embeddings: int
     routed_scaling_factor: float
     rms_norm_eps: float
@@ -69,6 +75,14 @@ class ModelConfig:
     layer_types: tuple[str, ...]
     mlp_layer_types: tuple[str, ...]
     indexer_types: tuple[str, ...]
+    index_topk: int = 0
+    index_head_dim: int = 0
+    index_n_heads: int = 0
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_conv_kernel_dim: int = 0
     attention_bias: bool = False
     tie_word_embeddings: bool = False
     num_nextn_predict_layers: int = 0
@@ -94,6 +108,16 @@ class ModelConfig:
         """Check `data` as a whole and keep what the model needs."""
         return _Reader(data, source).read()
 
+    @property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """Of each layer: "indexed" (with an indexer of its own), "shared" (attends to what an
+        earlier layer's selected), "full" (to the whole context) or "linear".
+        """
+        short = {"full_attention": "full", "linear_attention": "linear"}
+        indexed = {"full": "indexed", "shared": "shared"}
+        pairs = zip(self.layer_types, self.indexer_types, strict=True)
+        return tuple(short.get(layer, indexed[indexer]) for layer, indexer in pairs)
+
 
 class _Reader:
     def __init__(self, data: dict[str, Any], source: str) -> None:
@@ -106,8 +130,12 @@ class _Reader:
         data = self.data
         if data.get("model_type") not in MODEL_TYPES:
             raise self.fail("model_type", f"one of {MODEL_TYPES}", data.get("model_type"))
-        required = (*_SIZES, *_NUMBERS, "norm_topk_prob")
-        missing = [name for name in required if name not in data]
+        required = [*_SIZES, *_NUMBERS, "norm_topk_prob"]
+        types = data.get("layer_types")
+        types = types if isinstance(types, list) else LAYER_TYPES[:1]
+        for layer_type, names in _SIZES_OF.items():
+            required += names if layer_type in types else ()
+        missing = [name for name in required if data.get(name) is None]
         if "mlp_layer_types" not in data and "first_k_dense_replace" not in data:
             missing.append("mlp_layer_types (or first_k_dense_replace)")
         if not data.get("rope_parameters") and "rope_theta" not in data:
@@ -117,7 +145,10 @@ class _Reader:
         for name, allowed in _FIXED.items():
             if name in data and data[name] not in allowed:
                 raise self.fail(name, f"{allowed[0]!r} (nothing else is supported)", data[name])
-        sizes = {name: self.integer(name) for name in _SIZES}
+        layer_types = self.layers("layer_types", LAYER_TYPES)
+        optional = [name for names in _SIZES_OF.values() for name in names]
+        present = [name for name in optional if data.get(name) is not None]
+        sizes = {name: self.integer(name) for name in (*_SIZES, *present)}
         config = ModelConfig(
             **sizes,
             routed_scaling_factor=self.number(
@@ -126,9 +157,9 @@ class _Reader:
             rms_norm_eps=self.number("rms_norm_eps", data["rms_norm_eps"]),
             norm_topk_prob=self.boolean("norm_topk_prob", False),
             rope_theta=self.rope_theta(),
-            layer_types=self.layers("layer_types", ("indexed_attention",)),
+            layer_types=layer_types,
             mlp_layer_types=self.mlp_layers(),
-            indexer_types=self.indexers(),
+            indexer_types=self.indexers(layer_types),
             attention_bias=self.boolean("attention_bias", False),
             tie_word_embeddings=self.boolean("tie_word_embeddings", False),
             num_nextn_predict_layers=self.integer("num_nextn_predict_layers", 0, 0),
@@ -184,7 +215,7 @@ class _Reader:
         dense = min(self.integer("first_k_dense_replace", None, 0), count)
         return ("dense",) * dense + ("sparse",) * (count - dense)
 
-    def indexers(self) -> tuple[str, ...]:
+    def indexers(self, layer_types: tuple[str, ...]) -> tuple[str, ...]:
         """As transformers derives them: an explicit list, a pattern, or frequency and offset."""
         allowed, count = ("full", "shared"), self.integer("num_hidden_layers")
         if self.data.get("indexer_types") is not None:
@@ -198,8 +229,10 @@ class _Reader:
             every = max(self.integer("index_topk_freq", 1, 0), 1)
             offset = self.integer("index_skip_topk_offset", 2, 0)
             kinds = tuple(allowed[max(i - offset + 1, 0) % every != 0] for i in range(count))
-        if kinds[0] != "full":
-            raise self.fail("indexer_types[0]", "'full' (nothing to share yet)", kinds[0])
+        indexed = [i for i, kind in enumerate(layer_types) if kind == "indexed_attention"]
+        if indexed and kinds[indexed[0]] != "full":
+            field = f"indexer_types[{indexed[0]}]"
+            raise self.fail(field, "'full' (nothing to share yet)", kinds[indexed[0]])
         return kinds
 
     def eos(self, vocabulary: int) -> tuple[int, ...]:
@@ -230,9 +263,13 @@ class _Reader:
                 raise self.fail(name, f"{value} = {meaning}", self.data[name])
         if config.qk_rope_head_dim % 2:
             raise self.fail("qk_rope_head_dim", "an even width", config.qk_rope_head_dim)
-        if config.index_head_dim < config.qk_rope_head_dim:
+        if 0 < config.index_head_dim < config.qk_rope_head_dim:
             expected = f"at least qk_rope_head_dim = {config.qk_rope_head_dim}"
             raise self.fail("index_head_dim", expected, config.index_head_dim)
+        key_heads, value_heads = config.linear_num_key_heads, config.linear_num_value_heads
+        if key_heads and value_heads % key_heads:
+            expected = f"a multiple of linear_num_key_heads = {key_heads}"
+            raise self.fail("linear_num_value_heads", expected, value_heads)
         experts, groups = config.n_routed_experts, config.n_group
         if experts % groups or experts // groups < 2:
             expected = f"groups of equal size, two or more each, in {experts} experts"

@@ -12,20 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glm_trt.model.attention import Attention, LayerState, RMSNorm, Step
+from glm_trt.model.attention import Attention, RMSNorm, Step
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.linear_attention import GatedDeltaNet
 from glm_trt.model.mlp import DenseMLP, MoE
-from glm_trt.model.operators import EagerOperators, positions_of
+from glm_trt.model.operators import EagerOperators, at_least_float32, positions_of
+from glm_trt.model.states import State, StateSpec, layer_states
+
+# Inputs of a layer that are no states.
+ACTIVATIONS = {"hidden", "lengths", "shared_indices", *Step._fields}
 
 
 class LayerOutput(NamedTuple):
-    """hidden [B, S, hidden]; the new state; topk_indices int32 [B, S, K]; expert_indices
-    int32 [T, k], None in a dense layer.
+    """hidden [B, S, hidden]; the new state; topk_indices int32 [B, S, K], None unless the layer
+    has an indexer; expert_indices int32 [T, k], None in a dense layer.
     """
 
     hidden: Tensor
-    state: LayerState
-    topk_indices: Tensor
+    state: State
+    topk_indices: Tensor | None
     expert_indices: Tensor | None
 
 
@@ -55,15 +60,19 @@ class Embedding(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention of the layer's kind and MLP, each behind a norm and added to the residual."""
 
     def __init__(
         self, config: ModelConfig, layer: int, absorbed: bool, operators: EagerOperators
     ) -> None:
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        has_indexer = config.indexer_types[layer] == "full"
-        self.self_attn = Attention(config, has_indexer, absorbed, operators)
+        kind = config.attention_kinds[layer]
+        self.is_linear = kind == "linear"
+        if self.is_linear:
+            self.linear_attn = GatedDeltaNet(config, operators)
+        else:
+            self.self_attn = Attention(config, kind, absorbed, operators)
         self.mlp: DenseMLP | MoE
         if config.mlp_layer_types[layer] == "sparse":
             self.mlp = MoE(config, operators)
@@ -73,14 +82,29 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden, eps, operators)
 
     def forward(
-        self, hidden: Tensor, state: LayerState, step: Step, shared_indices: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: State,
+        step: Step | None,
+        lengths: Tensor | None = None,
+        shared_indices: Tensor | None = None,
     ) -> LayerOutput:
-        """hidden [B, S, hidden] → `LayerOutput`; `shared_indices` only in a shared layer."""
+        """hidden [B, S, hidden] → `LayerOutput`.
+
+        Parameters
+        ----------
+        state : the layer's states by name, as `layer_states` lists them.
+        step : what attention reads; linear attention reads none of it.
+        lengths : int64 [B], the real tokens of each row, for linear attention.
+        shared_indices : int32 [B, S, K], for a layer of kind "shared".
+        """
         x = hidden.reshape(-1, hidden.shape[-1])
-        attended, state, topk_indices = self.self_attn(
-            self.input_layernorm(x), state, step, shared_indices
-        )
-        x = x + attended
+        normed, topk_indices = self.input_layernorm(x), None
+        if self.is_linear:
+            mixed, state = self.linear_attn(normed, state, lengths, hidden.shape[1])
+        else:
+            mixed, state, topk_indices = self.self_attn(normed, state, step, shared_indices)
+        x = x + mixed
         normed = self.post_attention_layernorm(x)
         expert_indices = None
         if isinstance(self.mlp, MoE):
@@ -112,8 +136,9 @@ def run_block(
     Parameters
     ----------
     block : an `Embedding`, a `DecoderLayer` or a `Head`.
-    inputs : `input_ids` and `past_lengths`; or `hidden`, `cos`, `sin`, `past_lengths`, `kv_cache`
-        and `index_keys` or `shared_indices`; or `hidden`.
+    inputs : `input_ids` and `past_lengths`; or `hidden`, the layer's states by name and what its
+        attention reads (`cos`, `sin`, `past_lengths` and `shared_indices`, or `lengths`); or
+        `hidden`.
     call : what is called with the block's own arguments, the block itself if None.
     """
     call = call or block
@@ -122,12 +147,14 @@ def run_block(
         return {"hidden_out": hidden, "cos": cos, "sin": sin}
     if isinstance(block, Head):
         return {"logits": call(inputs["hidden"])}
-    state = LayerState(inputs["kv_cache"], inputs.get("index_keys"))
-    step = Step(inputs["cos"], inputs["sin"], inputs["past_lengths"])
-    out: LayerOutput = call(inputs["hidden"], state, step, inputs.get("shared_indices"))
-    result = {"hidden_out": out.hidden, "kv_cache_out": out.state.kv_cache}
-    if out.state.index_keys is not None:
-        result |= {"index_keys_out": out.state.index_keys, "topk_indices": out.topk_indices}
+    state = {name: tensor for name, tensor in inputs.items() if name not in ACTIVATIONS}
+    step = Step(*(inputs[name] for name in Step._fields)) if "cos" in inputs else None
+    shared = inputs.get("shared_indices")
+    out: LayerOutput = call(inputs["hidden"], state, step, inputs.get("lengths"), shared)
+    result = {"hidden_out": out.hidden}
+    result |= {f"{name}_out": tensor for name, tensor in out.state.items()}
+    if out.topk_indices is not None:
+        result["topk_indices"] = out.topk_indices
     if out.expert_indices is not None:
         result["expert_indices"] = out.expert_indices
     return result
@@ -152,31 +179,45 @@ class GlmMoeDsa(nn.Module):
         )
         self.head = Head(config, operators)
 
-    def empty_states(self, batch: int, capacity: int) -> list[LayerState]:
-        """States of `capacity` positions for every layer, in the model's dtype and device."""
+    def empty_states(self, batch: int, capacity: int) -> list[State]:
+        """States with room for `capacity` positions of every layer, in the model's dtype and
+        device.
+        """
         weight = self.embedding.embed_tokens.weight
-        config = self.config
 
-        def cache(width: int) -> Tensor:
-            return weight.new_zeros(batch, 1, capacity, width)
+        def empty(spec: StateSpec) -> Tensor:
+            zeros = weight.new_zeros(spec.shape(batch, capacity))
+            return at_least_float32(zeros) if spec.dtype else zeros
 
         return [
-            LayerState(
-                cache(config.kv_lora_rank + config.qk_rope_head_dim),
-                cache(config.index_head_dim) if kind == "full" else None,
-            )
-            for kind in config.indexer_types
+            {spec.name: empty(spec) for spec in layer_states(self.config, layer)}
+            for layer in range(self.config.num_hidden_layers)
         ]
 
     @torch.no_grad()
     def forward(
-        self, input_ids: Tensor, states: list[LayerState], past_lengths: Tensor
-    ) -> tuple[Tensor, list[LayerState]]:
-        """One pass: input_ids int64 [B, S] → logits [B, S, vocab] and the new states."""
+        self,
+        input_ids: Tensor,
+        states: list[State],
+        past_lengths: Tensor,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """One pass: input_ids int64 [B, S] → logits [B, S, vocab] and the new states.
+
+        Parameters
+        ----------
+        past_lengths : int64 [B], how many tokens of each row the states hold.
+        lengths : int64 [B], how many of a row's S tokens are real, all if None. The others stand
+            behind them; their logits mean nothing and the states are as if they were not there.
+        """
         hidden, cos, sin = self.embedding(input_ids, past_lengths)
         step = Step(cos, sin, past_lengths)
+        if lengths is None:
+            lengths = torch.full_like(past_lengths, input_ids.shape[1])
         new_states, indices = [], None
         for layer, state in zip(self.layers, states, strict=True):
-            hidden, state, indices, _ = layer(hidden, state, step, indices)
-            new_states.append(state)
+            out: LayerOutput = layer(hidden, state, step, lengths, indices)
+            hidden = out.hidden
+            indices = indices if out.topk_indices is None else out.topk_indices
+            new_states.append(out.state)
         return self.head(hidden), new_states

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm_trt.model import linear_rules
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 where the whole model runs in float64 (the yardstick)."""
@@ -165,6 +167,51 @@ class EagerOperators:
         unwritten = columns >= (past_lengths + length).unsqueeze(-1)  # [B, C]
         values = cache[..., :value_width].masked_fill(unwritten[:, None, :, None], 0.0)
         return torch.matmul(probabilities, values)
+
+    def causal_conv_with_state(
+        self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
+    ) -> tuple[Tensor, Tensor]:
+        """Depthwise convolution over past and present, then SiLU (or "none").
+
+        x [B, C, S], weight [C, 1, K], past_state [B, C, K−1] → y [B, C, S] and the last K−1
+        columns of [past_state ‖ x]. Sums are float32, the result is in x's dtype.
+        """
+        columns = torch.cat([past_state, x], dim=-1)
+        wide = at_least_float32(columns)
+        y = F.conv1d(wide, weight.to(wide.dtype), groups=weight.shape[0])
+        y = F.silu(y) if activation == "silu" else y
+        return y.to(x.dtype), columns[:, :, x.shape[2] :]
+
+    def linear_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past_state: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        *,
+        q_num_heads: int,
+        kv_num_heads: int,
+        update_rule: str = "gated_delta",
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """ai.onnx 27 LinearAttention: output [B, S, Hq·d_v] and the present state.
+
+        Parameters
+        ----------
+        query, key, value : [B, S, Hq·d_k], [B, S, H·d_k], [B, S, H·d_v].
+        past_state : [B, H, d_k, d_v]; query heads in a row of Hq / H share one.
+        decay : in log-space, [B, S, H] or per channel of the keys [B, S, H·d_k].
+        beta : update rate [B, S, H].
+        update_rule : "gated_delta", "delta", "gated" or "linear"; what it has no term for is
+            not read.
+        scale : of the queries.
+        """
+        return linear_rules.linear_attention(
+            query, key, value, past_state, decay, beta, q_num_heads=q_num_heads,
+            kv_num_heads=kv_num_heads, update_rule=update_rule, scale=scale,
+        )  # fmt: skip
 
 
 def selection_mask(indices: Tensor, capacity: int) -> Tensor:

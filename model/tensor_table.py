@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.states import linear_channels
 
 Shapes = dict[str, tuple[int, ...]]
 
 # Kept in float32 by transformers where the rest is narrower, unless the user casts them.
-FLOAT32_ALLOWED = ("mlp.gate.e_score_correction_bias", "indexer.weights_proj.weight")
+FLOAT32_ALLOWED = (
+    "mlp.gate.e_score_correction_bias",
+    "indexer.weights_proj.weight",
+    "linear_attn.A_log",
+    "linear_attn.dt_bias",
+)
 
 
 def expected_tensors(config: ModelConfig, stacked: Collection[int], with_mtp: bool) -> Shapes:
@@ -22,10 +28,12 @@ def expected_tensors(config: ModelConfig, stacked: Collection[int], with_mtp: bo
     }
     for layer in range(config.num_hidden_layers):
         sparse = config.mlp_layer_types[layer] == "sparse"
-        indexer = config.indexer_types[layer] == "full"
-        _add(table, layer, _layer(config, sparse, indexer, layer in stacked))
+        kind = config.attention_kinds[layer]
+        _add(table, layer, _layer(config, sparse, kind, layer in stacked))
+    # The prediction layer attends as the decoder does where that is not linear.
+    mtp_kind = "indexed" if "indexed_attention" in config.layer_types else "full"
     for layer in mtp_layers(config) if with_mtp else ():
-        _add(table, layer, _layer(config, True, True, layer in stacked))
+        _add(table, layer, _layer(config, True, mtp_kind, layer in stacked))
         extra: Shapes = {name: (hidden,) for name in ("enorm.weight", "hnorm.weight")}
         extra |= {"eh_proj.weight": (hidden, 2 * hidden), "shared_head.norm.weight": (hidden,)}
         _add(table, layer, extra)
@@ -42,14 +50,17 @@ def _add(table: Shapes, layer: int, shapes: Shapes) -> None:
     table.update({f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()})
 
 
-def _layer(config: ModelConfig, sparse: bool, indexer: bool, stacked: bool) -> Shapes:
+def _layer(config: ModelConfig, sparse: bool, kind: str, stacked: bool) -> Shapes:
     hidden = config.hidden_size
     table: Shapes = {
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
     }
-    table |= {f"self_attn.{name}": shape for name, shape in _attention(config).items()}
-    if indexer:
+    if kind == "linear":
+        table |= {f"linear_attn.{name}": shape for name, shape in _linear(config).items()}
+    else:
+        table |= {f"self_attn.{name}": shape for name, shape in _attention(config).items()}
+    if kind == "indexed":
         width, heads = config.index_head_dim, config.index_n_heads
         table |= {
             "self_attn.indexer.wq_b.weight": (heads * width, config.q_lora_rank),
@@ -95,6 +106,20 @@ def _attention(config: ModelConfig) -> Shapes:
             "o_proj.bias": (hidden,),
         }
     return table
+
+
+def _linear(config: ModelConfig) -> Shapes:
+    hidden, heads = config.hidden_size, config.linear_num_value_heads
+    values, channels = heads * config.linear_value_head_dim, linear_channels(config)
+    return {
+        "in_proj_qkvz.weight": (channels + values, hidden),
+        "in_proj_ba.weight": (2 * heads, hidden),
+        "conv1d.weight": (channels, 1, config.linear_conv_kernel_dim),
+        "A_log": (heads,),
+        "dt_bias": (heads,),
+        "norm.weight": (config.linear_value_head_dim,),
+        "out_proj.weight": (hidden, values),
+    }
 
 
 def _mlp(prefix: str, hidden: int, width: int) -> Shapes:

@@ -96,8 +96,8 @@ class RegisteredOperators(EagerOperators):
         key: Tensor,
         value: Tensor,
         past_state: Tensor,
-        decay: Tensor | None,
-        beta: Tensor | None,
+        decay: Tensor,
+        beta: Tensor,
         **attributes: Any,
     ) -> tuple[Tensor, Tensor]:
         """query [B, S, Hq·dk], … → output [B, S, Hq·dv], present_state [B, H, dk, dv]."""

@@ -16,6 +16,7 @@ from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators, positions_of
+from glm_trt.model.states import input_dtype
 from glm_trt.model.weights import TORCH_DTYPES, load_block
 
 Array = NDArray[Any]
@@ -50,21 +51,22 @@ class EagerBlock:
     """One block of the eager model on arrays: the same inputs and outputs as its graph."""
 
     def __init__(self, block: nn.Module, dtype: str, operators: RecordingOperators) -> None:
-        self.block, self.dtype, self.operators = block, TORCH_DTYPES[dtype], operators
+        self.block, self.dtype, self.operators = block, dtype, operators
         self.scores: dict[str, Array] = {}
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Run; floating inputs are converted to this block's dtype first."""
-        tensors = {name: self._tensor(array) for name, array in inputs.items()}
+        """Run; floating inputs are converted to this block's dtypes first."""
+        tensors = {name: self._tensor(name, array) for name, array in inputs.items()}
         self.operators.scores.clear()
         outputs = run_block(self.block, tensors)
         self.scores = {name: _array(scores) for name, scores in self.operators.scores.items()}
         return {name: _array(tensor) for name, tensor in outputs.items()}
 
-    def _tensor(self, array: Array) -> Tensor:
+    def _tensor(self, name: str, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        dtype = TORCH_DTYPES[input_dtype(name, self.dtype)]
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _array(tensor: Tensor) -> Array:

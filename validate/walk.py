@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices, Difference
@@ -78,7 +79,12 @@ def start(case: Case) -> Flow:
     """Before the first block."""
     batch, length = case.ids.shape
     pieces: list[Arrays] = [
-        {"input_ids": case.ids[:, a:b], "past_lengths": np.full(batch, a)} for a, b in case.pieces
+        {
+            "input_ids": case.ids[:, a:b],
+            "past_lengths": np.full(batch, a),
+            "lengths": np.full(batch, b - a),
+        }
+        for a, b in case.pieces
     ]
     values = {chain: [dict(piece) for piece in pieces] for chain in CHAINS}
     return Flow(case, values, np.zeros((batch, length), bool))
@@ -105,9 +111,9 @@ def walk_block(
                       backend.dtype, result, place)  # fmt: skip
             outputs = {}
             for chain in CHAINS:
-                inputs = _fed(block, flow.values[chain][i], states[chain], bundle)
+                inputs = _fed(bundle, block, flow.values[chain][i], states[chain])
                 outputs[chain] = runners[chain](_cast(inputs, _dtype_of(chain, backend)))
-                states[chain] |= _new_states(outputs[chain])
+                states[chain] = {name: outputs[chain][f"{name}_out"] for name in states[chain]}
                 _pass_on(flow.values[chain][i], outputs[chain])
             parted_here[:, begin:end] = _choices_differ(outputs, end - begin)
         flow.parted |= parted_here
@@ -131,7 +137,8 @@ def _isolated(
     result: BlockResult,
     place: str,
 ) -> None:
-    inputs = _cast(_fed(block, values, states, bundle), dtype)
+    specs = {spec.name: spec for spec in bundle.states(block)}
+    inputs = _cast(_fed(bundle, block, values, states), dtype)
     outputs = {chain: runners[chain](inputs) for chain in CHAINS}
     exact, rounded = runners["exact"], runners["rounded"]
     length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
@@ -147,13 +154,14 @@ def _isolated(
         if name in CHOSEN_BY:
             continue
         tensors = {chain: outputs[chain][name] for chain in CHAINS}
-        if name.removesuffix("_out") in states:
-            if not _kept(tensors["found"], inputs[name.removesuffix("_out")], begin, length):
+        mask = None
+        spec = specs.get(name.removesuffix("_out"))
+        if spec is None:
+            mask = None if rows is None else rows.reshape(expected.shape[:-1])
+        elif spec.has_capacity:
+            if not _kept(tensors["found"], inputs[spec.name], begin, length):
                 result.overwritten.append(f"{name}, {place}")
             tensors = {k: v[:, :, begin : begin + length] for k, v in tensors.items()}
-            mask = None
-        else:
-            mask = None if rows is None else rows.reshape(expected.shape[:-1])
         result.isolated.setdefault(name, Pair()).add(tensors, place, mask)
 
 
@@ -167,17 +175,18 @@ def _kept(found: Array, before: Array, begin: int, length: int) -> bool:
 
 def _empty_states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
     batch, length = case.ids.shape
-    widths = bundle.state_widths(block)
-    return {name: np.zeros((batch, 1, length, width)) for name, width in widths.items()}
+    return {spec.name: np.zeros(spec.shape(batch, length)) for spec in bundle.states(block)}
 
 
-def _fed(block: BundleBlock, values: Arrays, states: Arrays, bundle: Bundle) -> Arrays:
+def _fed(bundle: Bundle, block: BundleBlock, values: Arrays, states: Arrays) -> Arrays:
     if block.name == "embedding":
         return {name: values[name] for name in ("input_ids", "past_lengths")}
     if block.layer is None:
         return {"hidden": values["hidden"]}
-    inputs = {name: values[name] for name in ("hidden", "cos", "sin", "past_lengths")} | states
-    if "index_keys" not in states:
+    kind = bundle.config.attention_kinds[block.layer]
+    names = ["hidden", "lengths"] if kind == "linear" else ["hidden", "cos", "sin", "past_lengths"]
+    inputs = {name: values[name] for name in names} | states
+    if kind == "shared":
         inputs["shared_indices"] = values["topk_indices"]
     return inputs
 
@@ -188,16 +197,10 @@ def _dtype_of(chain: str, backend: Backend) -> str:
 
 def _cast(inputs: Arrays, dtype: str) -> Arrays:
     return {
-        name: array if array.dtype.kind in "iu" else array.astype(NUMPY_DTYPES[dtype])
+        name: array
+        if array.dtype.kind in "iu"
+        else array.astype(NUMPY_DTYPES[input_dtype(name, dtype)])
         for name, array in inputs.items()
-    }
-
-
-def _new_states(outputs: Arrays) -> Arrays:
-    return {
-        name.removesuffix("_out"): array
-        for name, array in outputs.items()
-        if name in ("kv_cache_out", "index_keys_out")
     }
 
 

@@ -1,13 +1,14 @@
 """Running a bundle on onnxruntime's CPU provider: float32, on any machine.
 
-One session a block kind, shared by its layers; one IO binding a block, in which every buffer is
-bound once and the states stay in place (TensorScatter writes into the buffer it reads).
+One session a block kind, shared by its layers; IO bindings in which every buffer is bound once and
+the caches stay in place (TensorScatter writes into the buffer it reads).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from itertools import product
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
 from glm_trt.model.bindings import Binding, bound_tensor
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.states import StateSpec
 
 Array = NDArray[Any]
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
@@ -30,20 +32,34 @@ CAPACITY_STEP = 128
 
 
 class _States:
-    """The caches of one layer for a batch, of one capacity: {"kv_cache": [B, 1, C, D], …}."""
+    """The states of one layer for a batch.
 
-    def __init__(self, widths: dict[str, int], batch: int, capacity: int) -> None:
-        self.arrays: dict[str, Array] = {
-            name: np.zeros((batch, 1, capacity, width), np.float32)
-            for name, width in widths.items()
+    A cache has one buffer, which a pass writes in place (TensorScatter). Any other state has two,
+    read and written by turns: a node may still read what another one would have overwritten.
+    """
+
+    def __init__(self, specs: tuple[StateSpec, ...], batch: int, capacity: int) -> None:
+        self._specs, self._batch = specs, batch
+        self._buffers: dict[str, list[Array]] = {
+            spec.name: [
+                np.zeros(spec.shape(batch, capacity), np.float32)
+                for _ in range(1 if spec.has_capacity else 2)
+            ]
+            for spec in specs
         }
+
+    def at(self, turn: int) -> dict[str, Array]:
+        """What passes of this turn (0 or 1) read and those of the other write, by name."""
+        return {name: buffers[turn % len(buffers)] for name, buffers in self._buffers.items()}
 
     def grow(self, capacity: int) -> None:
         """Keep the content, with room for `capacity` positions."""
-        for name, old in self.arrays.items():
-            new = np.zeros((old.shape[0], 1, capacity, old.shape[3]), np.float32)
-            new[:, :, : old.shape[2]] = old
-            self.arrays[name] = new
+        for spec in self._specs:
+            if spec.has_capacity:
+                (old,) = self._buffers[spec.name]
+                new = np.zeros(spec.shape(self._batch, capacity), np.float32)
+                new[:, :, : old.shape[2]] = old
+                self._buffers[spec.name] = [new]
 
 
 class OnnxruntimeRuntime:
@@ -77,9 +93,6 @@ class OnnxruntimeRuntime:
             self._weights[block.name] = dict(
                 self._bind(binding, self._inputs[block.kind], shared) for binding in block.bindings
             )
-        config = bundle.config
-        self._widths = {"kv_cache": config.kv_lora_rank + config.qk_rope_head_dim}
-        self._index_width = config.index_head_dim
 
     def _bind(
         self, binding: Binding, inputs: set[str], shared: dict[tuple[Any, ...], ort.OrtValue]
@@ -158,13 +171,6 @@ class OnnxruntimeRuntime:
         """Empty states for `batch` sequences, with room for `capacity` positions to begin with."""
         return Sequence(self, batch, capacity)
 
-    def state_widths(self, block: BundleBlock) -> dict[str, int]:
-        """Name and last axis of each state of a layer."""
-        assert block.layer is not None
-        if self.bundle.config.indexer_types[block.layer] == "full":
-            return self._widths | {"index_keys": self._index_width}
-        return dict(self._widths)
-
     def run_block(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
         """One block on copies of its inputs, all outputs by name; what validation compares."""
         session = self._sessions[block.kind]
@@ -193,50 +199,64 @@ class OnnxruntimeRuntime:
 
 
 class Sequence:
-    """The states of a batch of sequences of equal length, and the passes over them."""
+    """The states of a batch of sequences, and the passes over them."""
 
     def __init__(self, runtime: OnnxruntimeRuntime, batch: int, capacity: int) -> None:
-        self.runtime, self.batch, self.length = runtime, batch, 0
+        self.runtime, self.batch = runtime, batch
+        self.lengths = np.zeros(batch, np.int64)  # tokens so far, row by row
         self.capacity = _rounded(max(capacity, 1))
+        bundle = runtime.bundle
         self._states = {
-            block.name: _States(runtime.state_widths(block), batch, self.capacity)
-            for block in runtime.bundle.blocks
-            if block.layer is not None
+            block.name: _States(bundle.states(block), batch, self.capacity)
+            for block in bundle.blocks
         }
         self._pass: _Pass | None = None
+        self._turn = 0
 
-    def step(self, ids: NDArray[np.int64], all_logits: bool = False) -> NDArray[np.float32]:
+    def step(
+        self,
+        ids: NDArray[np.int64],
+        all_logits: bool = False,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
         """Append ids [B, S]; logits of the last token [B, 1, vocab], or of all [B, S, vocab].
+
+        Parameters
+        ----------
+        lengths : how many of each row's S ids to append, all if None. What stands behind them is
+            padding, whose logits mean nothing; so do the last token's of a row that appends none.
 
         Raises
         ------
         GlmTrtError
-            If the sequence would outgrow the bundle's `max_seq_len`.
+            If a sequence would outgrow the bundle's `max_seq_len`.
         """
         added = ids.shape[1]
-        limit = self.runtime.bundle.max_seq_len
-        if self.length + added > limit:
+        appended = np.full(self.batch, added) if lengths is None else lengths
+        longest, limit = int((self.lengths + appended).max()), self.runtime.bundle.max_seq_len
+        if longest > limit:
             raise GlmTrtError(
-                f"sequence of {self.length + added} tokens: the bundle was exported for "
-                f"{limit} (--max-seq-len)"
+                f"sequence of {longest} tokens: the bundle was exported for {limit} (--max-seq-len)"
             )
-        if self.length + added > self.capacity:
-            self.capacity, self._pass = _rounded(self.length + added), None
+        room = int(self.lengths.max()) + added  # padding is written too
+        if room > self.capacity:
+            self.capacity, self._pass = _rounded(room), None
             for states in self._states.values():
                 states.grow(self.capacity)
         wanted = (added, added if all_logits else 1)
         if self._pass is None or self._pass.sizes != wanted:
             self._pass = _Pass(self.runtime, self._states, self.batch, self.capacity, *wanted)
-        logits = self._pass.run(ids, self.length)
-        self.length += added
+        logits = self._pass.run(ids, self.lengths, appended, self._turn)
+        self._turn = 1 - self._turn
+        self.lengths = self.lengths + appended
         return logits
 
 
 class _Pass:
     """The IO bindings of passes of `added` tokens with `kept` of their logits.
 
-    Every buffer is bound once, the layers' hidden states to two buffers by turns, so that a pass
-    is nothing but the sessions' runs.
+    Every buffer is bound once a turn, the layers' hidden states to two buffers by turns, so that
+    a pass is nothing but the sessions' runs.
     """
 
     def __init__(
@@ -245,30 +265,33 @@ class _Pass:
     ) -> None:  # fmt: skip
         config = runtime.bundle.config
         self.runtime, self.sizes = runtime, (added, kept)
-        self.ids, self.past = np.zeros((batch, added), np.int64), np.zeros(batch, np.int64)
+        self.ids = np.zeros((batch, added), np.int64)
+        self.past, self.appended = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         hidden = [np.zeros((batch, added, config.hidden_size), np.float32) for _ in range(2)]
         angles = (batch, added, config.qk_rope_head_dim // 2)
         shared: dict[str, Array] = {
             "cos": np.zeros(angles, np.float32),
             "sin": np.zeros(angles, np.float32),
             "past_lengths": self.past,
+            "lengths": self.appended,
         }
         indices = np.zeros((batch, added, min(config.index_topk, capacity)), np.int32)
         self.last = np.zeros((batch, kept, config.hidden_size), np.float32)
-        self.bindings = []
-        for i, block in enumerate(runtime.bundle.blocks):
-            own = states[block.name].arrays if block.name in states else {}
+        self.bindings: list[list[Any]] = [[], []]  # of each turn
+        for turn, (i, block) in product((0, 1), enumerate(runtime.bundle.blocks)):
+            read, written = (states[block.name].at(t) for t in (turn, 1 - turn))
             inputs: dict[str, Array] = {
                 "hidden": hidden[i % 2],
                 "shared_indices": indices,
                 "input_ids": self.ids,
             }
-            outputs: dict[str, Array] = {f"{name}_out": array for name, array in own.items()}
+            outputs: dict[str, Array] = {f"{name}_out": array for name, array in written.items()}
             outputs |= {"hidden_out": hidden[1 - i % 2], "topk_indices": indices}
             if block.kind == "head":
                 self.hidden = hidden[i % 2]
                 inputs, outputs = {"hidden": self.last}, {}
-            self.bindings.append(self._bind(block, inputs | shared | own, outputs | shared))
+            bound = self._bind(block, inputs | shared | read, outputs | shared)
+            self.bindings[turn].append(bound)
 
     def _bind(self, block: BundleBlock, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
         """Bind those of the arrays that the block has."""
@@ -284,13 +307,24 @@ class _Pass:
                 binding.bind_ortvalue_output(output.name, value)
         return session, binding, [inputs, outputs]  # onnxruntime keeps no array alive
 
-    def run(self, ids: NDArray[np.int64], length: int) -> NDArray[np.float32]:
-        """Logits [B, kept, vocab] of the last tokens of ids [B, added], after `length` others."""
-        self.ids[:], self.past[:] = ids, length
-        *blocks, (head, head_binding, _) = self.bindings
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        past: NDArray[np.int64],
+        appended: NDArray[np.int64],
+        turn: int,
+    ) -> NDArray[np.float32]:
+        """Logits [B, kept, vocab] of all or the last of the tokens that are `appended` [B] to the
+        `past` [B] ones: ids [B, added].
+        """
+        self.ids[:], self.past[:], self.appended[:] = ids, past, appended
+        *blocks, (head, head_binding, _) = self.bindings[turn]
         for session, binding, _ in blocks:
             session.run_with_iobinding(binding)
-        self.last[:] = self.hidden[:, -self.last.shape[1] :]
+        if self.last.shape[1] == ids.shape[1]:
+            self.last[:] = self.hidden
+        else:
+            self.last[:, 0] = self.hidden[np.arange(len(ids)), appended - 1]
         head_binding.bind_output("logits")  # a buffer of its own: the caller may keep it
         head.run_with_iobinding(head_binding)
         return head_binding.get_outputs()[0].numpy()

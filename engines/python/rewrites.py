@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from glm_trt.model.bindings import Binding, TensorSource
 
 DOMAIN = "glm_trt.cpu"
+FEW_TOKENS = 8
 # Behind the name of an input that takes what `parted_experts` makes.
 PARTED_GATE_UP, PARTED_DOWN = ".parted_gate_up", ".parted_down"
 
 
 def rewrite(model: onnx.ModelProto, parts: int) -> onnx.ModelProto:
     """Every pass in turn; `parts` as in `fuse_experts`."""
-    return route_ungrouped(slice_attended(fuse_experts(model, parts)))
+    model = route_ungrouped(slice_attended(fuse_experts(model, parts)))
+    return convolve_few_directly(attend_linearly_in_one_kernel(model))
 
 
 def fuse_experts(model: onnx.ModelProto, parts: int) -> onnx.ModelProto:
@@ -99,6 +101,35 @@ def slice_attended(model: onnx.ModelProto) -> onnx.ModelProto:
     return _replace(model, "SparseMla", body)
 
 
+def attend_linearly_in_one_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`LinearAttention` → `com.microsoft.LinearAttention`: the same contract, a faster kernel.
+
+    Takes a third to a seventh of the standard node's time, for one token and for hundreds.
+    (`com.microsoft.GatedDeltaNet` takes twice the standard node's at real head widths, and wants
+    the state transposed.) Always rewritten.
+    """
+
+    def body(node: onnx.NodeProto) -> str:
+        q_heads, kv_heads = _attribute(node, "q_num_heads"), _attribute(node, "kv_num_heads")
+        rule = _attribute(node, "update_rule").decode()
+        return _linear_attention_body(q_heads, kv_heads, rule, _attribute(node, "scale"))
+
+    return _replace(model, "LinearAttention", body, "")
+
+
+def convolve_few_directly(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`CausalConvWithState` → up to `FEW_TOKENS` tokens by `com.microsoft.CausalConvWithState`.
+
+    Its kernel takes a ninth to a quarter of the standard node's time for one token, as much for 16
+    and two to three times as much for more: there the standard node stays. Always rewritten.
+    """
+
+    def body(node: onnx.NodeProto) -> str:
+        return _convolution_body(_attribute(node, "activation").decode())
+
+    return _replace(model, "CausalConvWithState", body, "")
+
+
 def parted_experts(
     binding: Binding, source: TensorSource, parts: int, suffix: str
 ) -> NDArray[np.float32]:
@@ -147,10 +178,13 @@ def _rename_input(
 
 
 def _replace(
-    model: onnx.ModelProto, op_type: str, body: Callable[[onnx.NodeProto], str | None]
+    model: onnx.ModelProto,
+    op_type: str,
+    body: Callable[[onnx.NodeProto], str | None],
+    domain: str = "glm_trt",
 ) -> onnx.ModelProto:
     """Every node of `op_type` for which `body` gives a function's text calls that function."""
-    found = {i: body(node) for i, node in enumerate(model.graph.node) if _is(node, op_type)}
+    found = {i: body(node) for i, node in enumerate(model.graph.node) if _is(node, op_type, domain)}
     texts = {i: text for i, text in found.items() if text is not None}
     if not texts:
         return model
@@ -169,8 +203,8 @@ def _replace(
     return rewritten
 
 
-def _is(node: onnx.NodeProto, op_type: str) -> bool:
-    return (node.domain, node.op_type) == ("glm_trt", op_type)
+def _is(node: onnx.NodeProto, op_type: str, domain: str = "glm_trt") -> bool:
+    return (node.domain, node.op_type) == (domain, op_type)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -264,4 +298,32 @@ def _attention_body(scale: float, value_width: int) -> str:
     attended = MatMul (probabilities, cache)
     width = Constant <value_ints = [{value_width}]> ()
     latent = Slice (attended, zero, width, three)
+}}"""
+
+
+def _linear_attention_body(q_heads: int, kv_heads: int, rule: str, scale: float) -> str:
+    return f"""(query, key, value, past, decay, beta) => (output, present) {{
+    output, present = com.microsoft.LinearAttention <
+        q_num_heads = {q_heads}, kv_num_heads = {kv_heads}, update_rule = "{rule}",
+        scale = {scale!r}
+    > (query, key, value, past, decay, beta)
+}}"""
+
+
+def _convolution_body(activation: str) -> str:
+    call = f'CausalConvWithState <activation = "{activation}"> (x, weight, bias, past)'
+    return f"""(x, weight, bias, past) => (y, present) {{
+    length = Shape <start = 2, end = 3> (x)
+    few = Constant <value_ints = [{FEW_TOKENS}]> ()
+    is_few = LessOrEqual (length, few)
+    scalar = Constant <value_ints = [0]> ()
+    directly = Squeeze (is_few, scalar)
+    y, present = If (directly) <
+        then_branch = direct () => (float[b, c, s] y_few, float[b, c, k] present_few) {{
+            y_few, present_few = com.microsoft.{call}
+        }},
+        else_branch = standard () => (float[b, c, s] y_many, float[b, c, k] present_many) {{
+            y_many, present_many = {call}
+        }}
+    >
 }}"""

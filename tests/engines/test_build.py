@@ -23,7 +23,7 @@ from glm_trt.export.manifest import file_entry, read_manifest, write_manifest
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import locked
 
-KINDS = ["embedding", "dense_full", "sparse_full", "head"]
+KINDS = ["embedding", "dense_indexed", "sparse_indexed", "head"]
 DTYPES = ("float32", "bfloat16", "float16")
 SM89 = BuildOptions(targets=("sm89",))
 needs_rtx = pytest.mark.skipif(
@@ -101,17 +101,17 @@ def test_second_build_is_cached(built_copy: Path, spawned: list[str]) -> None:
 @needs_rtx
 @pytest.mark.parametrize("damage", ["byte", "missing"])
 def test_damaged_engine_is_built_anew(built_copy: Path, spawned: list[str], damage: str) -> None:
-    (plan,) = built_copy.glob("engines/**/dense_full.plan")
+    (plan,) = built_copy.glob("engines/**/dense_indexed.plan")
     if damage == "byte":
         data = bytearray(plan.read_bytes())
         data[len(data) // 2] ^= 1
         plan.write_bytes(data)
     else:
         plan.unlink()
-    with pytest.raises(BundleError, match=r"dense_full\.plan"):
+    with pytest.raises(BundleError, match=r"dense_indexed\.plan"):
         Bundle.open(built_copy)
     build_engines(built_copy, SM89)
-    assert spawned == ["dense_full"]
+    assert spawned == ["dense_indexed"]
     Bundle.open(built_copy)
 
 
@@ -148,27 +148,29 @@ def test_shared_selection_in_every_dtype(tmp_path: Path) -> None:
         engines = build_engines(bundle, BuildOptions(targets=("sm80",), dtype=dtype))
         assert {engine.entry["dtype"] for engine in engines} == {expected}
         kinds = {engine.entry["kind"] for engine in engines}
-        assert kinds == {"embedding", "dense_full", "sparse_shared", "sparse_full", "head"}
+        assert kinds == {"embedding", "dense_indexed", "sparse_shared", "sparse_indexed", "head"}
 
 
 @needs_rtx
 def test_refused_graph(bundle: Path) -> None:
     """The engines before the one that failed are kept, and the next build goes on from there."""
     manifest = read_manifest(bundle)
-    name = "graphs/bfloat16/sparse_full.onnx"
+    name = "graphs/bfloat16/sparse_indexed.onnx"
     good = (bundle / name).read_bytes()
     model = onnx.load_from_string(good)
     model.graph.node[3].op_type = "NonZero"
     (bundle / name).write_bytes(model.SerializeToString())
     manifest["files"][name] = file_entry(bundle / name)
     write_manifest(bundle, manifest)
-    with pytest.raises(BuildError, match=r"sparse_full in bfloat16 for sm89 .*status 1") as error:
+    with pytest.raises(
+        BuildError, match=r"sparse_indexed in bfloat16 for sm89 .*status 1"
+    ) as error:
         build_engines(bundle, SM89)
     assert "NonZero" in str(error.value) and error.value.exit_code == 2
     assert "cudaError" not in str(error.value)
 
     manifest = read_manifest(bundle)
-    assert [engine["kind"] for engine in manifest["engines"]] == ["embedding", "dense_full"]
+    assert [engine["kind"] for engine in manifest["engines"]] == ["embedding", "dense_indexed"]
     (bundle / name).write_bytes(good)
     manifest["files"][name] = file_entry(bundle / name)
     write_manifest(bundle, manifest)
@@ -284,7 +286,7 @@ def test_profiles() -> None:
 
 def test_prepared_graph(tiny_bundle: Path) -> None:
     """Axes are fixed where a size is given; no function is left; the file is as it was."""
-    path = tiny_bundle / "graphs" / "float32" / "dense_full.onnx"
+    path = tiny_bundle / "graphs" / "float32" / "dense_indexed.onnx"
     before = path.read_bytes()
     prepared = prepare_graph(path, {"batch": 1, "capacity": 128}, with_plugins=False)
     model = onnx.load_from_string(prepared.model)

@@ -52,8 +52,8 @@ def test_every_kind_builds_with_plugins(bundle: Path, library: Path, dtype: str)
     assert len(engines) == 4 * len(RTX_TARGETS)
     for engine in engines:
         wanted = {
-            "dense_full": {"IndexerTopK", "SparseMla"},
-            "sparse_full": OPERATORS,
+            "dense_indexed": {"IndexerTopK", "SparseMla"},
+            "sparse_indexed": OPERATORS,
         }.get(engine["kind"], set())
         assert set(engine["plugins"]) == wanted
         assert engine["bytes"] < 10e6
@@ -80,7 +80,7 @@ def test_embedding_carries_the_library(bundle: Path, library: Path, tmp_path: Pa
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     options = BuildOptions(targets=("sm89",), dtype="bfloat16", plugins=library, embed_plugins=True)
     sizes = {e.entry["kind"]: e.entry["bytes"] for e in build_engines(copy, options)}
-    assert sizes["sparse_full"] > library.stat().st_size
+    assert sizes["sparse_indexed"] > library.stat().st_size
 
 
 def test_missing_library_is_said(
@@ -97,7 +97,7 @@ def test_missing_library_is_said(
 def test_plain_process_parses_the_stripped_graph(
     bundle: Path, library: Path, tmp_path: Path
 ) -> None:
-    graph = bundle / "graphs" / "bfloat16" / "sparse_full.onnx"
+    graph = bundle / "graphs" / "bfloat16" / "sparse_indexed.onnx"
     prepared = prepare_graph(graph, {"batch": 1, "sequence": 4, "capacity": 128}, True)
     (tmp_path / "graph.onnx").write_bytes(prepared.model)
     script = f"""
@@ -135,7 +135,7 @@ REAL = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["dense_full", "sparse_full"])
+@pytest.mark.parametrize("kind", ["dense_indexed", "sparse_indexed"])
 def test_real_dimensions(library: Path, tmp_path: Path, kind: str) -> None:
     """GLM-5.1's own sizes and context, weights as inputs: seconds and megabytes, not hours."""
     tiny = json.loads((TINY / "config.json").read_text())

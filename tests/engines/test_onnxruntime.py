@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, reload_oracle, save
+from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
 import glm_trt
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
@@ -38,6 +39,50 @@ def test_logits_equal_transformers(tmp_path: Path, shape: str) -> None:
         sequence = runtime.start(1)
         steps = [sequence.step(ids.numpy()[:, i : i + 1]) for i in range(length)]
         assert relative(np.concatenate(steps, axis=1), found) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrid_logits_equal_transformers(tmp_path: Path, name: str) -> None:
+    """In one pass, token by token, and in pieces, which grow the states of a batch."""
+    oracle = make_hybrid(name)
+    save_hybrid(oracle, tmp_path / "c")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    with glm_trt.load(tmp_path / "b") as runtime:
+        for batch, length in ((1, 1), (2, 7), (2, 150)):
+            ids = torch.randint(0, 97, (batch, length)).numpy()
+            with torch.no_grad():
+                expected = oracle(torch.from_numpy(ids), use_cache=False).logits.numpy()
+            assert relative(runtime.forward(ids), expected) < TOLERANCE, (batch, length)
+        for cuts in (range(1, 150), (2, 65, 66, 67, 129)):
+            sequence = runtime.start(2)
+            pieces = [sequence.step(p, all_logits=True) for p in np.split(ids, cuts, axis=1)]
+            assert relative(np.concatenate(pieces, axis=1), expected) < TOLERANCE, cuts
+        ids = ids[:, :20]
+        found = runtime.generate(ids, 12, eos_token_ids=())
+        for tokens in np.array(found).T:
+            with torch.no_grad():
+                logits = oracle(torch.from_numpy(ids), use_cache=False).logits
+            assert tokens.tolist() == logits[:, -1].argmax(-1).tolist()
+            ids = np.concatenate([ids, tokens[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("name", ["linear_first", "shared_across"])
+def test_rows_of_different_lengths_equal_each_alone(tmp_path: Path, name: str) -> None:
+    """In three passes, which grow the states; a row may append nothing in one of them."""
+    save_hybrid(make_hybrid(name), tmp_path / "c")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    rng = np.random.default_rng(0)
+    lengths = np.array([[40, 1, 7], [100, 3, 0], [1, 1, 1]])
+    with glm_trt.load(tmp_path / "b") as runtime:
+        together, alone = runtime.start(3), [runtime.start(1) for _ in range(3)]
+        for appended in lengths:
+            ids = rng.integers(0, 97, (3, appended.max()))
+            found = together.step(ids, lengths=appended)
+            for row, count in enumerate(appended.tolist()):
+                if count:
+                    expected = alone[row].step(ids[row : row + 1, :count])
+                    assert relative(found[row], expected[0]) < TOLERANCE, (row, count)
+    assert together.lengths.tolist() == lengths.sum(0).tolist()
 
 
 def test_tiny_generates_what_transformers_does(tiny_bundle: Path) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from checkpoints import SHAPES, make_oracle, save
+from hybrids import HYBRIDS, make_hybrid, save_hybrid
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
@@ -18,6 +20,7 @@ from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
+from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 
 TOLERANCE = 1e-6
@@ -230,6 +233,70 @@ def test_attention_sliced_after(batch: int, length: int, capacity: int) -> None:
     assert found.shape == expected.shape and relative(found, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("rule", ["gated_delta", "delta", "gated", "linear"])
+@pytest.mark.parametrize("scale", [0.25, 1.0])
+def test_linear_attention_in_one_kernel(rule: str, scale: float) -> None:
+    """Against the eager operator in float64: outputs and states, decay per head and per channel."""
+    batch, q_heads, heads, d_k, d_v = 2, 6, 3, 8, 5
+    node = onnx.helper.make_node(
+        "LinearAttention", ["query", "key", "value", "past", "decay", "beta"], ["y", "state"],
+        q_num_heads=q_heads, kv_num_heads=heads, update_rule=rule, scale=scale,
+    )  # fmt: skip
+    widths = {"query": q_heads * d_k, "key": heads * d_k, "value": heads * d_v, "beta": heads}
+    rng = np.random.default_rng(0)
+    for per_channel in (False, True):
+        inputs: dict[str, Any] = {name: ("B", "S", width) for name, width in widths.items()}
+        inputs |= {"past": ("B", heads, d_k, d_v), "decay": ("B", "S", "G")}
+        model = make_model([node], inputs, {"y": 1, "state": 1})
+        rewritten = r.attend_linearly_in_one_kernel(model)
+        assert op_types(rewritten) == ["glm_trt.cpu:LinearAttention"]
+        for length in (1, 2, 63, 64, 65, 200):
+            feeds = {
+                name: rng.normal(size=(batch, length, width)).astype(np.float32)
+                for name, width in widths.items()
+            }
+            by_head = feeds["key"].reshape(batch, length, heads, d_k)
+            by_head /= np.linalg.norm(by_head, axis=-1, keepdims=True)
+            feeds["beta"] = 1 / (1 + np.exp(-feeds["beta"]))
+            decays = (batch, length, heads * (d_k if per_channel else 1))
+            feeds["decay"] = -0.3 * np.abs(rng.normal(size=decays)).astype(np.float32)
+            feeds["past"] = rng.normal(size=(batch, heads, d_k, d_v)).astype(np.float32)
+            feeds["decay"][0, -1:] = feeds["beta"][0, -1:] = 0  # padding
+            order = ["query", "key", "value", "past", "decay", "beta"]
+            expected = EagerOperators().linear_attention(
+                *(torch.from_numpy(feeds[name]).double() for name in order),
+                q_num_heads=q_heads, kv_num_heads=heads, update_rule=rule, scale=scale,
+            )  # fmt: skip
+            for found, exact in zip(run(rewritten, feeds), expected, strict=True):
+                assert relative(found, exact.numpy()) < TOLERANCE, (length, per_channel)
+
+
+@pytest.mark.parametrize("activation", ["silu", "none"])
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_few_tokens_are_convolved_directly(activation: str, width: int) -> None:
+    node = onnx.helper.make_node(
+        "CausalConvWithState", ["x", "weight", "bias", "past"], ["y", "state"],
+        activation=activation,
+    )  # fmt: skip
+    inputs: dict[str, Any] = {
+        "x": ("B", 10, "S"), "weight": (10, 1, width), "bias": (10,), "past": ("B", 10, width - 1),
+    }  # fmt: skip
+    model = make_model([node], inputs, {"y": 1, "state": 1})
+    rewritten = r.convolve_few_directly(model)
+    assert op_types(rewritten) == ["glm_trt.cpu:CausalConvWithState"]
+    rng = np.random.default_rng(0)
+    for length in (1, 2, r.FEW_TOKENS, r.FEW_TOKENS + 1, 60):
+        shapes = {"x": (2, 10, length), "weight": (10, 1, width), "past": (2, 10, width - 1)}
+        feeds = {name: rng.normal(size=of).astype(np.float32) for name, of in shapes.items()}
+        feeds["bias"] = np.zeros(10, np.float32)
+        y, state = run(rewritten, feeds)
+        expected, columns = EagerOperators().causal_conv_with_state(
+            *(torch.from_numpy(feeds[name]).double() for name in shapes), activation=activation
+        )
+        assert relative(y, expected.numpy()) < TOLERANCE
+        assert (state == columns.numpy()).all()
+
+
 def test_parted_experts_need_no_second_copy() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(16, 256, 128)).astype(np.float32) for _ in range(2)]
@@ -246,9 +313,14 @@ def test_parted_experts_need_no_second_copy() -> None:
     assert (found == expected.reshape(64, 128, 128)).all()
 
 
-@pytest.mark.parametrize("shape", ["plain", "fewer_groups", "shared_indexer", "odd_sizes"])
+@pytest.mark.parametrize(
+    "shape", ["plain", "fewer_groups", "shared_indexer", "odd_sizes", "linear_first"]
+)
 def test_runtimes_with_and_without_agree(tmp_path: Path, shape: str) -> None:
-    save(make_oracle(**SHAPES[shape]), tmp_path / "c", save_original_format=shape != "plain")
+    if shape in HYBRIDS:
+        save_hybrid(make_hybrid(shape), tmp_path / "c")
+    else:
+        save(make_oracle(**SHAPES[shape]), tmp_path / "c", save_original_format=shape != "plain")
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
     ids = np.random.default_rng(0).integers(0, 97, (2, 30))
     logits, tokens = [], []

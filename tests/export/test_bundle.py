@@ -201,7 +201,7 @@ def test_kill_and_resume(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "glm_trt.cli", "export", str(checkpoint), "-o", str(output)]
     process = subprocess.Popen([*command, "--dtype", "float32"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (partial / "graphs/float32/dense_full.onnx").is_file():
+    while not (partial / "graphs/float32/dense_indexed.onnx").is_file():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -245,7 +245,7 @@ def test_graphs_do_not_grow_with_layers(
         json.dumps({**config, "num_hidden_layers": 24, "num_nextn_predict_layers": 0})
     )
     export_checkpoint(checkpoint, tmp_path / "bundle", FLOAT32)
-    assert sorted(no_tracing) == ["dense_full", "embedding", "head", "sparse_full"]
+    assert sorted(no_tracing) == ["dense_indexed", "embedding", "head", "sparse_indexed"]
     assert len(Bundle.open(tmp_path / "bundle").blocks) == 26
 
 

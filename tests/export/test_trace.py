@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, save
+from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
 from glm_trt.export.trace import block_kind, trace_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.states import layer_states
 
 
 def session(config: Any, kind: str) -> onnxruntime.InferenceSession:
@@ -29,7 +32,36 @@ def run(of: onnxruntime.InferenceSession, feed: dict[str, Any]) -> dict[str, np.
 @pytest.mark.parametrize("shape", ["plain", "shared_indexer", "attention_bias", "odd_sizes"])
 def test_graphs_equal_transformers(tmp_path: Path, shape: str) -> None:
     oracle = make_oracle(**SHAPES[shape])
-    checkpoint = Checkpoint.open(save(oracle, tmp_path))
+    save(oracle, tmp_path)
+    compare(oracle, Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrid_graphs_equal_transformers(tmp_path: Path, name: str) -> None:
+    oracle = make_hybrid(name)
+    save_hybrid(oracle, tmp_path)
+    compare(oracle, Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_linear_graphs_keep_their_recurrent_state_wide(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    config = Checkpoint.open(save_hybrid(make_hybrid("all_linear"), tmp_path)).config
+    graph = trace_block(config, "sparse_linear", dtype).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
+    wide = {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
+    assert wide == {
+        "recurrent_state", "recurrent_state_out", "linear_attn.A_log", "linear_attn.dt_bias",
+        "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
+    }  # fmt: skip
+    standard = {node.op_type: node for node in graph.node if node.domain == ""}
+    assert all(standard["LinearAttention"].input) and len(standard["LinearAttention"].input) == 6
+    assert all(standard["CausalConvWithState"].input)
+
+
+def compare(oracle: Any, checkpoint: Checkpoint) -> None:
+    """Logits of passes of 17, 1 and 12 tokens, graph by graph, with the oracle's."""
     config = checkpoint.config
 
     def bound(bindings: list[b.Binding]) -> dict[str, np.ndarray]:
@@ -41,10 +73,9 @@ def test_graphs_equal_transformers(tmp_path: Path, shape: str) -> None:
     with torch.no_grad():
         expected = oracle(ids, use_cache=False).logits.numpy()
 
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    caches = [
-        [np.zeros((2, 1, 30, w), np.float32) for w in (width, config.index_head_dim)]
-        for _ in config.layer_types
+    states = [
+        {spec.name: np.zeros(spec.shape(2, 30), np.float32) for spec in layer_states(config, i)}
+        for i in range(config.num_hidden_layers)
     ]
     found = []
     for start, stop in ((0, 17), (17, 18), (18, 30)):
@@ -52,15 +83,15 @@ def test_graphs_equal_transformers(tmp_path: Path, shape: str) -> None:
         step = {"input_ids": ids[:, start:stop].numpy(), "past_lengths": past}
         out = run(sessions["embedding"], step | bound(b.embedding_bindings(config)))
         shared = {"past_lengths": past, "cos": out["cos"], "sin": out["sin"]}
+        shared |= {"lengths": np.full(2, stop - start)}
         hidden, selected = out["hidden_out"], None
-        for i, (cache, keys) in enumerate(caches):
-            feed = {"hidden": hidden, "kv_cache": cache, **shared}
-            full = config.indexer_types[i] == "full"
-            feed |= {"index_keys": keys} if full else {"shared_indices": selected}
+        for i, state in enumerate(states):
+            of = sessions[block_kind(config, i)]
+            feed = {"hidden": hidden, "shared_indices": selected, **shared, **state}
             feed |= bound(b.layer_bindings(config, checkpoint, i))
-            out = run(sessions[block_kind(config, i)], feed)
+            out = run(of, {value.name: feed[value.name] for value in of.get_inputs()})
             hidden, selected = out["hidden_out"], out.get("topk_indices", selected)
-            caches[i] = [out["kv_cache_out"], out.get("index_keys_out", keys)]
+            states[i] = {name: out[f"{name}_out"] for name in state}
         weights = bound(b.head_bindings(config, checkpoint))
         found.append(run(sessions["head"], {"hidden": hidden, **weights})["logits"])
     logits = np.concatenate(found, axis=1)

@@ -26,7 +26,7 @@ def test_run_prints_prompt_and_continuation(
 
 def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tiny_bundle)]) == 0
-    assert "sparse_full" in capsys.readouterr().out
+    assert "sparse_indexed" in capsys.readouterr().out
     assert main(["inspect", str(tiny_bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "glm-trt bundle"
 

@@ -46,6 +46,12 @@ def make_oracle(seed: int = 0, **changes: Any) -> GlmMoeDsaForCausalLM:
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # grouped_mm wants widths that are multiples of 4
     model = GlmMoeDsaForCausalLM(config).eval()
+    fill(model)
+    return model
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Random weights, drawn in the order of the parameters."""
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "inv_freq" in name:
@@ -54,7 +60,6 @@ def make_oracle(seed: int = 0, **changes: Any) -> GlmMoeDsaForCausalLM:
             tensor.copy_(torch.randn_like(tensor) * spread + ("norm.weight" in name))
             if tensor.ndim > 1 and "embed" not in name:
                 tensor.mul_(3.0 / tensor.shape[-1] ** 0.5)
-    return model
 
 
 def save(model: GlmMoeDsaForCausalLM, directory: Path, **options: Any) -> Path:

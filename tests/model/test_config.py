@@ -14,6 +14,11 @@ from glm_trt.model.errors import ConfigError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 DATA: dict[str, Any] = json.loads((TINY / "config.json").read_text())
+HYBRID: dict[str, Any] = DATA | dict(
+    layer_types=["linear_attention", "indexed_attention", "full_attention"] * 2,
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
+    linear_value_head_dim=8, linear_conv_kernel_dim=4,
+)  # fmt: skip
 
 
 def test_reads_the_tiny_config() -> None:
@@ -52,6 +57,22 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ModelConfig.from_directory(tmp_path)
 
 
+def test_attention_kinds() -> None:
+    """What `indexer_types` says of other layers means nothing, the first one's included."""
+    types = ["shared", "full", "full", "full", "shared", "shared"]
+    config = ModelConfig.from_dict({**HYBRID, "indexer_types": types})
+    assert config.attention_kinds == ("linear", "indexed", "full", "linear", "shared", "full")
+
+
+@pytest.mark.parametrize("prefix", ["index_", "linear_"])
+def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
+    data = {k: v for k, v in HYBRID.items() if not k.startswith(prefix)}
+    with pytest.raises(ConfigError, match=rf"missing {prefix}\w+, {prefix}"):
+        ModelConfig.from_dict(data)
+    config = ModelConfig.from_dict({**data, "layer_types": ["full_attention"] * 6})
+    assert (config.index_topk == 0) == (prefix == "index_")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -62,9 +83,12 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ("rms_norm_eps", float("nan")),
         ("norm_topk_prob", 1),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}),
-        ("layer_types", ["linear_attention"] * 6),
+        ("layer_types", ["sliding_attention"] * 6),
+        ("layer_types", 3),
+        ("linear_num_key_heads", 3),
+        ("linear_conv_kernel_dim", 0),
         ("layer_types", ["indexed_attention"] * 5),
-        ("indexer_types", ["shared"] + ["full"] * 5),
+        ("indexer_types", ["shared", "shared"] + ["full"] * 4),
         ("mlp_layer_types", ["dense"] * 5 + ["other"]),
         ("n_group", 3),
         ("n_group", 16),
@@ -84,8 +108,8 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
     ],
 )
 def test_refused_values_are_named(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=field):
-        ModelConfig.from_dict({**DATA, field: value})
+    with pytest.raises(ConfigError, match=field.replace("key_heads", "value_heads")):
+        ModelConfig.from_dict({**HYBRID, field: value})
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import SHAPES, make_oracle, save
+from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
 from glm_trt.engines.bundle import BundleBlock
@@ -42,6 +43,23 @@ def test_right_bundle_passes(bundle: Path) -> None:
     assert rows["rows"] == rows["equal"] + rows["near_ties"] > 100
     assert report["end_to_end"]["greedy_tokens"]["compared"] > 10
     json.dumps(report, allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers: indexed, linear, shared, full, shared, linear."""
+    place = tmp_path_factory.mktemp("hybrid")
+    save_hybrid(make_hybrid("shared_across"), place / "c")
+    export_checkpoint(place / "c", place / "b", ExportOptions(dtypes=("float32",)))
+    return place / "b"
+
+
+def test_right_hybrid_passes(hybrid: Path) -> None:
+    report = validate_bundle(hybrid)
+    assert report["ok"], report
+    compared = {block["kind"]: set(block["isolated"]) for block in report["blocks"]}
+    assert compared["sparse_linear"] == {"hidden_out", "conv_state_out", "recurrent_state_out"}
+    assert compared["sparse_full"] == {"hidden_out", "kv_cache_out"}
 
 
 def half_split_rotation(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
@@ -109,6 +127,115 @@ def test_a_fault_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: 
     report = validate_bundle(bundle)
     assert not report["ok"]
     json.dumps(report, allow_nan=False)
+
+
+def is_linear(block: BundleBlock) -> bool:
+    return block.kind.endswith("_linear")
+
+
+def recurrent_state_not_carried(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+    if is_linear(block):
+        inputs = inputs | {"recurrent_state": np.zeros_like(inputs["recurrent_state"])}
+    return run(block, inputs)
+
+
+def recurrent_state_not_updated(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+    outputs = run(block, inputs)
+    if is_linear(block) and inputs["recurrent_state"].any():
+        outputs["recurrent_state_out"] = inputs["recurrent_state"]
+    return outputs
+
+
+def transposed_recurrent_state(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+    outputs = run(block, inputs)
+    if is_linear(block):
+        state = outputs["recurrent_state_out"]
+        outputs["recurrent_state_out"] = state.swapaxes(2, 3).reshape(state.shape)
+    return outputs
+
+
+def conv_state_shifted(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+    outputs = run(block, inputs)
+    if is_linear(block):
+        outputs["conv_state_out"] = np.roll(outputs["conv_state_out"], 1, -1)
+    return outputs
+
+
+def last_token_taken_for_padding(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+    if is_linear(block):
+        inputs = inputs | {"lengths": inputs["lengths"] - 1}
+    return run(block, inputs)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [recurrent_state_not_carried, recurrent_state_not_updated, transposed_recurrent_state,
+     conv_state_shifted, last_token_taken_for_padding],
+    ids=lambda fault: fault.__name__,
+)  # fmt: skip
+def test_a_fault_of_linear_layers_is_found_there(
+    hybrid: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    run = OnnxruntimeRuntime.run_block
+
+    def faulty(self: OnnxruntimeRuntime, block: BundleBlock, inputs: Arrays) -> Arrays:
+        return fault(lambda b, i: run(self, b, i), block, inputs)
+
+    monkeypatch.setattr(OnnxruntimeRuntime, "run_block", faulty)
+    report = validate_bundle(hybrid)
+    assert [b["name"] for b in report["blocks"] if not b["ok"]] == ["layer.1", "layer.5"]
+
+
+def swapped_queries_and_keys(array: Any, part: str) -> Any:
+    if part != "in_proj_qkvz.weight":
+        return array
+    by_head = array.reshape(2, 40, -1).copy()  # two key heads: 8 + 8 + 12 + 12 rows each
+    by_head[:, :16] = by_head[:, [*range(8, 16), *range(8)]]
+    return by_head.reshape(array.shape)
+
+
+def gates_not_grouped_by_key_head(array: Any, part: str) -> Any:
+    """All b rows first, as if the file held them so."""
+    return array[[0, 1, 4, 5, 2, 3, 6, 7]] if part == "in_proj_ba.weight" else array
+
+
+def no_decay(array: Any, part: str) -> Any:
+    return np.full_like(array, -100) if part == "A_log" else array
+
+
+def no_time_step_bias(array: Any, part: str) -> Any:
+    return np.zeros_like(array) if part == "dt_bias" else array
+
+
+def reversed_convolution(array: Any, part: str) -> Any:
+    return array[:, :, ::-1] if part == "conv1d.weight" else array
+
+
+def norm_weight_of_another(array: Any, part: str) -> Any:
+    return array[::-1] if part == "norm.weight" else array
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [swapped_queries_and_keys, gates_not_grouped_by_key_head, no_decay, no_time_step_bias,
+     reversed_convolution, norm_weight_of_another],
+    ids=lambda fault: fault.__name__,
+)  # fmt: skip
+def test_a_wrong_weight_of_linear_attention_is_found(
+    hybrid: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    read = TensorFiles.tensor
+
+    def wrong(self: TensorFiles, name: str) -> Any:
+        prefix = "model.layers.5.linear_attn."
+        array = read(self, name)
+        if not name.startswith(prefix):
+            return array
+        return np.ascontiguousarray(fault(array, name.removeprefix(prefix)))
+
+    monkeypatch.setattr(TensorFiles, "tensor", wrong)
+    report = validate_bundle(hybrid)
+    assert [b["name"] for b in report["blocks"] if not b["ok"]] == ["layer.5"]
 
 
 def swapped_halves(read: Any, name: str) -> Any:

@@ -1,0 +1,110 @@
+"""Configs by name: the published GLM-5.1 checkpoint and the hybrid of its model card, in three
+sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glm_trt.model.config import ModelConfig
+
+SCALES = ("tiny", "block", "full")
+
+# The config of zai-org/GLM-5.1.
+_GLM_5_1: dict[str, Any] = {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "dtype": "bfloat16",
+    "vocab_size": 154880,
+    "hidden_size": 6144,
+    "num_hidden_layers": 78,
+    "num_nextn_predict_layers": 1,
+    "max_position_embeddings": 202752,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "eos_token_id": [154820, 154827, 154829],
+    "pad_token_id": 154820,
+    # attention
+    "attention_bias": False,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 2048,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "head_dim": 64,
+    "v_head_dim": 256,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    # MLPs
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 2048,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}
+_INDEXER = {"index_topk": 2048, "index_n_heads": 32, "index_head_dim": 128}
+
+# From the model card: Gated DeltaNet and standard attention layers, three of the former to one of
+# the latter, 78 layers, hidden 6,144, 64 heads, RoPE θ 1,000,000, 256 + 1 experts with 8 + 1
+# active, 3 dense layers first, vocabulary 154,880, one prediction layer. It gives no sizes of
+# linear attention and no places of the layers; assumed are: every fourth layer attends fully, with
+# the checkpoint's MLA; 64 value heads (the card's) on 16 key heads, 128 wide, and a convolution
+# over 4 tokens, in the proportions of Qwen3-Next, from which the layer comes.
+_LINEAR = {
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 64,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+_HYBRID_LAYERS = [
+    "full_attention" if layer % 4 == 3 else "linear_attention"
+    for layer in range(_GLM_5_1["num_hidden_layers"])
+]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "glm-5.1": _GLM_5_1 | _INDEXER,
+    "glm-5.1-hybrid": _GLM_5_1 | _LINEAR | {"layer_types": _HYBRID_LAYERS},
+}
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32,
+    "max_position_embeddings": 1024, "eos_token_id": [0], "pad_token_id": 0,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "head_dim": 8, "v_head_dim": 32,
+    "n_routed_experts": 16, "num_experts_per_tok": 4,
+    "index_topk": 64, "index_n_heads": 16, "index_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 8, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}  # fmt: skip
+
+
+def preset_config(name: str, scale: str) -> dict[str, Any]:
+    """The `config.json` of a preset at a scale.
+
+    Parameters
+    ----------
+    name : one of `PRESETS`.
+    scale : "full"; "block", one layer of each of its kinds at the real sizes; "tiny", the same
+        layers at small sizes.
+    """
+    full = PRESETS[name]
+    if scale == "full":
+        return dict(full)
+    config = ModelConfig.from_dict(full, name)
+    kinds = list(zip(config.mlp_layer_types, config.attention_kinds, strict=True))
+    layers = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first of each kind
+    data = {key: value for key, value in full.items() if key != "first_k_dense_replace"}
+    data["num_hidden_layers"] = len(layers)
+    for field in ("layer_types", "mlp_layer_types", "indexer_types"):
+        data[field] = [getattr(config, field)[layer] for layer in layers]
+    small = {key: value for key, value in _TINY.items() if key in full} if scale == "tiny" else {}
+    return data | small

@@ -1,0 +1,99 @@
+"""`glm-trt make-checkpoint`: whole or not there, the same by seed, and exported and validated."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from glm_trt.cli import main
+from glm_trt.export import bundle as bundles
+from glm_trt.model import generate_checkpoint as g
+from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
+from glm_trt.model.presets import PRESETS
+
+KINDS = {
+    "glm-5.1": ["dense_indexed", "sparse_indexed"],
+    "glm-5.1-hybrid": ["dense_linear", "sparse_full", "sparse_linear"],
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tiny_is_exported_and_validated(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = str(tmp_path / "deep" / "c"), str(tmp_path / "b")
+    assert main(["make-checkpoint", preset, "-o", checkpoint]) == 0
+    assert main(["export", checkpoint, "-o", bundle, "--json"]) == 0
+    capsys.readouterr()
+    assert main(["validate", bundle, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [block["kind"] for block in report["blocks"][1:-1]] == KINDS[preset]
+    assert main(["run", bundle, "--input-ids", "1,2,3", "--max-new-tokens", "4"]) == 0
+
+
+def test_seed_decides_every_byte(tmp_path: Path) -> None:
+    def made(name: str, seed: int) -> bytes:
+        g.make_checkpoint("glm-5.1-hybrid", "tiny", tmp_path / name, seed)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert made("a", 1) == made("b", 1) != made("c", 2)
+    for tensor in load_file(tmp_path / "a" / "model.safetensors").values():
+        assert np.isfinite(tensor.astype(np.float32)).all()
+
+
+def test_block_takes_no_space_and_is_exported_unread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "c"
+    assert main(["make-checkpoint", "glm-5.1-hybrid", "--scale", "block", "-o", str(place),
+                 "--json"]) == 0  # fmt: skip
+    written = json.loads(capsys.readouterr().out)
+    assert written["bytes"] > 60e9 and written["disk_bytes"] < 1e6
+    assert written["directory"] == str(place)
+    files = sorted(place.glob("*.safetensors"))
+    assert len(files) == written["files"] and files[0].name == "model-00001-of-00013.safetensors"
+    assert max(path.stat().st_size for path in files) < 5.01e9
+    index = json.loads((place / INDEX_FILE).read_text())
+    assert len(index["weight_map"]) == written["tensors"]
+    assert index["metadata"]["total_size"] < written["bytes"]
+    checkpoint = Checkpoint.open(place)
+    assert not checkpoint.tensor("model.layers.2.linear_attn.in_proj_qkvz.weight")[:3].any()
+
+    def read(*_: Any) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(bundles, "_check_finite", read)
+    entries = bundles._shard_entries(checkpoint.files, place)
+    assert {entry["sha256"] for entry in entries} == {None}
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c").mkdir()
+    g.make_checkpoint("glm-5.1", "tiny", tmp_path / "c")  # an empty directory may be filled
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["make-checkpoint", "glm-5.1", "-o", str(tmp_path / "c")]) == 2
+    assert "exists and is not an empty directory" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["make-checkpoint", "glm-5.1", "-o", str(tmp_path / "file")]) == 2
+    assert main(["make-checkpoint", "glm-5.1", "-o", str(tmp_path / "d"), "--seed", "-1"]) == 2
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "file"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["make-checkpoint", "glm-4", "-o", str(tmp_path / "d")])
+
+
+def test_nothing_is_left_of_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(g, "_random", full)
+    assert main(["make-checkpoint", "glm-5.1", "-o", str(tmp_path / "c")]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,47 @@
+"""The presets are what is published: parameters, tensors, kinds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from transformers import GlmMoeDsaConfig
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.presets import PRESETS, SCALES, preset_config
+from glm_trt.model.tensor_table import expected_tensors
+
+
+def parameters(config: ModelConfig, with_mtp: bool) -> int:
+    return sum(map(math.prod, expected_tensors(config, (), with_mtp).values()))
+
+
+def test_the_checkpoint() -> None:
+    config = ModelConfig.from_dict(preset_config("glm-5.1", "full"))
+    assert parameters(config, with_mtp=False) == 743_911_218_432
+    assert parameters(config, with_mtp=True) == 753_864_139_008
+    assert len(expected_tensors(config, (), with_mtp=True)) == 59_870
+    theirs = GlmMoeDsaConfig()  # whose defaults are those of GLM-5, but for what differs
+    for name in ("hidden_size", "kv_lora_rank", "index_topk", "n_routed_experts"):
+        assert getattr(config, name) == getattr(theirs, name)
+
+
+def test_the_hybrid_of_the_model_card() -> None:
+    config = ModelConfig.from_dict(preset_config("glm-5.1-hybrid", "full"))
+    assert round(parameters(config, with_mtp=True) / 1e9) == 754
+    assert config.layer_types[:4] == ("linear_attention",) * 3 + ("full_attention",)
+    assert config.layer_types.count("full_attention") == 19
+    assert config.index_topk == 0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_scale_has_every_kind(preset: str, scale: str) -> None:
+    full, config = (ModelConfig.from_dict(preset_config(preset, s)) for s in ("full", scale))
+    kinds = [list(zip(c.mlp_layer_types, c.attention_kinds, strict=True)) for c in (full, config)]
+    assert set(kinds[1]) == set(kinds[0])
+    assert kinds[1][0][0] == "dense"
+    if scale != "full":
+        assert len(set(kinds[1])) == len(kinds[1])
+    if scale != "tiny":
+        assert config.hidden_size == full.hidden_size
