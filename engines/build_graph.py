@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import inliner
 
+from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.states import STATE_AXES
 
 # The axes of a block's inputs; an input that is not here is a weight.
@@ -57,7 +58,7 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
 
     Raises
     ------
-    ValueError
+    GlmTrtError
         Without plugins, for one of `STANDARD_PLUGINS`.
     """
     model = onnx.load(path)
@@ -79,7 +80,7 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
         if node.domain == DOMAIN or (not node.domain and node.op_type in STANDARD_PLUGINS)
     )
     if plugins and not with_plugins:
-        raise ValueError(f"{plugins[0]}: TensorRT has it as a plugin alone, so not without plugins")
+        raise GlmTrtError(f"TensorRT has {plugins[0]} as a plugin alone: build with plugins")
     return PreparedGraph(model.SerializeToString(), _open_inputs(model.graph), plugins)
 
 

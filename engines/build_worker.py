@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 from glm_trt.engines.build_graph import prepare_graph
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import write_atomically
 
 Range = list[int]  # min, opt, max
@@ -52,7 +53,11 @@ def main() -> int:
     os.dup2(2, 1)
     request: Request = json.load(sys.stdin)
     started = time.monotonic()
-    built = build(load_flavour(request["backend"]), request)
+    try:
+        built = build(load_flavour(request["backend"]), request)
+    except GlmTrtError as error:
+        print(error, file=sys.stderr)
+        return 1
     if built is None:
         return 1
     plan, layers, plugins = built

@@ -30,6 +30,8 @@ from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, verify_files
 from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.generate_checkpoint import make_checkpoint
+from glm_trt.model.presets import preset_config
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
@@ -124,28 +126,56 @@ print(json.dumps([creators, parsed, types.count(trt.LayerType.PLUGIN_V3), loaded
     assert loaded == []
 
 
-REAL = dict(
-    vocab_size=154880, hidden_size=6144, num_attention_heads=64, num_key_value_heads=64,
-    intermediate_size=12288, q_lora_rank=2048, kv_lora_rank=512, qk_nope_head_dim=192,
-    qk_rope_head_dim=64, head_dim=64, qk_head_dim=256, v_head_dim=256, n_routed_experts=256,
-    num_experts_per_tok=8, moe_intermediate_size=2048, index_topk=2048, index_n_heads=32,
-    index_head_dim=128, max_position_embeddings=202752, num_hidden_layers=2,
-    num_nextn_predict_layers=0, mlp_layer_types=["dense", "sparse"], indexer_types=["full"] * 2,
-    layer_types=["indexed_attention"] * 2,
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("glm-5.1", "dense_indexed"), ("glm-5.1", "sparse_indexed"),
+        ("glm-5.1-hybrid", "dense_linear"), ("glm-5.1-hybrid", "sparse_linear"),
+        ("glm-5.1-hybrid", "sparse_full"),
+    ],
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["dense_indexed", "sparse_indexed"])
-def test_real_dimensions(library: Path, tmp_path: Path, kind: str) -> None:
-    """GLM-5.1's own sizes and context, weights as inputs: seconds and megabytes, not hours."""
-    tiny = json.loads((TINY / "config.json").read_text())
-    config = ModelConfig.from_dict(tiny | REAL, "config.json")
+def test_real_dimensions(library: Path, tmp_path: Path, preset: str, kind: str) -> None:
+    """The presets' own sizes and context, weights as inputs: seconds and megabytes, not hours."""
+    config = ModelConfig.from_dict(preset_config(preset, "block"), preset)
     graph, plan = tmp_path / "graph.onnx", tmp_path / "engine.plan"
     graph.write_bytes(trace_block(config, kind, torch.bfloat16).SerializeToString())
     result = build_one(graph, plan, make_profiles(202752, 512, 2048), library)
     assert plan.stat().st_size < 10e6
     assert result["peak_memory_bytes"] < 4e9
     assert transposed_weights(plan) == []
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("hybrid")
+    make_checkpoint("glm-5.1-hybrid", "tiny", place / "checkpoint")
+    export_checkpoint(place / "checkpoint", place / "bundle", ExportOptions(dtypes=("bfloat16",)))
+    return place / "bundle"
+
+
+def test_hybrid_builds_with_plugins(hybrid: Path, library: Path) -> None:
+    options = BuildOptions(targets=RTX_TARGETS, dtype="bfloat16", plugins=library)
+    linear = {"LinearAttention", "CausalConvWithState"}
+    wanted = {
+        "dense_linear": linear,
+        "sparse_linear": linear | {"MoeRouting", "MoeExperts"},
+        "sparse_full": {"CausalMla", "MoeRouting", "MoeExperts"},
+    }
+    engines = [engine.entry for engine in build_engines(hybrid, options)]
+    assert len(engines) == 5 * len(RTX_TARGETS)
+    for engine in engines:
+        assert set(engine["plugins"]) == wanted.get(engine["kind"], set())
+        assert transposed_weights(hybrid / engine["file"]) == []
+
+
+def test_linear_attention_wants_the_library(
+    hybrid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(hybrid, tmp_path / "bundle"))
+    assert main(["build", str(copy), "--target", "sm89", "--no-plugins"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"TensorRT has (LinearAttention|CausalConvWithState) as a plugin alone", said)
+    assert "Traceback" not in said
 
 
 def test_a_transposed_weight_is_seen(tmp_path: Path) -> None:
