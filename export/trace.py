@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 import warnings
 from typing import Any
 
@@ -21,6 +23,7 @@ from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 # gained dtypes that no graph of ours has.
 EXPORTER_OPSET = 24
 
+MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
 BATCH, LENGTH, CAPACITY = 2, 3, 5
 NOT_LAYERS = ("embedding", "head")
@@ -60,27 +63,32 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     """
     operators = TracedOperators()
     block: nn.Module
-    if kind == "embedding":
-        block = Embedding(config)
-    elif kind == "head":
-        block = Head(config, operators)
-    else:
-        layer = _first_layer(config, kind)
-        with torch.device("meta"):
+    with torch.device("meta"):
+        if kind == "embedding":
+            block = Embedding(config)
+        elif kind == "head":
+            block = Head(config, operators)
+        else:
+            layer = _first_layer(config, kind)
             block = DecoderLayer(config, layer, absorbed=True, operators=operators)
-    # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in; `empty`
-    # reserves address space but touches no memory.
-    device = torch.device("cpu")
-    inputs, axes = _example_inputs(config, kind, dtype, device)
+    # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in.
+    inputs, axes = _example_inputs(config, kind, dtype, torch.device("cpu"))
     weights = {
-        name: torch.empty(
-            parameter.shape,
-            dtype=torch.float32 if parameter_dtype(name) else dtype,
-            device=device,
-        )
+        name: _without_memory(parameter.shape, torch.float32 if parameter_dtype(name) else dtype)
         for name, parameter in block.named_parameters()
     }
     return _export(_Traced(block), inputs, axes, weights)
+
+
+def _without_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that no one may touch: address space alone, which may exceed what the machine has.
+
+    (`torch.empty` is refused where the system counts what is reserved.)
+    """
+    size = math.prod(shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    memory = mmap.mmap(-1, size * dtype.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=dtype, count=size).reshape(shape)
 
 
 def _first_layer(config: ModelConfig, kind: str) -> int:

@@ -101,7 +101,7 @@ def linear_attention(
     per_channel = decay.shape[2] != kv_num_heads
     rule = recurrent_rule if per_channel or query.shape[1] == 1 else chunked_rule
     output, state = rule(
-        split(query, q_num_heads) * scale,
+        split(query, q_num_heads) * (scale or (key.shape[2] // kv_num_heads) ** -0.5),
         split(key, kv_num_heads),
         split(value, kv_num_heads),
         past_state.to(wide).repeat_interleave(group, dim=1),

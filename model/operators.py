@@ -206,7 +206,7 @@ class EagerOperators:
         beta : update rate [B, S, H].
         update_rule : "gated_delta", "delta", "gated" or "linear"; what it has no term for is
             not read.
-        scale : of the queries.
+        scale : of the queries; 0 means d_k^−½.
         """
         return linear_rules.linear_attention(
             query, key, value, past_state, decay, beta, q_num_heads=q_num_heads,

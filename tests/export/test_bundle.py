@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import glm_trt
 from glm_trt.engines.bundle import Bundle
+from glm_trt.export import bundle as bundles
 from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, write_manifest
@@ -100,6 +101,36 @@ def test_schema_is_checked_on_load(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(blank.replace("0" * 64, digest, 1))
     with pytest.raises(BundleError, match=r"engines\[0\]: 'backend' is a required property"):
         Bundle.open(bundle)
+
+
+def test_an_older_format_is_to_be_exported_again(bundle: Path, no_tracing: list[str]) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(BundleError, match="expected 2, found 1; export again"):
+        Bundle.open(bundle)
+    assert export_checkpoint(TINY, bundle, FLOAT32)
+    assert len(no_tracing) == 4
+    Bundle.open(bundle)
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_scan_counts_all_shards(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit together, though not each: no weight is read, no content hashed."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    names = sorted(tensors)
+    tensors[names[0]][0] = float("nan")
+    for i in range(2):
+        part = {name: tensors[name] for name in names[i::2]}
+        save_file(part, checkpoint / f"{i}.safetensors")
+    sizes = [path.stat().st_size for path in checkpoint.glob("*.safetensors")]
+    output = checkpoint.parent / "out"
+    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", sum(sizes))
+    with pytest.raises(CheckpointError, match="finite"):
+        export_checkpoint(checkpoint, output, FLOAT32)
+    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", sum(sizes) - 1)
+    assert export_checkpoint(checkpoint, output, FLOAT32)
+    assert [x["sha256"] for x in read_manifest(output)["checkpoint"]["files"]] == [None, None]
 
 
 def test_materialized_weights_are_the_checkpoints(tiny_bundle: Path) -> None:

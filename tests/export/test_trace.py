@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from hybrids import HYBRIDS, make_hybrid, save_hybrid
 from glm_trt.export.trace import block_kind, trace_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.presets import preset_config
 from glm_trt.model.states import layer_states
 
 
@@ -41,6 +44,15 @@ def test_hybrid_graphs_equal_transformers(tmp_path: Path, name: str) -> None:
     oracle = make_hybrid(name)
     save_hybrid(oracle, tmp_path)
     compare(oracle, Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["embedding", "sparse_linear"])
+def test_real_sizes_need_no_memory(kind: str) -> None:
+    """Weights of 4 and 41 GB in float32."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    config = ModelConfig.from_dict(preset_config("glm-5.1-hybrid", "full"))
+    assert len(trace_block(config, kind, torch.float32).SerializeToString()) < 100_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

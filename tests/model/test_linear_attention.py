@@ -180,9 +180,9 @@ def test_float64_is_the_same_function() -> None:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("rule", linear_rules.UPDATE_RULES)
-@pytest.mark.parametrize(("q_heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize(("q_heads", "kv_heads", "scale"), [(4, 4, 0.3), (6, 2, 0.0)])
 def test_rules_follow_their_definition(
-    rule: str, per_channel: bool, q_heads: int, kv_heads: int
+    rule: str, per_channel: bool, q_heads: int, kv_heads: int, scale: float
 ) -> None:
     """Token by token, head by head, as the ONNX operator's documentation writes them."""
     batch, length, d_k, d_v = 2, 130, 6, 5
@@ -198,7 +198,7 @@ def test_rules_follow_their_definition(
     beta = random(batch, length, kv_heads).sigmoid()
     found, present = EagerOperators().linear_attention(
         q.flatten(2), k.flatten(2), v.flatten(2), state, g.flatten(2), beta,
-        q_num_heads=q_heads, kv_num_heads=kv_heads, update_rule=rule, scale=0.3,
+        q_num_heads=q_heads, kv_num_heads=kv_heads, update_rule=rule, scale=scale,
     )  # fmt: skip
     expected = torch.empty(batch, length, q_heads, d_v, dtype=torch.float64)
     for b in range(batch):
@@ -212,7 +212,7 @@ def test_rules_follow_their_definition(
                     add = beta[b, t, h] * (add - s.T @ k[b, t, h])
                 s = s + torch.outer(k[b, t, h], add)
                 for i in range(h * q_heads // kv_heads, (h + 1) * q_heads // kv_heads):
-                    expected[b, t, i] = 0.3 * s.T @ q[b, t, i]
+                    expected[b, t, i] = (scale or d_k**-0.5) * s.T @ q[b, t, i]
             assert relative(present[b, h], s) < 1e-12
     assert relative(found, expected.flatten(2)) < 1e-12
 
