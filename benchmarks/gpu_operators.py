@@ -61,7 +61,8 @@ def check_cases(device: str) -> list[str]:
                 inputs = case.make(torch.Generator().manual_seed(2), getattr(torch, dtype))
                 expected = operator.reference(*inputs, **case.attributes)
                 call = getattr(torch.ops.glm_trt, name)
-                found = call(*(t.to(device) for t in inputs), **case.attributes)
+                moved = [None if t is None else t.to(device) for t in inputs]
+                found = call(*moved, **case.attributes)
                 if problem := compare(found, expected, plan.contract.tolerance[dtype]):
                     wrong.append(f"{name}, {case.name}, {dtype}: {problem}")
     return wrong
@@ -84,7 +85,7 @@ def compare(found: Any, expected: Any, tolerance: float) -> str | None:
 
 def check_library(library: Path) -> list[str]:
     """The plugins' own `enqueue` on device memory against the torch operators, bit for bit."""
-    from plugin_harness import Harness
+    from plugin_harness import Harness, without_gaps
 
     wrong = []
     major, minor = torch.cuda.get_device_capability()
@@ -94,8 +95,11 @@ def check_library(library: Path) -> list[str]:
             plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
             for case in import_module(f"glm_trt.plugins.{name}.cases").CASES:
                 inputs = case.make(torch.Generator().manual_seed(2), torch.float32)
-                inputs = [tensor.cuda() for tensor in inputs]
-                expected = getattr(torch.ops.glm_trt, name)(*inputs, **case.attributes)
+                inputs = [tensor.cuda() for tensor in without_gaps(plan.contract, inputs,
+                                                                   case.attributes)]  # fmt: skip
+                absent = [None] * (len(plan.contract.inputs) - len(inputs))
+                call = getattr(torch.ops.glm_trt, name)
+                expected = call(*inputs, *absent, **case.attributes)
                 expected = expected if isinstance(expected, tuple) else (expected,)
                 outputs = [torch.full_like(tensor, -7) for tensor in expected]
                 torch.cuda.synchronize()
@@ -172,6 +176,31 @@ def works(dtype: torch.dtype) -> list[Work]:
             lambda o, q=heads, c=cache, p=past: o.causal_mla(
                 q, c, p, scale=1 / 16, value_width=512),
             batch * context * 576 * dtype.itemsize, 2.0 * batch * context * 64 * (576 + 512),
+        ))  # fmt: skip
+    found += linear_works(random)
+    return found
+
+
+def linear_works(random: Callable[..., Tensor]) -> list[Work]:
+    """Linear attention and its convolution, 64 heads of 128 and 16 key heads."""
+    found = []
+    for batch, length in ((1, 1), (64, 1), (1, 1024), (1, 8192)):
+        query, key, value = (random(batch, length, 64 * 128) / 12 for _ in "qkv")
+        state = torch.randn(batch, 64, 128, 128, device="cuda")
+        decay = -torch.rand(batch, length, 64, device="cuda").to(query.dtype)
+        beta = torch.rand(batch, length, 64, device="cuda").to(query.dtype)
+        found.append(Work(
+            f"linear, {batch} x {length}",
+            lambda o, t=(query, key, value, state, decay, beta): o.linear_attention(
+                *t, q_num_heads=64, kv_num_heads=64, update_rule="gated_delta", scale=128**-0.5),
+            2 * state.nbytes + 4 * query.nbytes, 6.0 * batch * length * 64 * 128 * 128,
+        ))  # fmt: skip
+        x, kernel = random(batch, 12288, length), random(12288, 1, 4)
+        columns = random(batch, 12288, 3)
+        found.append(Work(
+            f"convolution, {batch} x {length}",
+            lambda o, t=(x, kernel, columns): o.causal_conv_with_state(*t, activation="silu"),
+            2 * x.nbytes + 2 * columns.nbytes,
         ))  # fmt: skip
     return found
 

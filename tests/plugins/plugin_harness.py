@@ -23,6 +23,7 @@ from torch import Tensor
 
 from glm_trt.plugins import build
 from glm_trt.plugins.common.contract import Contract
+from glm_trt.plugins.common.expressions import evaluate
 
 SOURCES = Path(__file__).parent / "shim"
 # nvinfer1::DataType
@@ -46,6 +47,29 @@ class _Tensor(ctypes.Structure):
 class _Field(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("type", ctypes.c_int32), ("integer", ctypes.c_int32),
                 ("real", ctypes.c_float), ("text", ctypes.c_char_p))  # fmt: skip
+
+
+def without_gaps(
+    contract: Contract, inputs: list[Tensor | None], attributes: dict[str, Any]
+) -> list[Tensor]:
+    """As TensorRT has them: an absent input is the last, or zeros that mean the same."""
+    names: dict[str, Any] = {
+        axis: size
+        for port, tensor in zip(contract.inputs, inputs, strict=True)
+        if tensor is not None
+        for axis, size in zip(port.axes, tensor.shape, strict=True)
+    }
+    names |= contract.integers(attributes)
+    for axis, expression in contract.derived.items():
+        names.setdefault(axis, evaluate(expression, names))
+    names.setdefault("G", names.get("H"))  # a decay a head
+    count = max(i + 1 for i, tensor in enumerate(inputs) if tensor is not None)
+    first = inputs[0]
+    assert first is not None
+    return [
+        first.new_zeros([names[axis] for axis in port.axes]) if tensor is None else tensor
+        for port, tensor in zip(contract.inputs[:count], inputs[:count], strict=True)
+    ]
 
 
 def compile_shared(source: str, output: Path, *flags: str) -> Path:

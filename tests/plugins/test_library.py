@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_harness import Harness
+from plugin_harness import Harness, without_gaps
 
 from glm_trt.plugins import build
 from glm_trt.plugins.common.aot import dtypes_of
-from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import TARGETS, run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,27 +38,6 @@ def cases() -> list[Any]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8) if tensor.numel() else tensor
-
-
-def without_gaps(contract: Any, inputs: list[Any], attributes: Any) -> list[torch.Tensor]:
-    """As TensorRT has them: an absent input is the last, or zeros that mean the same."""
-    names = {
-        axis: size
-        for port, tensor in zip(contract.inputs, inputs, strict=True)
-        if tensor is not None
-        for axis, size in zip(port.axes, tensor.shape, strict=True)
-    }
-    names |= contract.integers(attributes)
-    for axis, expression in contract.derived.items():
-        names.setdefault(axis, evaluate(expression, names))
-    names.setdefault("G", names.get("H"))  # a decay a head
-    found = list(inputs)
-    while found[-1] is None:
-        found.pop()
-    for i, port in enumerate(contract.inputs[: len(found)]):
-        if found[i] is None:
-            found[i] = torch.zeros([names[axis] for axis in port.axes], dtype=inputs[0].dtype)
-    return found
 
 
 @pytest.mark.parametrize(("name", "case"), cases())
@@ -139,7 +117,7 @@ def test_without_a_driver_enqueue_says_so(library: Path, tmp_path: Path) -> None
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import plugin_harness, test_library, pathlib
-from plugin_harness import Harness
+from plugin_harness import Harness, without_gaps
 compile_shared = plugin_harness.compile_shared
 plugin_harness.compile_shared = lambda source, output, *flags: compile_shared(
     source, output.with_name("other-" + output.name))

@@ -1,0 +1,29 @@
+"""The code blocks of documents that promise to run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glm_trt.engines.tensorrt_flavours import load_flavour
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_linear_attention_page(library: Path, tmp_path: Path) -> None:
+    """Its example builds an engine with the library alone: nothing of GLM is imported."""
+    pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
+    page = (ROOT / "docs/linear_attention.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert "glm_trt" not in first.replace("libglm_trt_plugins.so", "")
+    code = first.replace("build/plugins/libglm_trt_plugins.so", str(library)) + second
+    environment = os.environ | load_flavour("tensorrt-rtx").environment(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"[0-9]{4,} bytes", done.stdout.strip())
