@@ -8,6 +8,7 @@ import torch
 from onnxscript import values
 from torch import Tensor
 
+from glm_trt.plugins.common.contract import DOMAIN, VERSION
 from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
 
 
@@ -46,36 +47,30 @@ class TracedOperators(RegisteredOperators):
     ) -> tuple[Tensor, Tensor]:
         """ai.onnx 27 CausalConvWithState; with a bias of zeros: TensorRT asks for every input."""
         bias = torch.zeros(weight.shape[0], dtype=x.dtype, device=x.device)
-        y, present = torch.onnx.ops.symbolic_multi_out(
-            "CausalConvWithState", [x, weight, bias, past_state], {"activation": activation},
-            dtypes=[x.dtype, past_state.dtype], shapes=[x.shape, past_state.shape],
-        )  # fmt: skip
-        return y, present
+        return _standard(
+            "causal_conv_with_state", [x, weight, bias, past_state], {"activation": activation}
+        )
 
-    def linear_attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        past_state: Tensor,
-        decay: Tensor,
-        beta: Tensor,
-        **attributes: Any,
-    ) -> tuple[Tensor, Tensor]:
+    def linear_attention(self, *inputs: Any, **attributes: Any) -> tuple[Tensor, Tensor]:
         """ai.onnx 27 LinearAttention, with every input."""
-        batch, length, _ = query.shape
-        width = attributes["q_num_heads"] * past_state.shape[3]
-        output, present = torch.onnx.ops.symbolic_multi_out(
-            "LinearAttention", [query, key, value, past_state, decay, beta], attributes,
-            dtypes=[query.dtype, past_state.dtype],
-            shapes=[(batch, length, width), past_state.shape],
-        )  # fmt: skip
-        return output, present
+        return _standard("linear_attention", list(inputs), attributes)
+
+
+def _standard(name: str, tensors: list[Tensor], attributes: dict[str, Any]) -> Any:
+    """The node of a standard operator that the exporter's own opset has not got yet."""
+    contract = CONTRACTS[name]
+    outputs = contract.fake(*tensors, **attributes)
+    return tuple(
+        torch.onnx.ops.symbolic_multi_out(
+            contract.name, tensors, attributes,
+            dtypes=[output.dtype for output in outputs], shapes=[o.shape for o in outputs],
+        )
+    )  # fmt: skip
 
 
 def translations() -> dict[Any, Any]:
-    """torch operator → function that writes its ONNX node, for `torch.onnx.export`."""
-    domain = values.Opset("glm_trt", 1)
+    """torch operator of ours → function that writes its ONNX node, for `torch.onnx.export`."""
+    domain = values.Opset(DOMAIN, VERSION)
 
     def translation(name: str) -> Any:
         def write(*tensors: Any, **attributes: Any) -> Any:
@@ -86,4 +81,5 @@ def translations() -> dict[Any, Any]:
     return {
         getattr(torch.ops.glm_trt, contract.torch_name).default: translation(contract.name)
         for contract in CONTRACTS.values()
+        if contract.domain == DOMAIN
     }

@@ -90,20 +90,9 @@ class RegisteredOperators(EagerOperators):
         """query [B, S, H, R+rope], cache [B, 1, C, R+rope] → latent [B, S, H, R]."""
         return torch.ops.glm_trt.causal_mla(query, cache, past_lengths, **attributes)
 
-    def linear_attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        past_state: Tensor,
-        decay: Tensor,
-        beta: Tensor,
-        **attributes: Any,
-    ) -> tuple[Tensor, Tensor]:
+    def linear_attention(self, *inputs: Any, **attributes: Any) -> tuple[Tensor, Tensor]:
         """query [B, S, Hq·dk], … → output [B, S, Hq·dv], present_state [B, H, dk, dv]."""
-        return torch.ops.glm_trt.linear_attention(
-            query, key, value, past_state, decay, beta, **attributes
-        )
+        return torch.ops.glm_trt.linear_attention(*inputs, **attributes)
 
     def causal_conv_with_state(
         self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import product
 from types import TracebackType
 from typing import Any
 
@@ -47,6 +46,11 @@ class _States:
             ]
             for spec in specs
         }
+
+    @property
+    def turns(self) -> int:
+        """After how many passes the same buffers are read again."""
+        return max((len(buffers) for buffers in self._buffers.values()), default=1)
 
     def at(self, turn: int) -> dict[str, Array]:
         """What passes of this turn (0 or 1) read and those of the other write, by name."""
@@ -211,7 +215,8 @@ class Sequence:
             for block in bundle.blocks
         }
         self._pass: _Pass | None = None
-        self._turn = 0
+        # Where there are caches alone, every pass reads and writes the same buffers.
+        self._turn, self._turns = 0, max(states.turns for states in self._states.values())
 
     def step(
         self,
@@ -247,7 +252,7 @@ class Sequence:
         if self._pass is None or self._pass.sizes != wanted:
             self._pass = _Pass(self.runtime, self._states, self.batch, self.capacity, *wanted)
         logits = self._pass.run(ids, self.lengths, appended, self._turn)
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % self._turns
         self.lengths = self.lengths + appended
         return logits
 
@@ -277,21 +282,25 @@ class _Pass:
         }
         indices = np.zeros((batch, added, min(config.index_topk, capacity)), np.int32)
         self.last = np.zeros((batch, kept, config.hidden_size), np.float32)
-        self.bindings: list[list[Any]] = [[], []]  # of each turn
-        for turn, (i, block) in product((0, 1), enumerate(runtime.bundle.blocks)):
-            read, written = (states[block.name].at(t) for t in (turn, 1 - turn))
+        self._shared, self._hidden, self._indices, self._states = shared, hidden, indices, states
+        self._bindings: dict[int, list[Any]] = {}  # of a turn, made when it first comes
+
+    def _bind_all(self, turn: int) -> list[Any]:
+        """The bindings of every block, in the order of a pass."""
+        shared, hidden, bindings = self._shared, self._hidden, []
+        for i, block in enumerate(self.runtime.bundle.blocks):
+            read, written = (self._states[block.name].at(t) for t in (turn, 1 - turn))
             inputs: dict[str, Array] = {
                 "hidden": hidden[i % 2],
-                "shared_indices": indices,
+                "shared_indices": self._indices,
                 "input_ids": self.ids,
             }
             outputs: dict[str, Array] = {f"{name}_out": array for name, array in written.items()}
-            outputs |= {"hidden_out": hidden[1 - i % 2], "topk_indices": indices}
+            outputs |= {"hidden_out": hidden[1 - i % 2], "topk_indices": self._indices}
             if block.kind == "head":
-                self.hidden = hidden[i % 2]
                 inputs, outputs = {"hidden": self.last}, {}
-            bound = self._bind(block, inputs | shared | read, outputs | shared)
-            self.bindings[turn].append(bound)
+            bindings.append(self._bind(block, inputs | shared | read, outputs | shared))
+        return bindings
 
     def _bind(self, block: BundleBlock, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
         """Bind those of the arrays that the block has."""
@@ -318,13 +327,16 @@ class _Pass:
         `past` [B] ones: ids [B, added].
         """
         self.ids[:], self.past[:], self.appended[:] = ids, past, appended
-        *blocks, (head, head_binding, _) = self.bindings[turn]
+        if turn not in self._bindings:
+            self._bindings[turn] = self._bind_all(turn)
+        *blocks, (head, head_binding, _) = self._bindings[turn]
         for session, binding, _ in blocks:
             session.run_with_iobinding(binding)
+        hidden = self._hidden[len(blocks) % 2]  # what the last of them wrote
         if self.last.shape[1] == ids.shape[1]:
-            self.last[:] = self.hidden
+            self.last[:] = hidden
         else:
-            self.last[:, 0] = self.hidden[np.arange(len(ids)), appended - 1]
+            self.last[:, 0] = hidden[np.arange(len(ids)), appended - 1]
         head_binding.bind_output("logits")  # a buffer of its own: the caller may keep it
         head.run_with_iobinding(head_binding)
         return head_binding.get_outputs()[0].numpy()
