@@ -6,19 +6,16 @@ input or written beyond an output shows in each test.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from test_standard_operators import run_onnxruntime
 from torch import Tensor
 
 from glm_trt.plugins.causal_conv_with_state import kernel as conv_kernel
@@ -55,25 +52,6 @@ def error(found: Tensor, wanted: Tensor) -> float:
     assert found.shape == wanted.shape
     difference = (found.double() - wanted.double()).norm()
     return float(difference / wanted.double().norm().clamp(min=1e-30))
-
-
-def onnxruntime_of(op: str, inputs: list[Tensor | None], **attributes: Any) -> list[Tensor]:
-    """Both results of one standard operator in float32; inputs that are None are absent."""
-    feeds = {f"i{i}": t.float().numpy() for i, t in enumerate(inputs) if t is not None}
-    names = [f"i{i}" if f"i{i}" in feeds else "" for i in range(len(inputs))]
-    value = functools.partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
-    graph = helper.make_graph(
-        [helper.make_node(op, names, ["o0", "o1"], **attributes)],
-        op,
-        # Its shapes: onnxruntime runs the function body, whose Scan wants to know them.
-        [value(name, shape=array.shape) for name, array in feeds.items()],
-        [value(name, shape=None) for name in ("o0", "o1")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 27)], ir_version=13)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return [torch.from_numpy(array) for array in session.run(None, feeds)]
 
 
 @dataclass(frozen=True)
@@ -178,10 +156,9 @@ def launch(
 
 def wanted_of(case: Case, inputs: list[Tensor | None]) -> list[Tensor]:
     """What onnxruntime's operator says, in float32."""
-    return onnxruntime_of(
-        "LinearAttention", inputs, q_num_heads=case.heads * case.group, kv_num_heads=case.heads,
-        update_rule=case.rule, scale=case.scale,
-    )  # fmt: skip
+    attributes = {"q_num_heads": case.heads * case.group, "kv_num_heads": case.heads,
+                  "update_rule": case.rule, "scale": case.scale}  # fmt: skip
+    return run_onnxruntime("linear_attention", inputs, attributes)
 
 
 def naive(case: Case, inputs: list[Tensor | None]) -> list[Tensor]:
@@ -408,7 +385,7 @@ def test_convolution_agrees_with_onnxruntime(
         # A state of width 0 is none.
         inputs = convolution(width, length, bias=bias, past=past and width > 1)
         activation = "silu" if silu else "none"
-        wanted = onnxruntime_of("CausalConvWithState", inputs, activation=activation)
+        wanted = run_onnxruntime("causal_conv_with_state", inputs, {"activation": activation})
         found = convolve(inputs, silu=silu, blocks=blocks)
         assert error(found[0], wanted[0]) <= 1e-6
         assert torch.equal(found[1], convolution_by_hand(inputs, silu)[1].float())
