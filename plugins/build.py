@@ -38,7 +38,7 @@ from glm_trt.plugins.library import LIBRARY
 
 OPERATORS = ("moe_routing", "moe_experts", "indexer_topk", "sparse_mla", "causal_mla",
              "linear_attention", "causal_conv_with_state")  # fmt: skip
-SOURCES = ("driver.cpp", "plugin.cpp", "library.cpp")
+SOURCES = ("driver.cpp", "launch.cpp", "plugin.cpp", "creator.cpp", "library.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
          "-fvisibility=hidden", "-static-libstdc++", "-static-libgcc")  # fmt: skip
 

@@ -11,7 +11,9 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import subprocess
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
+import triton
 from torch import Tensor
 
 from glm_trt.plugins import build
@@ -33,6 +36,9 @@ TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
                "i32": torch.int32, "i64": torch.int64}  # fmt: skip
 # nvinfer1::PluginFieldType
 _FLOAT, _INTEGER, _TEXT = 1, 5, 6
+# Shared memory that a block may have.
+SHARED_KB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p,
     ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p),
@@ -193,3 +199,40 @@ def _argument(kind: str, address: int) -> Any:
         return torch.empty(0, dtype=dtype)
     # The interpreter uses the address of a tensor alone.
     return torch.frombuffer((ctypes.c_char * 8).from_address(target), dtype=dtype, count=1)
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """An image of the library: its entry in kernels.json, and what it takes of a GPU."""
+
+    entry: dict[str, Any]
+    registers: int  # of a thread
+    stack: int  # bytes of a thread's local memory: what did not fit the registers
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it is for sizes that are multiples of 16."""
+        return any(kind.endswith(":16") for _, kind in self.entry["signature"])
+
+    @property
+    def fits(self) -> bool:
+        """Whether one block of it fits a multiprocessor of its target."""
+        threads = 32 * dict(self.entry["options"])["num_warps"]
+        shared = SHARED_KB[self.entry["target"]] * 1024
+        return self.registers * threads <= 65536 and self.entry["shared_bytes"] <= shared
+
+
+def compiled_kernels(library: Path, functions: set[str]) -> list[CompiledKernel]:
+    """The library's images of these Triton functions, as the CUDA tools describe them."""
+    described = json.loads((library.parent / "kernels.json").read_text())
+    found = []
+    for path in sorted((library.parent / "generated").glob("*.cubin")):
+        entry = described.get(hashlib.sha256(path.read_bytes()).hexdigest())
+        if entry is None or entry["function"] not in functions:
+            continue
+        text = subprocess.run([str(CUOBJDUMP), "--dump-resource-usage", str(path)],
+                              capture_output=True, text=True, check=True).stdout  # fmt: skip
+        (usage,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(?:\d+) LOCAL:(\d+)", text)
+        registers, stack, local = map(int, usage)
+        found.append(CompiledKernel(entry, registers, stack + local))
+    return found

@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest
 import torch
+from plugin_harness import compiled_kernels
 from test_standard_operators import run_onnxruntime
 from torch import Tensor
 
 from glm_trt.plugins.causal_conv_with_state import kernel as conv_kernel
+from glm_trt.plugins.causal_conv_with_state.plan import PLAN as CONVOLUTION
 from glm_trt.plugins.linear_attention import kernel
+from glm_trt.plugins.linear_attention.plan import PLAN as LINEAR
 
 RULES = ("linear", "gated", "delta", "gated_delta")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -425,3 +429,27 @@ def test_convolution_has_the_same_bits_token_by_token() -> None:
         )
         assert torch.equal(step, whole[:, :, i : i + 1])
     assert past is not None and torch.equal(past, last)
+
+
+def test_compiled_kernels_fit_and_spill_where_it_is_known(library: Path) -> None:
+    """Those for widths that are multiples of 16, and the convolution, for all targets and dtypes.
+
+    Known: a state in half precision at 128 channels, on sm100 and sm120, 8 bytes a thread.
+    """
+    names = {launch.kernel for plan in (LINEAR, CONVOLUTION) for launch in plan.launches}
+    found = [k for k in compiled_kernels(library, names)
+             if k.is_aligned or k.entry["function"] == "convolve"]  # fmt: skip
+    assert {k.entry["function"] for k in found} == names
+    spilling = set()
+    for compiled in found:
+        assert compiled.fits, compiled
+        if compiled.stack:
+            assert compiled.stack == 8, compiled
+            entry = compiled.entry
+            state = dict(entry["signature"])["p_present"]
+            spilling.add((entry["function"], entry["target"], state))
+    assert spilling <= {
+        ("recur_tokens", target, state)
+        for target in ("sm100", "sm120")
+        for state in ("*fp16", "*bf16")
+    }

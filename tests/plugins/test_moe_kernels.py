@@ -5,12 +5,8 @@ test_kernels.py runs every case against the reference, between guards and twice.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-import triton
+from plugin_harness import compiled_kernels
 
 from glm_trt.plugins import moe_experts, moe_routing
 from glm_trt.plugins.common.contract import ACTIVATION_DTYPES
@@ -33,12 +29,9 @@ from glm_trt.plugins.moe_routing.cases import CASES as ROUTING_CASES
 from glm_trt.plugins.moe_routing.plan import PLAN as ROUTING
 
 GLM = {"k": 8, "E": 256, "hidden": 6144, "I": 2048, "ITEMSIZE": 2}
-# Shared memory that a block may have, in KB.
-SHARED = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 # Their last expert is hit, so the end of every input is read.
 READ_AT_THE_EDGES = ("few, odd sizes", "16 tokens", "many, odd sizes", "tiles of 64",
                      "tiles of 128", "the last two of 20 experts")  # fmt: skip
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 def route(logits: torch.Tensor, bias: torch.Tensor, **attributes: Any) -> Any:
@@ -239,24 +232,11 @@ def test_routing_of_a_tie_is_by_hand() -> None:
 
 def test_compiled_kernels_spill_nothing_and_fit(library: Path) -> None:
     """Every image of the two operators in the library, for all targets and dtypes."""
-    described = json.loads((library.parent / "kernels.json").read_text())
-    images = {
-        hashlib.sha256(path.read_bytes()).hexdigest(): path
-        for path in (library.parent / "generated").glob("*.cubin")
-    }
     names = {launch.kernel for plan in (EXPERTS, ROUTING) for launch in plan.launches}
-    ours = {sha: entry for sha, entry in described.items() if entry["function"] in names}
-    assert {(e["function"], e["target"]) for e in ours.values()} == set(
+    found = compiled_kernels(library, names)
+    assert {(k.entry["function"], k.entry["target"]) for k in found} == set(
         itertools.product(names, TARGETS)
     )
-    for sha, entry in ours.items():
-        text = subprocess.run(
-            [str(CUOBJDUMP), "--dump-resource-usage", str(images[sha])],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        (usage,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(?:\d+) LOCAL:(\d+)", text)
-        registers, stack, local = map(int, usage)
-        assert (stack, local) == (0, 0), entry
-        threads = 32 * dict(entry["options"])["num_warps"]
-        assert registers * threads <= 65536, entry
-        assert entry["shared_bytes"] <= SHARED[entry["target"]] * 1024, entry
+    for kernel in found:
+        assert kernel.stack == 0, kernel
+        assert kernel.fits, kernel

@@ -1,8 +1,7 @@
+#include "derived_axes.h"
 #include "plugin.h"
 
 #include <cstring>
-#include <exception>
-#include <limits>
 #include <new>
 
 namespace glm_trt
@@ -12,11 +11,7 @@ using nvinfer1::DataType;
 namespace
 {
 
-constexpr char const* kPluginVersion = "1";
-//! The field under which a plan keeps the version of the library that it was built with.
-constexpr char const* kVersionField = "glm_trt_version";
 constexpr size_t kPointerAlignment = 16;
-constexpr int64_t kUnknown = -1;
 
 DataType toTensorRt(Dtype dtype)
 {
@@ -41,118 +36,6 @@ bool isActivation(DataType type)
 char const* nameOf(DataType type)
 {
     return type == DataType::kHALF ? "float16" : type == DataType::kBF16 ? "bfloat16" : "float32";
-}
-
-nvinfer1::PluginFieldType fieldType(Attribute const& attribute)
-{
-    switch (attribute.kind)
-    {
-    case AttributeKind::kFLOAT: return nvinfer1::PluginFieldType::kFLOAT32;
-    case AttributeKind::kCHOICE: return nvinfer1::PluginFieldType::kCHAR;
-    case AttributeKind::kINTEGER: break;
-    }
-    return nvinfer1::PluginFieldType::kINT32;
-}
-
-//! Run a derived axis's program: `axis`, `constant` and `combine` make and join values of type T.
-template <typename T, typename Axis, typename Constant, typename Combine>
-T runProgram(DerivedAxis const& derived, int32_t const* integers, Axis axis, Constant constant, Combine combine)
-{
-    T stack[kMaxInstructions]{};
-    int32_t depth = 0;
-    for (int32_t i = 0; i < derived.count; ++i)
-    {
-        Instruction const& instruction = derived.program[i];
-        switch (instruction.opcode)
-        {
-        case Opcode::kAXIS: stack[depth++] = axis(instruction.value); break;
-        case Opcode::kINTEGER: stack[depth++] = constant(integers[instruction.value]); break;
-        case Opcode::kCONSTANT: stack[depth++] = constant(instruction.value); break;
-        default:
-            --depth;
-            stack[depth - 1] = combine(instruction.opcode, stack[depth - 1], stack[depth]);
-            break;
-        }
-    }
-    return stack[0];
-}
-
-int64_t combineSizes(Opcode opcode, int64_t a, int64_t b)
-{
-    switch (opcode)
-    {
-    case Opcode::kADD: return a + b;
-    case Opcode::kSUBTRACT: return a - b;
-    case Opcode::kMULTIPLY: return a * b;
-    case Opcode::kDIVIDE: return b == 0 ? kUnknown : a / b;
-    case Opcode::kMINIMUM: return std::min(a, b);
-    default: return std::max(a, b);
-    }
-}
-
-nvinfer1::DimensionOperation toDimensionOperation(Opcode opcode)
-{
-    switch (opcode)
-    {
-    case Opcode::kADD: return nvinfer1::DimensionOperation::kSUM;
-    case Opcode::kSUBTRACT: return nvinfer1::DimensionOperation::kSUB;
-    case Opcode::kMULTIPLY: return nvinfer1::DimensionOperation::kPROD;
-    case Opcode::kDIVIDE: return nvinfer1::DimensionOperation::kFLOOR_DIV;
-    case Opcode::kMINIMUM: return nvinfer1::DimensionOperation::kMIN;
-    default: return nvinfer1::DimensionOperation::kMAX;
-    }
-}
-
-//! The value of a field into `values`, at the attribute's index.
-Error readField(nvinfer1::PluginField const& field, Attribute const& attribute, int32_t index, AttributeValues& values)
-{
-    bool const isText = attribute.kind == AttributeKind::kCHOICE;
-    if (field.type != fieldType(attribute) || field.data == nullptr || (!isText && field.length != 1))
-    {
-        return attribute.kind == AttributeKind::kFLOAT ? "expected one float"
-            : isText                                   ? "expected a string"
-                                                       : "expected one integer";
-    }
-    if (!isText)
-    {
-        void* const target = attribute.kind == AttributeKind::kFLOAT ? static_cast<void*>(&values.floats[index])
-                                                                     : &values.integers[index];
-        std::memcpy(target, field.data, sizeof(int32_t));
-        return {};
-    }
-    std::string text(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
-    text.resize(std::strlen(text.c_str())); // TensorRT may count the end of the string
-    std::string expected;
-    for (int32_t i = 0; i < attribute.choiceCount; ++i)
-    {
-        if (text == attribute.choices[i])
-        {
-            values.integers[index] = i;
-            return {};
-        }
-        expected += (i == 0 ? "" : ", ") + std::string(attribute.choices[i]);
-    }
-    return "expected one of " + expected + "; found " + text;
-}
-
-//! Run `work`; log an error or exception, so that nothing throws into TensorRT. 0 is success.
-template <typename Work>
-int32_t logged(Operator const& op, Work work) noexcept
-{
-    try
-    {
-        Error const error = work();
-        if (error.empty())
-        {
-            return 0;
-        }
-        logError(op.name, error);
-    }
-    catch (std::exception const& exception)
-    {
-        logError(op.name, exception.what());
-    }
-    return -1;
 }
 
 } // namespace
@@ -515,109 +398,6 @@ nvinfer1::IPluginV3* OperatorPlugin::attachToContext(nvinfer1::IPluginResourceCo
 nvinfer1::PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
 {
     return &mCollection;
-}
-
-OperatorCreator::OperatorCreator(Operator const& op)
-    : mOperator(op)
-{
-    for (int32_t i = 0; i < op.attributeCount; ++i)
-    {
-        mFields.emplace_back(op.attributes[i].name, nullptr, fieldType(op.attributes[i]), 1);
-    }
-    mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
-}
-
-nvinfer1::IPluginV3* OperatorCreator::createPlugin(
-    char const* name, nvinfer1::PluginFieldCollection const* fc, nvinfer1::TensorRTPhase phase) noexcept
-{
-    OperatorPlugin* plugin = nullptr;
-    logged(mOperator, [&]() -> Error {
-        AttributeValues values;
-        bool given[kMaxAttributes]{};
-        std::string const layer = name == nullptr ? "" : std::string(name) + ": ";
-        std::string builtWith;
-        for (int32_t f = 0; fc != nullptr && f < fc->nbFields; ++f)
-        {
-            nvinfer1::PluginField const& field = fc->fields[f];
-            if (std::strcmp(field.name, kVersionField) == 0)
-            {
-                builtWith.assign(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
-                continue;
-            }
-            for (int32_t i = 0; i < mOperator.attributeCount; ++i)
-            {
-                if (std::strcmp(field.name, mOperator.attributes[i].name) == 0)
-                {
-                    Error const error = readField(field, mOperator.attributes[i], i, values);
-                    if (!error.empty())
-                    {
-                        return layer + "attribute " + field.name + ": " + error;
-                    }
-                    given[i] = true;
-                }
-            }
-        }
-        for (int32_t i = 0; i < mOperator.attributeCount; ++i)
-        {
-            if (!given[i])
-            {
-                return layer + "attribute " + mOperator.attributes[i].name + ": missing";
-            }
-        }
-        if (phase == nvinfer1::TensorRTPhase::kRUNTIME && builtWith != kVersion)
-        {
-            return layer + "the engine was built with libglm_trt_plugins " + (builtWith.empty() ? "(none)" : builtWith)
-                + ", this is " + kVersion + "; build the engine again";
-        }
-        plugin = new OperatorPlugin(mOperator, values);
-        return {};
-    });
-    return plugin;
-}
-
-nvinfer1::PluginFieldCollection const* OperatorCreator::getFieldNames() noexcept
-{
-    return &mCollection;
-}
-
-char const* OperatorCreator::getPluginName() const noexcept
-{
-    return mOperator.name;
-}
-
-char const* OperatorCreator::getPluginVersion() const noexcept
-{
-    return kPluginVersion;
-}
-
-char const* OperatorCreator::getPluginNamespace() const noexcept
-{
-    return mOperator.domain;
-}
-
-Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],
-    std::initializer_list<int64_t> integers, void** parameters)
-{
-    // The limits of cuLaunchKernel's grid.
-    constexpr int64_t kLimits[3] = {0x7FFFFFFF, 65535, 65535};
-    uint32_t sizes[3];
-    for (int32_t i = 0; i < 3; ++i)
-    {
-        if (grid[i] < 0 || grid[i] > kLimits[i])
-        {
-            return std::string(kernel.entry) + ": grid dimension " + std::to_string(i) + " would be "
-                + std::to_string(grid[i]);
-        }
-        sizes[i] = static_cast<uint32_t>(grid[i]);
-    }
-    for (int64_t const integer : integers)
-    {
-        if (integer < std::numeric_limits<int32_t>::min() || integer > std::numeric_limits<int32_t>::max())
-        {
-            return std::string(kernel.entry) + ": argument " + std::to_string(integer) + " exceeds 32 bits";
-        }
-    }
-    return call.prepareOnly ? prepareKernel(kernel) : launchKernel(kernel, sizes, parameters, call.stream);
 }
 
 } // namespace glm_trt

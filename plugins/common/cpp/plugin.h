@@ -5,11 +5,16 @@
 
 #include <NvInfer.h>
 
+#include <exception>
 #include <string>
 #include <vector>
 
 namespace glm_trt
 {
+
+constexpr char const* kPluginVersion = "1";
+//! The field under which a plan keeps the version of the library that it was built with.
+constexpr char const* kVersionField = "glm_trt_version";
 
 //! The values of an operator's attributes, in the contract's order; a choice is its index.
 struct AttributeValues
@@ -88,5 +93,36 @@ private:
 
 //! Give an error to TensorRT's logger, or to stderr where none was set.
 void logError(char const* op, std::string const& message) noexcept;
+
+inline nvinfer1::PluginFieldType fieldType(Attribute const& attribute)
+{
+    switch (attribute.kind)
+    {
+    case AttributeKind::kFLOAT: return nvinfer1::PluginFieldType::kFLOAT32;
+    case AttributeKind::kCHOICE: return nvinfer1::PluginFieldType::kCHAR;
+    case AttributeKind::kINTEGER: break;
+    }
+    return nvinfer1::PluginFieldType::kINT32;
+}
+
+//! Run `work`; log an error or exception, so that nothing throws into TensorRT. 0 is success.
+template <typename Work>
+int32_t logged(Operator const& op, Work work) noexcept
+{
+    try
+    {
+        Error const error = work();
+        if (error.empty())
+        {
+            return 0;
+        }
+        logError(op.name, error);
+    }
+    catch (std::exception const& exception)
+    {
+        logError(op.name, exception.what());
+    }
+    return -1;
+}
 
 } // namespace glm_trt
