@@ -20,6 +20,7 @@ from glm_trt.export import manifest as m
 from glm_trt.export.materialize import materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.config import block_kind
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
@@ -54,8 +55,6 @@ class Block:
 
 def model_blocks(checkpoint: Checkpoint) -> list[Block]:
     """The blocks in the order of a pass: embedding, layers, head."""
-    from glm_trt.export.trace import block_kind
-
     config = checkpoint.config
     blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config))]
     for i in range(config.num_hidden_layers):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glm_trt.export.operators import TracedOperators, translations
 from glm_trt.model.bindings import parameter_dtype
-from glm_trt.model.config import ModelConfig
+from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head, run_block
 from glm_trt.model.states import layer_states
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
@@ -27,14 +27,6 @@ MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
 BATCH, LENGTH, CAPACITY = 2, 3, 5
 NOT_LAYERS = ("embedding", "head")
-
-
-def block_kind(config: ModelConfig, layer: int) -> str:
-    """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
-
-    The second word is that of `ModelConfig.attention_kinds`.
-    """
-    return f"{config.mlp_layer_types[layer]}_{config.attention_kinds[layer]}"
 
 
 class _Traced(nn.Module):

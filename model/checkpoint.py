@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
-from glm_trt.model.tensor_table import FLOAT32_ALLOWED, expected_tensors, mtp_layers
+from glm_trt.model.tensors import FLOAT32_ALLOWED, checkpoint_tensors, mtp_layers
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -89,9 +89,10 @@ class Checkpoint:
         config = self.config
         layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
         stacked = {layer for layer in layers if self.experts_stacked(layer)}
-        expected = expected_tensors(config, stacked, self.has_mtp)
-        if config.tie_word_embeddings and "lm_head.weight" not in self._file_of:
-            del expected["lm_head.weight"]
+        # A tied head may be stored all the same.
+        head = not config.tie_word_embeddings or "lm_head.weight" in self._file_of
+        specs = checkpoint_tensors(config, stacked=stacked, with_mtp=self.has_mtp, with_head=head)
+        expected = {spec.name: spec.shape for spec in specs}
         missing = [name for name in expected if name not in self._file_of]
         if missing:
             raise CheckpointError(f"{self.directory}: missing {_some(missing)}")

@@ -93,15 +93,7 @@ class ModelConfig:
     def from_directory(cls, directory: str | Path) -> ModelConfig:
         """Read `directory/config.json`."""
         path = Path(directory) / "config.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: not readable as JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str = "config.json") -> ModelConfig:
@@ -117,6 +109,27 @@ class ModelConfig:
         indexed = {"full": "indexed", "shared": "shared"}
         pairs = zip(self.layer_types, self.indexer_types, strict=True)
         return tuple(short.get(layer, indexed[indexer]) for layer, indexer in pairs)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a `config.json`, not yet checked; ConfigError where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def block_kind(config: ModelConfig, layer: int) -> str:
+    """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
+
+    The second word is that of `ModelConfig.attention_kinds`.
+    """
+    return f"{config.mlp_layer_types[layer]}_{config.attention_kinds[layer]}"
 
 
 class _Reader:

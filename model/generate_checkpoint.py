@@ -5,7 +5,6 @@ that hold nothing but holes.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -24,10 +23,14 @@ from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.files import explain, sync_directory, write_atomically
 from glm_trt.model.presets import preset_config
-from glm_trt.model.tensor_table import Shapes, expected_tensors
+from glm_trt.model.tensors import TensorSpec, checkpoint_tensors
 
 SHARD_BYTES = 5_000_000_000  # at most, as transformers cuts a checkpoint
-_ITEM_BYTES = {"BF16": 2, "F32": 4}
+# By a spec's dtype: its name in safetensors, and how NumPy has it.
+_DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    "float32": ("F32", np.dtype(np.float32)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def make_checkpoint(preset: str, scale: str, output: Path, seed: int = 0) -> Wri
         )
     data = preset_config(preset, scale)
     config = ModelConfig.from_dict(data, preset)
-    table = expected_tensors(config, stacked=(), with_mtp=True)
+    table = list(checkpoint_tensors(config))
     output = Path(os.path.abspath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -92,34 +95,32 @@ def _json(data: dict[str, Any]) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
-def _dtype(name: str) -> str:
-    return "F32" if name.endswith("e_score_correction_bias") else "BF16"
+def _size(spec: TensorSpec) -> int:
+    return spec.elements * _DTYPES[spec.dtype][1].itemsize
 
 
-def _size(name: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * _ITEM_BYTES[_dtype(name)]
-
-
-def _header(table: Shapes) -> bytes:
+def _header(table: list[TensorSpec]) -> bytes:
     """The head of a safetensors file of these tensors, in their order; data follows it."""
     entries, offset = {}, 0
-    for name, shape in table.items():
-        end = offset + _size(name, shape)
-        entries[name] = {
-            "dtype": _dtype(name), "shape": list(shape), "data_offsets": [offset, end],
-        }  # fmt: skip
+    for spec in table:
+        end = offset + _size(spec)
+        entries[spec.name] = {
+            "dtype": _DTYPES[spec.dtype][0],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps({"__metadata__": {"format": "pt"}} | entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_random(path: Path, table: Shapes, seed: int) -> None:
+def _write_random(path: Path, table: list[TensorSpec], seed: int) -> None:
     def write(file: BinaryIO) -> None:
         file.write(_header(table))
-        for name, shape in table.items():
-            kind = np.float32 if _dtype(name) == "F32" else ml_dtypes.bfloat16
-            file.write(_random(name, shape, seed).astype(kind).tobytes())
+        for spec in table:
+            values = _random(spec.name, spec.shape, seed)
+            file.write(values.astype(_DTYPES[spec.dtype][1]).tobytes())
 
     write_atomically(path, write)
 
@@ -137,14 +138,14 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float64]
     return values * (shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
 
 
-def _write_holes(directory: Path, table: Shapes) -> None:
+def _write_holes(directory: Path, table: list[TensorSpec]) -> None:
     """Shards and their index. Only headers are written: what follows is a hole of zeros."""
     shards = list(_shards(table))
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         path = directory / f"model-{number:05}-of-{len(shards):05}.safetensors"
         header = _header(shard)
-        size = len(header) + sum(_size(*entry) for entry in shard.items())
+        size = len(header) + sum(map(_size, shard))
 
         def write(file: BinaryIO, header: bytes = header, size: int = size) -> None:
             file.write(header)
@@ -156,20 +157,20 @@ def _write_holes(directory: Path, table: Shapes) -> None:
                 f"{directory.parent}: its file system keeps no holes in files, so this checkpoint "
                 "would take its full size; name a place on another"
             )
-        weight_map.update(dict.fromkeys(shard, path.name))
-    total = sum(_size(*entry) for entry in table.items())
+        weight_map.update({spec.name: path.name for spec in shard})
+    total = sum(map(_size, table))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_atomically(directory / INDEX_FILE, _json(index))
 
 
-def _shards(table: Shapes) -> Iterable[Shapes]:
-    shard: Shapes = {}
+def _shards(table: list[TensorSpec]) -> Iterable[list[TensorSpec]]:
+    shard: list[TensorSpec] = []
     filled = 0
-    for name, shape in table.items():
-        size = _size(name, shape)
+    for spec in table:
+        size = _size(spec)
         if shard and filled + size > SHARD_BYTES:
             yield shard
-            shard, filled = {}, 0
-        shard[name] = shape
+            shard, filled = [], 0
+        shard.append(spec)
         filled += size
     yield shard

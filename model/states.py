@@ -5,12 +5,14 @@ here for the names, axes and dtypes of its states.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from glm_trt.model.config import ModelConfig
 
-State = dict[str, Tensor]  # of one layer, by name
+if TYPE_CHECKING:  # torch takes seconds to load, and a plan or a runtime needs only the names
+    from torch import Tensor
+
+State: TypeAlias = "dict[str, Tensor]"  # of one layer, by name
 
 # The states that are float32 (or wider) whatever the block's dtype.
 FLOAT32_STATES = ("recurrent_state",)
@@ -57,7 +59,11 @@ class StateSpec:
 
 def layer_states(config: ModelConfig, layer: int) -> tuple[StateSpec, ...]:
     """The states of decoder layer `layer`, in the order of its graph's inputs."""
-    kind = config.attention_kinds[layer]
+    return kind_states(config, config.attention_kinds[layer])
+
+
+def kind_states(config: ModelConfig, kind: str) -> tuple[StateSpec, ...]:
+    """The states of a layer that attends as `kind`, one of `ModelConfig.attention_kinds`."""
     if kind == "linear":
         columns = config.linear_conv_kernel_dim - 1
         sizes = {

@@ -14,10 +14,10 @@ import torch
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
-from glm_trt.export.trace import block_kind, trace_block
+from glm_trt.export.trace import trace_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import ModelConfig
+from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.presets import preset_config
 from glm_trt.model.states import layer_states
 
