@@ -19,7 +19,7 @@ setup: .venv/.complete ## make .venv with everything; nothing to do the second t
 		{ echo "glm-trt needs Python 3.11 or newer; none of python3.13, python3.12, python3.11, python3 in PATH is. Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev,plugins,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --editable '.[dev,plugins,tensorrt-rtx,charts]'
 	$(BIN)/pip install --quiet --no-deps kernel-lens==2.0.1
 	touch $@
 

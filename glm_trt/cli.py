@@ -113,6 +113,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights")
+
+    sub = command("plan", "say what a model needs: memory, GPUs, disk, and a bound on its speed",
+                  _plan)  # fmt: skip
+    sources = f"a checkpoint directory, a config.json, or {' or '.join(PRESETS)}"
+    sub.add_argument("source", metavar="CHECKPOINT_OR_CONFIG", help=sources)
+    sub.add_argument("--gpu", nargs="+", metavar="h200", help="GPUs to consider (default: all)")
+    sub.add_argument("--context", nargs="+", type=int, metavar="N", help="tokens of a sequence")
+    sub.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
+    sub.add_argument(
+        "--precision", nargs="+", choices=("bf16", "fp8", "nvfp4"), metavar="bf16|fp8|nvfp4",
+        help="of the weights (default: all, or the checkpoint's where it is quantised)",
+    )  # fmt: skip
+    sub.add_argument("--mtp", action="store_true", help="hold and read the MTP layers too")
+    sub.add_argument("--chart", type=Path, metavar="FILE.svg|png", help="draw memory by context")
     return parser
 
 
@@ -263,6 +277,34 @@ def _make_checkpoint(options: argparse.Namespace) -> int:
         f"{options.output}: {written.layers} layers, {written.tensors} tensors in {written.files} "
         f"file(s), {written.bytes / 1e6:,.1f} MB ({written.disk_bytes / 1e6:,.1f} MB on the disk)"
     )
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from glm_trt.engines.planning.chart import check_chart, write_chart
+    from glm_trt.engines.planning.plan import PlanOptions, make_plan
+    from glm_trt.engines.planning.source import find_source
+    from glm_trt.plan_text import print_plan
+
+    if options.chart:
+        check_chart(options.chart)
+    source = find_source(options.source)
+    settings = PlanOptions(
+        tuple(options.gpu) if options.gpu else None,
+        tuple(options.context) if options.context else None,
+        options.batch,
+        tuple(options.precision) if options.precision else None,
+        options.mtp,
+    )
+    plan = make_plan(source, settings)
+    if options.chart:
+        write_chart(options.chart, source, plan)
+    if options.json:
+        print(json.dumps(plan))
+        return 0
+    print_plan(plan)
+    if options.chart:
+        print(f"\n{options.chart}: written")
     return 0
 
 

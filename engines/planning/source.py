@@ -1,0 +1,50 @@
+"""What a plan is made from: a config, how its checkpoint is quantised, what of it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_trt.engines.planning.precision import Quantisation
+from glm_trt.model.config import ModelConfig, read_json
+from glm_trt.model.errors import ConfigError
+from glm_trt.model.presets import PRESETS, preset_config
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is the argument; `stored_bytes` are those of `files` safetensors files, 0 where only a
+    config is there.
+    """
+
+    name: str
+    config: ModelConfig
+    quantisation: Quantisation
+    files: int = 0
+    stored_bytes: int = 0
+
+
+def find_source(argument: str | Path) -> Source:
+    """A checkpoint directory, a `config.json`, or a preset's name where no file has it.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is not that of a model that can be planned.
+    """
+    path, name = Path(argument), str(argument)
+    if not path.exists():
+        if name not in PRESETS:
+            presets = " or ".join(PRESETS)
+            raise ConfigError(
+                f"{name}: expected a checkpoint directory, a config.json, or {presets}; found none"
+            )
+        config = ModelConfig.from_dict(preset_config(name, "full"), name)
+        return Source(name, config, Quantisation())
+    config_path = path / "config.json" if path.is_dir() else path
+    data = read_json(config_path)
+    quantisation = Quantisation.from_config(data.pop("quantization_config", None), str(config_path))
+    config = ModelConfig.from_dict(data, str(config_path))
+    shards = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    sizes = [shard.stat().st_size for shard in shards if shard.is_file()]
+    return Source(name, config, quantisation, len(sizes), sum(sizes))
