@@ -22,8 +22,8 @@ from glm_trt.plugins.common.launch import (
     Plan,
 )
 
-_TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32",
-           "int64": "i64"}  # fmt: skip
+_TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8",
+           "int32": "i32", "int64": "i64"}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -184,8 +184,17 @@ def _triton_version() -> str:
 
 
 def _source(function: Any) -> str:
-    """The function's source with that of every Triton function of its module and the helpers."""
+    """The source of the function's module, of those its Triton functions are from, and so on."""
+    from triton import JITFunction
+
     from glm_trt.plugins.common import triton_helpers
 
-    module = inspect.getmodule(function.fn)
-    return inspect.getsource(triton_helpers) + (inspect.getsource(module) if module else "")
+    found: dict[str, str] = {}
+    left = [inspect.getmodule(function.fn), triton_helpers]
+    while left:
+        module = left.pop()
+        if module is not None and module.__name__ not in found:
+            found[module.__name__] = inspect.getsource(module)
+            functions = [of for of in vars(module).values() if isinstance(of, JITFunction)]
+            left += [inspect.getmodule(of.fn) for of in functions]
+    return "".join(found[name] for name in sorted(found))

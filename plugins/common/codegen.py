@@ -22,8 +22,9 @@ from glm_trt.plugins.common.contract import (
 from glm_trt.plugins.common.expressions import names_in, to_cpp, to_postfix
 from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, TARGETS, Launch, Plan
 
-_DTYPES = {"float32": "kFLOAT32", "float16": "kFLOAT16", "bfloat16": "kBFLOAT16", "int32": "kINT32",
-           "int64": "kINT64", ACTIVATION: "kACTIVATION", STATE: "kSTATE"}  # fmt: skip
+_DTYPES = {"float32": "kFLOAT32", "float16": "kFLOAT16", "bfloat16": "kBFLOAT16", "int8": "kINT8",
+           "int32": "kINT32", "int64": "kINT64", ACTIVATION: "kACTIVATION",
+           STATE: "kSTATE"}  # fmt: skip
 _WORDS = {ACTIVATION: "the block's dtype", STATE: "float32 or the block's dtype"}
 _OPCODES = {"+": "kADD", "-": "kSUBTRACT", "*": "kMULTIPLY", "//": "kDIVIDE", "min": "kMINIMUM",
             "max": "kMAXIMUM"}  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.contract import ACTIVATION
 from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
+from glm_trt.plugins.common.pair_launches import SORTED_PAIRS, most_tiles, sorting, summing
 from glm_trt.plugins.moe_experts import CONTRACT
 
 FEW, MANY = "T <= 16", "T > 16"
@@ -14,8 +14,7 @@ EVEN = "hidden % 16 + I % 16 == 0"
 SMALL, LARGE = "T * k <= 32 * E", "T * k > 32 * E"
 SMALL_ROWS = "16 + 48 * (T * k > 8 * E)"
 ROWS = f"16 + ({EVEN}) * (48 * (T * k > 8 * E) + 64 * ({LARGE}))"
-# As many tiles as there can be: each expert that is hit has at most one that is not full.
-TILES = f"min(T * k, T * k // ({ROWS}) + E)"
+TILES = most_tiles(ROWS)
 
 
 def _tiles(
@@ -87,21 +86,7 @@ PLAN = Plan(
             aligned=("hidden", "I"),
             configs={"*": {"BLOCK_H": 16, "BLOCK_I": 512, "num_warps": 4, "num_stages": 2}},
         ),
-        Launch(
-            "count_pairs",
-            when=MANY,
-            grid=("E", "1", "1"),
-            arguments=("indices", "counts", "T * k"),
-            configs={"*": {"BLOCK_P": 1024, "num_warps": 4, "num_stages": 2}},
-        ),
-        Launch(
-            "sort_pairs",
-            when=MANY,
-            grid=("E", "1", "1"),
-            arguments=("indices", "counts", "sorted", "tiles", "T * k", "E", TILES, ROWS),
-            constants={"BLOCK_E": Pick("E", (16, 64, 256, 512))},
-            configs={"*": {"BLOCK_P": 1024, "num_warps": 4, "num_stages": 2}},
-        ),
+        *sorting(MANY, ROWS),
         *_tiles(
             "gate_up_tiles",
             "I",
@@ -116,23 +101,12 @@ PLAN = Plan(
             depth="BLOCK_I",
             wide=256,
         ),
-        Launch(
-            "sum_slots",
-            when=MANY,
-            grid=("T", "cdiv(hidden, BLOCK_H)", "1"),
-            arguments=("parts", "y", "k", "hidden"),
-            aligned=("hidden",),
-            configs={"*": {"BLOCK_H": 1024, "num_warps": 4, "num_stages": 2}},
-        ),
+        summing(MANY),
     ),
     # Nothing shrinks where a size grows: TensorRT asks for the workspace at the largest sizes only.
     workspace=(
         Buffer("inner_few", "float32", "min(T, 16) * k * I"),
-        Buffer("counts", "int32", "(T > 16) * E"),
-        Buffer("sorted", "int32", "(T > 16) * T * k"),
-        Buffer("tiles", "int32", "(T > 16) * min(T * k, T * k // 16 + E) * 3"),
-        Buffer("inner", ACTIVATION, "(T > 16) * T * k * I"),
-        Buffer("parts", ACTIVATION, "(T > 16) * T * k * hidden"),
+        *SORTED_PAIRS,
     ),
     limits=(("E <= 512", "at most 512 experts"),),
 )

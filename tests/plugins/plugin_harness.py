@@ -30,10 +30,10 @@ from glm_trt.plugins.common.expressions import evaluate
 
 SOURCES = Path(__file__).parent / "shim"
 # nvinfer1::DataType
-TENSORRT_TYPES = {torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.bfloat16: 7,
-                  torch.int64: 8}  # fmt: skip
+TENSORRT_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3,
+                  torch.bfloat16: 7, torch.int64: 8}  # fmt: skip
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
-               "i32": torch.int32, "i64": torch.int64}  # fmt: skip
+               "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}  # fmt: skip
 # nvinfer1::PluginFieldType
 _FLOAT, _INTEGER, _TEXT = 1, 5, 6
 # Shared memory that a block may have.

@@ -25,6 +25,7 @@ enum class Dtype : int32_t
     kFLOAT32,
     kFLOAT16,
     kBFLOAT16,
+    kINT8, //!< also FP8 and FP4 bytes: TensorRT refuses UINT8, and FP8 on old targets
     kINT32,
     kINT64,
     kACTIVATION, //!< the dtype of the block: one of the first three

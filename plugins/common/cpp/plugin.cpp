@@ -20,6 +20,7 @@ DataType toTensorRt(Dtype dtype)
     case Dtype::kFLOAT32: return DataType::kFLOAT;
     case Dtype::kFLOAT16: return DataType::kHALF;
     case Dtype::kBFLOAT16: return DataType::kBF16;
+    case Dtype::kINT8: return DataType::kINT8;
     case Dtype::kINT32: return DataType::kINT32;
     case Dtype::kINT64: return DataType::kINT64;
     case Dtype::kACTIVATION:
