@@ -36,8 +36,16 @@ from glm_trt.plugins.common.codegen import (
 from glm_trt.plugins.common.launch import Plan
 from glm_trt.plugins.library import LIBRARY
 
-OPERATORS = ("moe_routing", "moe_experts", "indexer_topk", "sparse_mla", "causal_mla",
-             "linear_attention", "causal_conv_with_state")  # fmt: skip
+OPERATORS = (
+    "moe_routing",
+    "moe_experts",
+    "indexer_topk",
+    "sparse_mla",
+    "causal_mla",
+    "linear_attention",
+    "causal_conv_with_state",
+    "fp8_linear",
+)
 SOURCES = ("driver.cpp", "launch.cpp", "plugin.cpp", "creator.cpp", "library.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
          "-fvisibility=hidden", "-static-libstdc++", "-static-libgcc")  # fmt: skip

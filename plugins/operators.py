@@ -13,6 +13,7 @@ from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins import (
     causal_conv_with_state,
     causal_mla,
+    fp8_linear,
     indexer_topk,
     linear_attention,
     moe_experts,
@@ -30,6 +31,7 @@ OPERATORS = (
     causal_mla,
     linear_attention,
     causal_conv_with_state,
+    fp8_linear,
 )
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
 

@@ -17,3 +17,26 @@ class Case:
     name: str
     attributes: dict[str, Any]
     make: Callable[[torch.Generator, torch.dtype], list[Tensor | None]]
+
+
+def fp8_codes(generator: torch.Generator, *shape: int) -> Tensor:
+    """Every e4m3 code but NaN, as int8."""
+    codes = torch.randint(254, shape, generator=generator)
+    return (codes + (codes >= 127).int()).to(torch.uint8).view(torch.int8)
+
+
+def fp8_weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor]:
+    """Codes [..., out, in] and scales [..., ⌈out/128⌉, ⌈in/128⌉]; about 1/√in each."""
+    *stack, rows, columns = shape
+    blocks = (*stack, -(-rows // 128), -(-columns // 128))
+    scale = (torch.rand(blocks, generator=generator) + 0.5) / (150 * columns**0.5)
+    return fp8_codes(generator, *shape), scale
+
+
+def nvfp4_weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [..., out, in/2], scales [..., out, in/16] and global scales [...]."""
+    *stack, rows, columns = shape
+    codes = torch.randint(-128, 128, (*stack, rows, columns // 2), generator=generator)
+    scale = torch.rand((*stack, rows, columns // 16), generator=generator) * 256 + 64
+    global_scale = (torch.rand(stack, generator=generator) + 0.5) / (600 * columns**0.5)
+    return codes.to(torch.int8), scale.to(torch.float8_e4m3fn).view(torch.int8), global_scale
