@@ -45,6 +45,7 @@ OPERATORS = (
     "linear_attention",
     "causal_conv_with_state",
     "fp8_linear",
+    "nvfp4_linear",
 )
 SOURCES = ("driver.cpp", "launch.cpp", "plugin.cpp", "creator.cpp", "library.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",

@@ -18,6 +18,7 @@ from glm_trt.plugins import (
     linear_attention,
     moe_experts,
     moe_routing,
+    nvfp4_linear,
     sparse_mla,
 )
 from glm_trt.plugins.common.contract import Contract, register
@@ -32,6 +33,7 @@ OPERATORS = (
     linear_attention,
     causal_conv_with_state,
     fp8_linear,
+    nvfp4_linear,
 )
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
 

@@ -22,9 +22,9 @@ _TOKENS = ("T <= 16", "T > 16 and T <= 512", "T > 512")
 
 
 def decoding_e4m3(configs: Mapping[str, Config]) -> dict[str, Config]:
-    """`configs`, of "*" and "*/DTYPE", with who decodes e4m3: the hardware, which sm80 has not."""
-    old = {key.replace("*", "sm80"): of | {"HARDWARE": 0} for key, of in configs.items()}
-    return {key: of | {"HARDWARE": 1} for key, of in configs.items()} | old
+    """`configs`, of "*", "*/DTYPE" and sm80, with who decodes e4m3: the hardware, but on sm80."""
+    both = {key.replace("*", "sm80"): of for key, of in configs.items()} | dict(configs)
+    return {key: of | {"HARDWARE": int("sm80" not in key)} for key, of in both.items()}
 
 
 def linear_tiles(
@@ -34,6 +34,10 @@ def linear_tiles(
     launches = []
     for tokens, tile in zip(_TOKENS, _TILES, strict=True):
         configs = {"*": tile | {"UNIT": unit}, "*/float32": _FLOAT32 | {"UNIT": unit}}
+        if e4m3:
+            # Decoding without hardware takes registers that 128 tokens have not left.
+            old = configs["*"] | {"BLOCK_M": min(tile["BLOCK_M"], 64)}
+            configs = decoding_e4m3(configs | {"sm80": old})
         launches.append(
             Launch(
                 kernel,
@@ -41,7 +45,7 @@ def linear_tiles(
                 # Outputs first: programs that run side by side then share tokens in cache.
                 grid=("cdiv(out_features, BLOCK_N)", "cdiv(T, BLOCK_M)", "1"),
                 arguments=(*arguments, "T", "out_features", f"in_features // {unit}"),
-                configs=decoding_e4m3(configs) if e4m3 else configs,
+                configs=configs,
             )
         )
     return launches

@@ -11,8 +11,8 @@ from glm_trt.plugins.common.triton_helpers import dot
 
 
 @triton.jit
-def quantize_tokens(p_x, p_quantized, p_scale, n_in, BLOCK_G: tl.constexpr):
-    """One program: BLOCK_G groups of 128 inputs of one token → e4m3 values [T, in], scales.
+def quantize_tokens(p_x, p_quantized, p_scale, n_tokens, n_in, BLOCK_G: tl.constexpr):
+    """One program: BLOCK_G groups of one token → e4m3 values [T, in], scales [⌈in/128⌉, T].
 
     Every e4m3 value is one of x's dtype too.
     """
@@ -22,14 +22,13 @@ def quantize_tokens(p_x, p_quantized, p_scale, n_in, BLOCK_G: tl.constexpr):
     b_x = tl.load(p_x + i_token * n_in + o_k, mask=o_k < n_in, other=0.0).to(tl.float32)
     b_scale = tl.div_rn(tl.maximum(tl.max(tl.abs(b_x), 1), 1e-10), 448.0)
     b_q = round_to_e4m3(tl.div_rn(b_x, tl.broadcast_to(b_scale[:, None], b_x.shape)))
-    n_groups = tl.cdiv(n_in, 128)
     tl.store(p_quantized + i_token * n_in + o_k, b_q, mask=o_k < n_in)
-    tl.store(p_scale + i_token * n_groups + o_g, b_scale, mask=o_g < n_groups)
+    tl.store(p_scale + o_g * n_tokens + i_token, b_scale, mask=o_g < tl.cdiv(n_in, 128))
 
 
 @triton.jit
 def fp8_linear_rows(
-    p_x, p_x_scale, p_weight, p_scale, p_y, quantized, n_out, n_in,
+    p_x, p_x_scale, p_weight, p_scale, p_y, quantized, n_tokens, n_out, n_in,
     HARDWARE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N outputs of one token → y [T, out]. `quantized`: x has scales."""
@@ -49,7 +48,7 @@ def fp8_linear_rows(
         o_scale = (i_k + o_g * 16) // 128
         there = o_scale < n_groups
         b_scale = tl.load(p_scale + (i_row // 128) * n_groups + o_scale, mask=there, other=0.0)
-        b_scale *= tl.load(p_x_scale + i_token * n_groups + o_scale,
+        b_scale *= tl.load(p_x_scale + o_scale * n_tokens + i_token,
                            mask=there & (quantized != 0), other=1.0)  # fmt: skip
         b_sums += fp8_sums(b_w, b_x, HARDWARE) * b_scale[None, :]
     tl.store(p_y + i_token * n_out + o_n, tl.sum(b_sums, 1), mask=o_n < n_out)
@@ -81,7 +80,7 @@ def fp8_linear_tiles(
         b_x = tl.load(p_tokens + (i_k + o_k)[:, None], mask=inside[:, None] & tokens[None, :],
                       other=0.0)  # fmt: skip
         i_group = i_k // 128
-        b_scale = tl.load(p_x_scale + o_m * n_groups + i_group, mask=tokens & (quantized != 0),
+        b_scale = tl.load(p_x_scale + i_group * n_tokens + o_m, mask=tokens & (quantized != 0),
                           other=1.0)  # fmt: skip
         b_scale *= tl.load(p_scale + (i_row // 128) * n_groups + i_group)
         # Scales meet float32 sums: the operands are exact.

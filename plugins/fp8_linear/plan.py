@@ -21,7 +21,7 @@ def _launches(x: str, quantized: int) -> list[Launch]:
             when=f"{when} and not ({MANY})",
             # Tokens first: what one reads of the weight the next finds in cache.
             grid=("T", "cdiv(out_features, BLOCK_N)", "1"),
-            arguments=(*pointers, "out_features", "in_features"),
+            arguments=(*pointers, "T", "out_features", "in_features"),
             aligned=("in_features",),
             configs=decoding_e4m3(
                 {"*": {"BLOCK_N": 4, "BLOCK_K": 1024, "num_warps": 4, "num_stages": 2}}
@@ -38,7 +38,7 @@ PLAN = Plan(
             "quantize_tokens",
             when="quantize_activations == 1",
             grid=("T", "cdiv(in_features, 128 * BLOCK_G)", "1"),
-            arguments=("x", "x_quantized", "x_scale", "in_features"),
+            arguments=("x", "x_quantized", "x_scale", "T", "in_features"),
             configs={"*": {"BLOCK_G": 8, "num_warps": 4, "num_stages": 2}},
         ),
         *_launches("x", 0),
