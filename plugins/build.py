@@ -45,7 +45,9 @@ OPERATORS = (
     "linear_attention",
     "causal_conv_with_state",
     "fp8_linear",
+    "fp8_moe_experts",
     "nvfp4_linear",
+    "nvfp4_moe_experts",
 )
 SOURCES = ("driver.cpp", "launch.cpp", "plugin.cpp", "creator.cpp", "library.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",

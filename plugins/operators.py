@@ -14,11 +14,13 @@ from glm_trt.plugins import (
     causal_conv_with_state,
     causal_mla,
     fp8_linear,
+    fp8_moe_experts,
     indexer_topk,
     linear_attention,
     moe_experts,
     moe_routing,
     nvfp4_linear,
+    nvfp4_moe_experts,
     sparse_mla,
 )
 from glm_trt.plugins.common.contract import Contract, register
@@ -33,7 +35,9 @@ OPERATORS = (
     linear_attention,
     causal_conv_with_state,
     fp8_linear,
+    fp8_moe_experts,
     nvfp4_linear,
+    nvfp4_moe_experts,
 )
 CONTRACTS: dict[str, Contract] = {o.CONTRACT.torch_name: o.CONTRACT for o in OPERATORS}
 

@@ -40,3 +40,12 @@ def nvfp4_weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tenso
     scale = torch.rand((*stack, rows, columns // 16), generator=generator) * 256 + 64
     global_scale = (torch.rand(stack, generator=generator) + 0.5) / (600 * columns**0.5)
     return codes.to(torch.int8), scale.to(torch.float8_e4m3fn).view(torch.int8), global_scale
+
+
+def routed(
+    generator: torch.Generator, tokens: int, k: int, experts: int, hidden: int, spread: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [T, hidden], and for each token k of the last `spread` experts with their weights."""
+    order = torch.randn(tokens, spread, generator=generator).argsort(-1)[:, :k] + experts - spread
+    weights = torch.rand(tokens, k, generator=generator)
+    return torch.randn(tokens, hidden, generator=generator), order.int(), weights

@@ -10,13 +10,16 @@ from glm_trt.plugins.common.launch import Buffer, Launch, Pick
 
 _CONFIG = {"BLOCK_P": 1024, "num_warps": 4, "num_stages": 2}
 
-SORTED_PAIRS = (
-    Buffer("counts", "int32", "(T > 16) * E"),
-    Buffer("sorted", "int32", "(T > 16) * T * k"),
-    Buffer("tiles", "int32", "(T > 16) * min(T * k, T * k // 16 + E) * 3"),
-    Buffer("inner", ACTIVATION, "(T > 16) * T * k * I"),
-    Buffer("parts", ACTIVATION, "(T > 16) * T * k * hidden"),
-)
+
+def sorted_pairs(inner: str = "I") -> tuple[Buffer, ...]:
+    """What the sorted path needs, for experts of width `inner`."""
+    return (
+        Buffer("counts", "int32", "(T > 16) * E"),
+        Buffer("sorted", "int32", "(T > 16) * T * k"),
+        Buffer("tiles", "int32", "(T > 16) * min(T * k, T * k // 16 + E) * 3"),
+        Buffer("inner", ACTIVATION, f"(T > 16) * T * k * {inner}"),
+        Buffer("parts", ACTIVATION, "(T > 16) * T * k * hidden"),
+    )
 
 
 def most_tiles(rows: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from glm_trt.plugins.common.launch import Launch
+from glm_trt.plugins.common.contract import Contract
+from glm_trt.plugins.common.launch import Buffer, Launch, Plan
+from glm_trt.plugins.common.pair_launches import most_tiles, sorted_pairs, sorting, summing
 
 Config = dict[str, int]
 
@@ -17,7 +19,14 @@ _TILES = (
     {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
 )
 # Products in float32 run on the general units, whatever the tile.
-_FLOAT32 = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+_FLOAT32 = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+# Pairs of a tile of experts, by those that an expert has on average: as for MoeExperts.
+PAIR_ROWS = "(16 + (ITEMSIZE == 2) * (48 * (T * k > 8 * E) + 64 * (T * k > 32 * E)))"
+_PAIR_TILES = {
+    16: _TILES[0] | {"BLOCK_K": 64},
+    64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
+    128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+}
 _TOKENS = ("T <= 16", "T > 16 and T <= 512", "T > 512")
 
 
@@ -49,3 +58,86 @@ def linear_tiles(
             )
         )
     return launches
+
+
+def experts_plan(
+    contract: Contract,
+    name: str,
+    gate_up: tuple[str, ...],
+    down: tuple[str, ...],
+    inner: str,
+    unit: int,
+    odd: str,
+    e4m3: bool,
+    limits: tuple[tuple[str, str], ...],
+) -> Plan:
+    """The plan of MoE experts: by pairs for up to 16 tokens, by tiles of sorted pairs above.
+
+    Parameters
+    ----------
+    name : what the names of the kernels begin with.
+    gate_up, down : the ports of their weights, in the kernels' order.
+    inner : the experts' width I, an expression.
+    unit : elements that rows are multiples of in tiles.
+    odd : whether rows are not multiples of `unit`, an expression: such go by pairs alone; "0" where
+        a limit refuses them, and pairs too count in units.
+    e4m3 : whether kernels choose who decodes e4m3.
+    """
+    few, many = f"(T <= 16 or {odd})", f"not (T <= 16 or {odd})"
+    units = (f"hidden // {unit}", f"{inner} // {unit}")
+    by_elements = odd != "0"
+    sizes = ("hidden", inner) if by_elements else units
+    pairs = {"BLOCK_N": 4, "BLOCK_K": 1024, "num_warps": 4, "num_stages": 2}
+    pairs |= {} if by_elements else {"UNIT": unit}
+
+    def configured(config: Config, **others: Config) -> dict[str, Config]:
+        configs = {"*": config, **{f"*/{dtype}": of for dtype, of in others.items()}}
+        return decoding_e4m3(configs) if e4m3 else configs
+
+    def by_pairs(kernel: str, grid: tuple[str, str, str], arguments: tuple[str, ...]) -> Launch:
+        return Launch(
+            f"{name}_{kernel}",
+            when=few,
+            grid=grid,
+            arguments=(*arguments, "k", *sizes),
+            aligned=sizes if by_elements else (),
+            configs=configured(pairs),
+        )
+
+    def tiles(kernel: str, columns: str, arguments: tuple[str, ...]) -> list[Launch]:
+        return [
+            Launch(
+                f"{name}_{kernel}",
+                when=f"{many} and {PAIR_ROWS} == {rows}",
+                # Columns first: programs that run side by side then share pairs in cache.
+                grid=(f"cdiv({columns}, BLOCK_N)", most_tiles(PAIR_ROWS), "1"),
+                arguments=(*arguments, *units),
+                configs=configured(tile | {"UNIT": unit}, float32=_FLOAT32 | {"UNIT": unit}),
+            )
+            for rows, tile in _PAIR_TILES.items()
+        ]
+
+    return Plan(
+        contract,
+        launches=(
+            by_pairs(
+                "gate_up_pairs",
+                ("T * k", f"cdiv({inner}, BLOCK_N)", "1"),
+                ("x", "indices", *gate_up, "inner_few"),
+            ),
+            by_pairs(
+                "down_tokens",
+                ("T", "cdiv(hidden, BLOCK_N)", "1"),
+                ("inner_few", "indices", "weights", *down, "y"),
+            ),
+            *sorting(many, PAIR_ROWS),
+            *tiles("gate_up_tiles", inner, ("x", *gate_up, "sorted", "tiles", "inner", "k")),
+            *tiles("down_tiles", "hidden", ("inner", *down, "weights", "sorted", "tiles", "parts")),
+            summing(many),
+        ),
+        workspace=(
+            Buffer("inner_few", "float32", f"max(min(T, 16), ({odd}) * T) * k * {inner}"),
+            *sorted_pairs(inner),
+        ),
+        limits=(("E <= 512", "at most 512 experts"), *limits),
+    )

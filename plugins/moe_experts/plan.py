@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
-from glm_trt.plugins.common.pair_launches import SORTED_PAIRS, most_tiles, sorting, summing
+from glm_trt.plugins.common.pair_launches import most_tiles, sorted_pairs, sorting, summing
 from glm_trt.plugins.moe_experts import CONTRACT
 
 FEW, MANY = "T <= 16", "T > 16"
@@ -106,7 +106,7 @@ PLAN = Plan(
     # Nothing shrinks where a size grows: TensorRT asks for the workspace at the largest sizes only.
     workspace=(
         Buffer("inner_few", "float32", "min(T, 16) * k * I"),
-        *SORTED_PAIRS,
+        *sorted_pairs(),
     ),
     limits=(("E <= 512", "at most 512 experts"),),
 )
