@@ -7,12 +7,20 @@ the experts' body computes every expert, the attention's attends densely under a
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnxscript import script, values
 from onnxscript.onnx_opset import opset23 as op
 
+from glm_trt.plugins.common.dequantize import E2M1, e4m3_of_every_byte
+
 GLM_TRT = values.Opset("glm_trt", 1)
 OPSET = 27  # none of the operators used here changed between 23 and 27 for our dtypes
+# By a byte as int8: a negative index counts from the end, which is the byte's place as unsigned.
+E4M3_OF_BYTE = onnx.numpy_helper.from_array(e4m3_of_every_byte().numpy())
+E2M1_OF_BYTE = onnx.numpy_helper.from_array(
+    np.array([[E2M1[byte & 15], E2M1[byte >> 4]] for byte in range(256)], np.float32)
+)
 
 
 @script(GLM_TRT, default_opset=op)
@@ -153,13 +161,110 @@ def CausalMla(query, cache, past_lengths, scale: float, value_width: int):
     return op.MatMul(probabilities, op.Where(written, values, none))
 
 
+@script(GLM_TRT, default_opset=op)
+def Fp8Linear(x, weight, scale, quantize_activations: int):
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    block = op.Constant(value_int=128)
+    count = op.Shape(weight, start=1, end=2)
+    rows = op.Div(op.Range(zero, op.Squeeze(op.Shape(weight, start=0, end=1)), one), block)
+    columns = op.Div(op.Range(zero, op.Squeeze(count), one), block)
+    scales = op.Gather(op.Gather(scale, rows, axis=0), columns, axis=1)
+    codes = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(weight, to=7), axis=0)
+    given = op.Cast(x, to=1)
+    # Groups of 128, the last filled up with zeros.
+    groups = op.Shape(scale, start=1, end=2)
+    missing = op.Sub(op.Mul(groups, block), count)
+    padded = op.Pad(given, op.Concat(op.Constant(value_ints=[0, 0, 0]), missing, axis=0))
+    shape = op.Concat(op.Shape(x, start=0, end=1), groups, op.Constant(value_ints=[128]), axis=0)
+    grouped = op.Reshape(padded, shape, allowzero=1)
+    last = op.Constant(value_ints=[-1])
+    largest = op.Max(op.ReduceMax(op.Abs(grouped), last), op.Constant(value_float=1e-10))
+    steps = op.Div(largest, op.Constant(value_float=448.0))
+    rounded = op.Cast(op.Cast(op.Div(grouped, steps), to=17), to=1)  # FLOAT8E4M3FN and back
+    flat = op.Reshape(op.Mul(rounded, steps), op.Shape(padded), allowzero=1)
+    quantized = op.Slice(flat, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[1]))
+    chosen = op.Where(op.Equal(op.Constant(value_int=quantize_activations), one), quantized, given)
+    y = op.MatMul(chosen, op.Transpose(op.Mul(codes, scales), perm=[1, 0]))
+    return op.CastLike(y, x)
+
+
+@script(GLM_TRT, default_opset=op)
+def Nvfp4Linear(x, weight, scale, global_scale):
+    pairs = op.Gather(op.Constant(value=E2M1_OF_BYTE), op.Cast(weight, to=7), axis=0)
+    values_of = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(scale, to=7), axis=0)
+    # [out, in/2, 2] and [out, in/16] as [out, in/16, 16] and [out, in/16, 1].
+    grouped = op.Reshape(pairs, op.Concat(op.Shape(scale), op.Constant(value_ints=[16]), axis=0))
+    scaled = op.Mul(grouped, op.Unsqueeze(values_of, op.Constant(value_ints=[-1])))
+    shape = op.Concat(op.Shape(weight, start=0, end=1), op.Shape(x, start=1, end=2), axis=0)
+    dense = op.Mul(op.Reshape(scaled, shape), global_scale)
+    return op.CastLike(op.MatMul(op.Cast(x, to=1), op.Transpose(dense, perm=[1, 0])), x)
+
+
+@script(GLM_TRT, default_opset=op)
+def Fp8MoeExperts(x, indices, weights, gate_up, gate_up_scale, down, down_scale):
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    block = op.Constant(value_int=128)
+    table = op.Constant(value=E4M3_OF_BYTE)
+    width, hidden = op.Shape(down, start=2, end=3), op.Shape(down, start=1, end=2)
+    inner = op.Div(op.Range(zero, op.Squeeze(width), one), block)
+    outer = op.Div(op.Range(zero, op.Squeeze(hidden), one), block)
+    both = op.Gather(op.Gather(gate_up_scale, inner, axis=2), outer, axis=3)
+    codes = op.Gather(table, op.Cast(gate_up, to=7), axis=0)
+    dense_gate_up = op.CastLike(op.Mul(codes, op.Reshape(both, op.Shape(gate_up))), x)
+    scales = op.Gather(op.Gather(down_scale, outer, axis=1), inner, axis=2)
+    dense = op.Mul(op.Gather(table, op.Cast(down, to=7), axis=0), scales)
+    dense_down = op.CastLike(dense, x)
+    return dense_gate_up, dense_down
+
+
+@script(GLM_TRT, default_opset=op)
+def Nvfp4MoeExperts(
+    x, indices, weights, gate_up, gate_up_scale, gate_up_global, down, down_scale, down_global
+):
+    e2m1, e4m3 = op.Constant(value=E2M1_OF_BYTE), op.Constant(value=E4M3_OF_BYTE)
+    last, group = op.Constant(value_ints=[-1]), op.Constant(value_ints=[16])
+    pairs = op.Gather(e2m1, op.Cast(gate_up, to=7), axis=0)
+    values_of = op.Gather(e4m3, op.Cast(gate_up_scale, to=7), axis=0)
+    grouped = op.Reshape(pairs, op.Concat(op.Shape(gate_up_scale), group, axis=0))
+    scaled = op.Mul(grouped, op.Unsqueeze(values_of, last))
+    experts, hidden = op.Shape(down, start=0, end=1), op.Shape(down, start=1, end=2)
+    # Gate and up apart, for the global scale of each.
+    halves = op.Reshape(scaled, op.Concat(experts, op.Constant(value_ints=[2, -1]), axis=0))
+    halves = op.Mul(halves, op.Unsqueeze(gate_up_global, last))
+    shape = op.Concat(op.Shape(gate_up, start=0, end=2), hidden, axis=0)
+    dense_gate_up = op.CastLike(op.Reshape(halves, shape), x)
+    pairs_down = op.Gather(e2m1, op.Cast(down, to=7), axis=0)
+    values_down = op.Gather(e4m3, op.Cast(down_scale, to=7), axis=0)
+    grouped_down = op.Reshape(pairs_down, op.Concat(op.Shape(down_scale), group, axis=0))
+    scaled_down = op.Mul(grouped_down, op.Unsqueeze(values_down, last))
+    flat = op.Reshape(scaled_down, op.Concat(op.Shape(down, start=0, end=2), last, axis=0))
+    of_expert = op.Unsqueeze(down_global, op.Constant(value_ints=[1, 2]))
+    dense_down = op.CastLike(op.Mul(flat, of_expert), x)
+    return dense_gate_up, dense_down
+
+
+def _then_experts(dequantize: onnx.FunctionProto) -> onnx.FunctionProto:
+    """A body that dequantises gate_up and down, followed by what MoeExperts does with them."""
+    experts = MoeExperts.to_function_proto()
+    names = dict(zip(experts.input[:3], dequantize.input[:3], strict=True))
+    names |= dict(zip(experts.input[3:], dequantize.output, strict=True))
+    for node in experts.node:
+        copy = dequantize.node.add()
+        copy.CopyFrom(node)
+        copy.name = f"experts_{node.name}"
+        copy.input[:] = [names.get(name, f"experts_{name}") for name in node.input]
+        copy.output[:] = [f"experts_{name}" for name in node.output]
+    dequantize.output[:] = [f"experts_{name}" for name in experts.output]
+    return dequantize
+
+
 def function_bodies() -> dict[str, onnx.FunctionProto]:
     """ONNX op type → its function body, at the opset of the exported graphs."""
-    bodies = {}
-    for body in (MoeRouting, MoeExperts, IndexerTopK, SparseMla, CausalMla):
-        proto = body.to_function_proto()
+    scripts = (MoeRouting, MoeExperts, IndexerTopK, SparseMla, CausalMla, Fp8Linear, Nvfp4Linear)
+    protos = [body.to_function_proto() for body in scripts]
+    protos += [_then_experts(body.to_function_proto()) for body in (Fp8MoeExperts, Nvfp4MoeExperts)]
+    for proto in protos:
         for entry in proto.opset_import:
             if entry.domain == "":
                 entry.version = OPSET
-        bodies[proto.name] = proto
-    return bodies
+    return {proto.name: proto for proto in protos}
