@@ -33,6 +33,7 @@ from glm_trt.model.config import ModelConfig
 from glm_trt.model.generate_checkpoint import make_checkpoint
 from glm_trt.model.presets import preset_config
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from glm_trt.plugins.operators import CONTRACTS
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 
@@ -120,7 +121,7 @@ print(json.dumps([creators, parsed, types.count(trt.LayerType.PLUGIN_V3), loaded
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True,
                             text=True, check=True)  # fmt: skip
     creators, parsed, layers, loaded = json.loads(result.stdout)
-    assert set(creators) == OPERATORS | {"CausalMla"}
+    assert set(creators) == {contract.name for contract in CONTRACTS.values()}
     assert parsed
     assert layers == len(prepared.plugins) == 4
     assert loaded == []

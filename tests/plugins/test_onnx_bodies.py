@@ -14,7 +14,7 @@ from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 from glm_trt.plugins.operators import CONTRACTS
 
 BODIES = function_bodies()
-ONNX_TYPES = {torch.float32: 1, torch.int32: 6, torch.int64: 7}
+ONNX_TYPES = {torch.float32: 1, torch.int8: 3, torch.int32: 6, torch.int64: 7}
 
 
 def run(name: str, inputs: Any, attributes: dict[str, Any]) -> list[torch.Tensor]:

@@ -1,0 +1,443 @@
+"""FP8 and NVFP4: what the bytes mean, by other code than ours, and what the kernels promise.
+
+test_kernels.py runs every case against the reference, between guards and twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from test_onnx_bodies import run as run_body
+from torch import Tensor
+
+from glm_trt.plugins.common import dequantize
+from glm_trt.plugins.common.aot import dtypes_of
+from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
+from glm_trt.plugins.common.expressions import evaluate
+from glm_trt.plugins.common.formats import e2m1_pairs, e4m3, round_to_e4m3
+from glm_trt.plugins.common.launch import TARGETS, run
+from glm_trt.plugins.common.quantized_launches import PAIR_ROWS
+from glm_trt.plugins.operators import CONTRACTS
+
+LINEAR, EXPERTS = ("fp8_linear", "nvfp4_linear"), ("fp8_moe_experts", "nvfp4_moe_experts")
+# Shared memory that a block may have, in KB.
+SHARED = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+BYTES = torch.arange(256, dtype=torch.uint8).view(torch.int8)
+PLANS = {name: import_module(f"glm_trt.plugins.{name}.plan").PLAN for name in LINEAR + EXPERTS}
+KERNELS = {n: vars(import_module(f"glm_trt.plugins.{n}.kernel")) for n in LINEAR + EXPERTS}
+CASES = {n: import_module(f"glm_trt.plugins.{n}.cases").CASES for n in LINEAR + EXPERTS}
+PLAIN, QUANTIZED = {"quantize_activations": 0}, {"quantize_activations": 1}
+
+
+def call(name: str, inputs: list[Tensor], attributes: Any = None, target: str = "sm90") -> Tensor:
+    (found,) = run(PLANS[name], KERNELS[name], inputs, attributes or {}, target)
+    return found
+
+
+def case_of(name: str, label: str, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, int]]:
+    (case,) = [case for case in CASES[name] if case.name == label]
+    return case.make(torch.Generator().manual_seed(2), dtype), case.attributes
+
+
+def error_of(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@triton.jit
+def decode_kernel(p_bytes, p_e4m3, p_e2m1, HARDWARE: tl.constexpr):
+    o = tl.arange(0, 256)
+    b_bytes = tl.load(p_bytes + o)
+    tl.store(p_e4m3 + o, e4m3(b_bytes, HARDWARE))
+    b_low, b_high = e2m1_pairs(b_bytes)
+    tl.store(p_e2m1 + 2 * o, b_low)
+    tl.store(p_e2m1 + 2 * o + 1, b_high)
+
+
+@triton.jit
+def round_kernel(p_x, p_y, COUNT: tl.constexpr):
+    o = tl.arange(0, COUNT)
+    tl.store(p_y + o, round_to_e4m3(tl.load(p_x + o)))
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+def test_every_code_is_decoded(hardware: bool) -> None:
+    ours, pairs = torch.empty(256, dtype=torch.float16), torch.empty(256, 2, dtype=torch.float16)
+    decode_kernel[(1,)](BYTES, ours, pairs, hardware)
+    fp8 = BYTES.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    for found in (ours, dequantize.e4m3_values(BYTES), dequantize.e4m3_of_every_byte()):
+        assert np.array_equal(found.float().numpy(), fp8, equal_nan=True)
+        signs = np.signbit(found.float().numpy())
+        assert np.array_equal(signs[~np.isnan(fp8)], np.signbit(fp8)[~np.isnan(fp8)])
+    assert torch.equal(ours[:127], BYTES[:127].view(torch.float8_e4m3fn).half())
+    assert np.isnan(fp8).sum() == 2
+    codes = np.stack([np.arange(256) & 15, np.arange(256) >> 4], 1).astype(np.uint8)
+    fp4 = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    ones = torch.full((32, 1), 0x38, dtype=torch.int8)
+    naive = dequantize.dequantize_nvfp4(BYTES.view(32, 8), ones, torch.tensor(1.0))
+    for found in (pairs.float().numpy(), naive.numpy().reshape(256, 2)):
+        assert np.array_equal(found, fp4)
+        assert np.array_equal(np.signbit(found), np.signbit(fp4))
+
+
+def test_rounding_to_e4m3_is_that_of_torch() -> None:
+    finite = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (finite[1:] + finite[:-1]) / 2
+    near = [ties, ties.nextafter(torch.tensor(0.0)), ties.nextafter(torch.tensor(448.0))]
+    rest = [torch.tensor([1e-10, 2.0**-126, float("nan")]), torch.rand(100) / 64]
+    x = torch.cat([finite, *near, *rest])
+    x = torch.cat([x, torch.rand(4096 - len(x)) * 448])
+    x = torch.cat([x, -x])
+    found = torch.empty_like(x)
+    round_kernel[(1,)](x, found, len(x))
+    wanted = x.to(torch.float8_e4m3fn).float()
+    assert torch.equal(found.nan_to_num(999), wanted.nan_to_num(999))
+
+
+def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As published checkpoints are made: each block's largest value becomes 448."""
+    rows, columns = weight.shape
+    scale = torch.empty(-(-rows // 128), -(-columns // 128))
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    for i, j in itertools.product(range(scale.shape[0]), range(scale.shape[1])):
+        block = weight[128 * i : 128 * i + 128, 128 * j : 128 * j + 128]
+        scale[i, j] = block.abs().max() / 448
+        codes[128 * i : 128 * i + 128, 128 * j : 128 * j + 128] = (
+            (block / scale[i, j]).to(torch.float8_e4m3fn).view(torch.int8)
+        )
+    return codes, scale
+
+
+def quantize_nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By the published formula: largest / (6 · 448) for all, largest / 6 of 16, then e2m1."""
+    rows, columns = weight.shape
+    overall = weight.abs().max() / (6 * 448)
+    groups = weight.view(rows, columns // 16, 16)
+    scale = (groups.abs().amax(-1) / 6 / overall).to(torch.float8_e4m3fn)
+    ratios = groups / (scale.float() * overall).unsqueeze(-1)
+    codes = ratios.numpy().astype(ml_dtypes.float4_e2m1fn).view(np.uint8) & 15
+    codes = codes.reshape(rows, columns // 2, 2)
+    packed = torch.from_numpy(codes[..., 0] | codes[..., 1] << 4)
+    return packed.view(torch.int8), scale.view(torch.int8), overall.view(1)
+
+
+@pytest.mark.parametrize("tokens", [2, 20])
+@pytest.mark.parametrize("shape", [(576, 144), (130, 200), (128, 256), (3, 17)])
+def test_fp8_weights_of_a_checkpoint(shape: tuple[int, int], tokens: int) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape) * torch.rand(shape[0], 1), torch.randn(tokens, shape[1])
+    codes, scale = quantize_fp8(weight)
+    assert scale.shape == (-(-shape[0] // 128), -(-shape[1] // 128))
+    exact = codes.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    for i, j in np.ndindex(*shape):
+        exact[i, j] *= float(scale[i // 128, j // 128])
+    wanted = x.double() @ torch.from_numpy(exact).T
+    for found in (
+        call("fp8_linear", [x, codes, scale], PLAIN),
+        torch.ops.glm_trt.fp8_linear(x, codes, scale, **PLAIN),
+    ):
+        assert error_of(found, wanted) < 1e-6
+        assert error_of(found, x @ weight.T) < 0.05  # three bits of mantissa
+
+
+@pytest.mark.parametrize("tokens", [2, 20])
+@pytest.mark.parametrize("shape", [(576, 96), (130, 160), (3, 32)])
+def test_nvfp4_weights_of_a_checkpoint(shape: tuple[int, int], tokens: int) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape) * torch.rand(shape[0], 1), torch.randn(tokens, shape[1])
+    codes, scale, overall = quantize_nvfp4(weight)
+    nibbles = np.stack([codes.numpy() & 15, codes.numpy().view(np.uint8) >> 4], -1).reshape(shape)
+    exact = nibbles.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+    exact *= scale.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64).repeat(16, 1)
+    wanted = x.double() @ torch.from_numpy(exact).T * overall.double()
+    for found in (
+        call("nvfp4_linear", [x, codes, scale, overall]),
+        torch.ops.glm_trt.nvfp4_linear(x, codes, scale, overall),
+    ):
+        assert error_of(found, wanted) < 1e-6
+        assert error_of(found, x @ weight.T) < 0.2  # one bit of mantissa
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("columns", [256, 200, 304])
+def test_quantised_activations_by_float64(tokens: int, columns: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(tokens, columns) * 10.0 ** torch.randn(tokens, 1)
+    x[0, :128] = 0  # a group of nothing is not divided by nothing
+    codes, scale = fp8_weight(torch.Generator().manual_seed(0), 140, columns)
+    wanted = np.zeros((tokens, 140))
+    weight = codes.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    for first in range(0, columns, 128):
+        group = x[:, first : first + 128].numpy()
+        s = np.maximum(np.abs(group).max(1, keepdims=True), np.float32(1e-10)) / np.float32(448)
+        rounded = (group / s).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        rows = scale[:, first // 128].double().numpy().repeat(128)[:140]
+        wanted += rounded @ weight[:, first : first + 128].T * rows * s.astype(np.float64)
+    for found in (
+        call("fp8_linear", [x, codes, scale], QUANTIZED),
+        torch.ops.glm_trt.fp8_linear(x, codes, scale, **QUANTIZED),
+    ):
+        assert error_of(found, torch.from_numpy(wanted)) < 1e-6
+        plain = torch.ops.glm_trt.fp8_linear(x, codes, scale, **PLAIN)
+        assert 1e-3 < error_of(found, plain) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("target", ["sm80", "sm90"])
+def test_every_code_reaches_the_sums_as_it_is(target: str, dtype: torch.dtype) -> None:
+    """One input is 1 and the others 0: outputs are weights. Rows, and tiles."""
+    for tokens in (1, 16):
+        x = torch.eye(16, dtype=dtype)[:tokens]
+        codes = BYTES.view(16, 16).T.contiguous()  # NaN is in the last row: the last output
+        found = call("fp8_linear", [x, codes, torch.ones(1, 1)], PLAIN, target)
+        wanted = codes.view(torch.float8_e4m3fn).float().T[:tokens]
+        assert torch.equal(found[:, :15].float(), wanted[:, :15])
+        assert bool(found[:, 15].isnan().all())
+        x = torch.eye(32, dtype=dtype)[:tokens]
+        codes = BYTES.view(16, 16)
+        ones = torch.full((16, 2), 0x38, dtype=torch.int8)
+        found = call("nvfp4_linear", [x, codes, ones, torch.ones(1)], None, target)
+        wanted = dequantize.dequantize_nvfp4(codes, ones, torch.tensor(1.0)).T[:tokens]
+        assert torch.equal(found.float(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [pytest.param(n, c, id=f"{n}-{c.name}") for n in LINEAR + EXPERTS for c in CASES[n]],
+)
+def test_bodies_and_fakes(name: str, case: Any) -> None:
+    inputs = case.make(torch.Generator().manual_seed(4), torch.float32)
+    expected = getattr(torch.ops.glm_trt, name)(*inputs, **case.attributes)
+    (found,) = run_body(name, inputs, case.attributes)
+    fake = CONTRACTS[name].fake(*inputs, **case.attributes)
+    for other in (found, fake):
+        assert (other.dtype, other.shape) == (expected.dtype, expected.shape)
+    if expected.numel():
+        assert error_of(found, expected) < CONTRACTS[name].tolerance["float32"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("fp8_linear", "17 tokens, plain"),
+        ("fp8_linear", "513 tokens, quantised"),
+        ("nvfp4_linear", "513 tokens"),
+        ("fp8_moe_experts", "tiles of 64"),
+        ("fp8_moe_experts", "tiles of 128"),
+        ("nvfp4_moe_experts", "tiles of 128"),
+    ],
+)
+def test_tiles_of_every_target(name: str, label: str, target: str) -> None:
+    inputs, attributes = case_of(name, label, torch.bfloat16)
+    found = call(name, inputs, attributes, target)
+    wanted = getattr(torch.ops.glm_trt, name)(*inputs, **attributes)
+    assert error_of(found, wanted) <= CONTRACTS[name].tolerance["bfloat16"]
+
+
+def between_guards(tensor: Tensor) -> Tensor:
+    """The same between NaN codes; between zeros, which name an expert, for indices."""
+    fill = {torch.int32: 0, torch.int8: 127}.get(tensor.dtype, float("nan"))
+    whole = torch.full((tensor.numel() + 8192,), fill, dtype=tensor.dtype)
+    whole[4096 : 4096 + tensor.numel()] = tensor.flatten()
+    return whole[4096 : 4096 + tensor.numel()].view(tensor.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("fp8_linear", "one token, plain"),
+        ("fp8_linear", "odd sizes, quantised"),
+        ("fp8_linear", "576 rows, plain"),
+        ("fp8_linear", "17 tokens, quantised"),
+        ("nvfp4_linear", "one token"),
+        ("nvfp4_linear", "17 tokens"),
+        ("fp8_moe_experts", "few, partial blocks"),
+        ("fp8_moe_experts", "17 tokens, odd sizes"),
+        ("fp8_moe_experts", "17 tokens"),
+        ("nvfp4_moe_experts", "one token"),
+        ("nvfp4_moe_experts", "17 tokens"),
+    ],
+)
+def test_nothing_is_read_beyond_an_input(name: str, label: str) -> None:
+    inputs, attributes = case_of(name, label, torch.float16)
+    plain = call(name, inputs, attributes)
+    guarded = call(name, [between_guards(tensor) for tensor in inputs], attributes)
+    assert torch.equal(plain, guarded)  # and so without NaN
+    assert bool(plain.isfinite().all())
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_experts_that_are_not_hit_are_not_read(name: str, tokens: int) -> None:
+    (case,) = [case for case in CASES[name] if case.name == "one expert hit"]
+    inputs = case.make(torch.Generator().manual_seed(2), torch.float16)
+    inputs[:3] = [tensor[:tokens].clone() for tensor in inputs[:3]]
+    (expert,) = inputs[1].unique().tolist()
+    expected = getattr(torch.ops.glm_trt, name)(*inputs)
+    for tensor in inputs[3:]:
+        others = torch.arange(len(tensor)) != expert
+        tensor[others] = 127 if tensor.dtype == torch.int8 else float("nan")
+    assert torch.equal(getattr(torch.ops.glm_trt, name)(*inputs), expected)
+    assert error_of(call(name, inputs), expected) <= CONTRACTS[name].tolerance["float16"]
+
+
+def test_the_reference_dequantises_one_hit_expert_at_a_time() -> None:
+    asked = []
+
+    def experts(expert: int) -> tuple[Tensor, Tensor, Tensor]:
+        asked.append(expert)
+        return torch.ones(3, 4), torch.ones(3, 4), torch.ones(4, 3)
+
+    indices = torch.tensor([[7, 2], [2, 9]], dtype=torch.int32)
+    y = dequantize.sum_experts(torch.ones(2, 4), indices, torch.ones(2, 2), experts)
+    assert asked == [2, 7, 9]
+    assert torch.allclose(y, torch.full((2, 4), 2 * 3 * 16 * torch.tensor(4.0).sigmoid().item()))
+
+
+@pytest.mark.parametrize(("name", "tokens"), [(EXPERTS[0], 1), (EXPERTS[0], 17), (EXPERTS[1], 1)])
+def test_addresses_beyond_32_bits(name: str, tokens: int, tmp_path: Path) -> None:
+    """The last expert's file is sparse: only that one has pages."""
+    experts, hidden, inner = 512, 2080, 2080 if name.startswith("nvfp4") else 1056
+    generator = torch.Generator().manual_seed(0)
+    make = fp8_weight if name == "fp8_moe_experts" else nvfp4_weight
+    first = make(generator, 1, 2, inner, hidden)
+    second = make(generator, 1, hidden, inner)
+    flattened = [first[0].flatten(1, 2), *first[1:], *second]
+    if name == "nvfp4_moe_experts":
+        flattened[1] = flattened[1].flatten(1, 2)
+
+    def stacked(i: int, last: Tensor) -> Tensor:
+        shape = (experts, *last.shape[1:])
+        path = str(tmp_path / str(i))
+        count = int(torch.Size(shape).numel())
+        whole = torch.from_file(path, shared=True, size=count, dtype=last.dtype).view(shape)
+        whole[-1] = last[0]
+        return whole
+
+    weights = [stacked(i, last) for i, last in enumerate(flattened)]
+    assert weights[0].numel() > 2**31
+    x = torch.randn(tokens, hidden, generator=generator).half()
+    indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
+    inputs = [x, indices, torch.ones(tokens, 1), *weights]
+    wanted = getattr(torch.ops.glm_trt, name)(*inputs)
+    assert error_of(call(name, inputs), wanted) <= CONTRACTS[name].tolerance["float16"]
+
+
+def active(name: str, sizes: dict[str, int], target: str, dtype: str) -> list[tuple[str, Any]]:
+    """The launches that these sizes make, with their constants."""
+    names = sizes | {"ITEMSIZE": 4 if dtype == "float32" else 2}
+    found = []
+    for launch in PLANS[name].launches:
+        inner = names | launch.config(target, dtype)
+        inner |= {constant: pick.pick(names) for constant, pick in launch.constants.items()}
+        if evaluate(launch.when, inner):
+            found.append((launch.kernel, inner))
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", LINEAR + EXPERTS)
+def test_one_form_of_each_kernel(name: str, target: str) -> None:
+    tokens = (1, 4, 5, 16, 17, 256, 512, 513, 1024, 1025, 9000)
+    for dtype, t in itertools.product(dtypes_of(PLANS[name]), tokens):
+        for hidden, inner in ((6144, 2048), (576, 64), (37, 19)):
+            if name in LINEAR:
+                sizes = {"T": t, "in_features": hidden, "out_features": inner, **QUANTIZED}
+                few = t <= 4 or (hidden == 37 and name == "fp8_linear")
+                wanted = ["quantize_tokens"] if name == "fp8_linear" else []
+                wanted += [f"{name}_{'rows' if few else 'tiles'}"]
+            else:
+                format_ = name.partition("_")[0]
+                sizes = {"T": t, "k": 8, "E": 256, "hidden": hidden, "I": inner,
+                         "gate_and_up": 2 * inner}  # fmt: skip
+                few = t <= 16 or (hidden == 37 and format_ == "fp8")
+                wanted = [f"{format_}_gate_up_pairs", f"{format_}_down_tokens"]
+                if not few:
+                    tiles = (f"{format_}_gate_up_tiles", f"{format_}_down_tiles")
+                    wanted = ["count_pairs", "sort_pairs", *tiles, "sum_slots"]
+            launches = active(name, sizes, target, dtype)
+            assert [kernel for kernel, _ in launches] == wanted
+            for kernel, names in launches:
+                if name in EXPERTS and kernel.endswith("_tiles"):
+                    assert names["BLOCK_M"] == evaluate(PAIR_ROWS, names)
+                if kernel.endswith(("_tiles", "_rows", "_pairs", "_tokens")) and "BLOCK_N" in names:
+                    assert 128 % names["BLOCK_N"] == 0  # one scale's rows
+                if kernel.endswith("_tiles"):
+                    assert 128 % names["BLOCK_K"] == 0
+
+
+@pytest.mark.parametrize("name", LINEAR + EXPERTS)
+def test_workspace_never_shrinks_where_a_size_grows(name: str) -> None:
+    """TensorRT asks for it at a profile's largest sizes alone; those of weights are fixed."""
+    for hidden, inner in ((6144, 2048), (37, 19)):
+        sizes = {"in_features": hidden, "out_features": inner, "hidden": hidden, "I": inner,
+                 "gate_and_up": 2 * inner, "E": 256, "k": 8, "ITEMSIZE": 2}  # fmt: skip
+        sizes |= QUANTIZED
+        bytes_ = [PLANS[name].offsets(sizes | {"T": t})[1] for t in (0, 1, 15, 16, 17, 18, 5000)]
+        assert bytes_ == sorted(bytes_)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("fp8_linear", lambda i: [i[0], i[1], i[2][:, :1]], "axis in_blocks: expected 2"),
+        ("nvfp4_linear", lambda i: [i[0][:, :48], i[1][:, :24], i[2][:, :3], i[3]],
+         "inputs in multiples of 32"),
+        ("fp8_moe_experts", lambda i: [*i[:4], i[4][:, :1], *i[5:]], "axis both: expected 2"),
+        ("nvfp4_moe_experts", lambda i: [*i[:5], i[5][:, :1], *i[6:]], "axis both: expected 2"),
+        ("nvfp4_moe_experts",
+         lambda i: [*i[:3], i[3][:, :96], i[4][:, :96], i[5], i[6][..., :24], i[7][..., :3], i[8]],
+         "experts' width in multiples of 32"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(name: str, change: Any, message: str) -> None:
+    inputs = CASES[name][0].make(torch.Generator().manual_seed(0), torch.float32)
+    with pytest.raises(ValueError, match=message):
+        call(name, [t.contiguous() for t in change(inputs)], CASES[name][0].attributes)
+
+
+def test_quantize_activations_is_0_or_1() -> None:
+    inputs = CASES["fp8_linear"][0].make(torch.Generator().manual_seed(0), torch.float32)
+    with pytest.raises(ValueError, match="quantize_activations 0 or 1"):
+        call("fp8_linear", inputs, {"quantize_activations": 2})
+
+
+def test_compiled_kernels_spill_nothing_and_fit(library: Path) -> None:
+    """Every image of the four operators, for all targets and dtypes."""
+    described = json.loads((library.parent / "kernels.json").read_text())
+    images = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path
+        for path in (library.parent / "generated").glob("*.cubin")
+    }
+    names = {launch.kernel for plan in PLANS.values() for launch in plan.launches}
+    ours = {sha: entry for sha, entry in described.items() if entry["function"] in names}
+    assert {(e["function"], e["target"]) for e in ours.values()} == set(
+        itertools.product(names, TARGETS)
+    )
+    for sha, entry in ours.items():
+        text = subprocess.run(
+            [str(CUOBJDUMP), "--dump-resource-usage", str(images[sha])],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        (usage,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(?:\d+) LOCAL:(\d+)", text)
+        registers, stack, local = map(int, usage)
+        assert (stack, local) == (0, 0), entry
+        assert registers * 32 * dict(entry["options"])["num_warps"] <= 65536, entry
+        assert entry["shared_bytes"] <= SHARED[entry["target"]] * 1024, entry
