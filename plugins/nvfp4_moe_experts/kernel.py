@@ -109,8 +109,10 @@ def nvfp4_gate_up_tiles(
         o_k, o_b = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_K // 2)
         o_g = tl.arange(0, BLOCK_K // 16)
         p_pairs = p_x + (b_pair // n_slots)[None, :] * n_hidden
-        o_gate = i_expert * 2 * n_inner + o_n[:, None]
-        o_up = o_gate + n_inner
+        o_w = i_expert * 2 * n_inner + o_n[:, None]
+        p_gate, p_scales = p_gate_up + o_w * (n_hidden // 2), p_scale + o_w * (n_hidden // 16)
+        p_up = p_gate + n_inner.to(tl.int64) * (n_hidden // 2)
+        p_up_scales = p_scales + n_inner.to(tl.int64) * (n_hidden // 16)
         b_gate = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         b_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for i_k in range(0, n_hidden, BLOCK_K):
@@ -120,12 +122,11 @@ def nvfp4_gate_up_tiles(
             o_bytes, o_scales = (i_k // 2 + o_b)[None, :], (i_k // 16 + o_g)[None, :]
             bytes_ = rows & (o_bytes < n_hidden // 2)
             scales = rows & (o_scales < n_hidden // 16)
-            p_w, p_s = p_gate_up + o_bytes, p_scale + o_scales
-            b_w = tl.load(p_w + o_gate * (n_hidden // 2), mask=bytes_, other=0)
-            b_s = tl.load(p_s + o_gate * (n_hidden // 16), mask=scales, other=0)
+            b_w = tl.load(p_gate + o_bytes, mask=bytes_, other=0)
+            b_s = tl.load(p_scales + o_scales, mask=scales, other=0)
             b_gate += dot(nvfp4_values(b_w, b_s).to(b_x.dtype), b_x)
-            b_w = tl.load(p_w + o_up * (n_hidden // 2), mask=bytes_, other=0)
-            b_s = tl.load(p_s + o_up * (n_hidden // 16), mask=scales, other=0)
+            b_w = tl.load(p_up + o_bytes, mask=bytes_, other=0)
+            b_s = tl.load(p_up_scales + o_scales, mask=scales, other=0)
             b_up += dot(nvfp4_values(b_w, b_s).to(b_x.dtype), b_x)
         b_gate *= tl.load(p_global + i_expert * 2)
         b_up *= tl.load(p_global + i_expert * 2 + 1)

@@ -1,4 +1,4 @@
-"""Engines of the FP8 and NVFP4 operators at GLM-5.1's dimensions: plugins on bytes bound as INT8."""
+"""Engines of the FP8 and NVFP4 operators at GLM-5.1's dimensions: bytes are bound as INT8."""
 
 from __future__ import annotations
 
