@@ -66,10 +66,16 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
     # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in.
     inputs, axes = _example_inputs(config, kind, dtype, torch.device("cpu"))
     weights = {
-        name: _without_memory(parameter.shape, torch.float32 if parameter_dtype(name) else dtype)
+        name: _without_memory(parameter.shape, _dtype_of(name, parameter, dtype))
         for name, parameter in block.named_parameters()
     }
     return _export(_Traced(block), inputs, axes, weights)
+
+
+def _dtype_of(name: str, parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if parameter.dtype == torch.int8:  # bytes of a weight that is stored narrow
+        return torch.int8
+    return torch.float32 if parameter_dtype(name) else dtype
 
 
 def _without_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -97,13 +103,15 @@ def _example_inputs(
     def zeros() -> Any:
         return torch.zeros(BATCH, dtype=torch.int64, device=device), {0: "batch"}
 
+    layer = None if kind in NOT_LAYERS else _first_layer(config, kind)
+    attention = None if layer is None else config.attention_kinds[layer]
     hidden = made(BATCH, LENGTH, config.hidden_size, batch=0, sequence=1)
     if kind == "embedding":
         ids = made(BATCH, LENGTH, kind=torch.int64, batch=0, sequence=1)
         both = {"input_ids": ids, "past_lengths": zeros()}
     elif kind == "head":
         both = {"hidden": hidden}
-    elif kind.endswith("_linear"):
+    elif attention == "linear":
         both = {"hidden": hidden, "lengths": zeros()}
     else:
         # Two tensors: one passed twice would be traced as one input.
@@ -111,11 +119,11 @@ def _example_inputs(
             made(BATCH, LENGTH, config.qk_rope_head_dim // 2, batch=0, sequence=1) for _ in "cs"
         )
         both = {"hidden": hidden, "cos": cos, "sin": sin, "past_lengths": zeros()}
-    if kind.endswith("_shared"):
+    if attention == "shared":
         both["shared_indices"] = made(
             BATCH, LENGTH, 4, kind=torch.int32, batch=0, sequence=1, selected=2
         )
-    for spec in () if kind in NOT_LAYERS else layer_states(config, _first_layer(config, kind)):
+    for spec in () if layer is None else layer_states(config, layer):
         state_dtype = torch.float32 if spec.dtype else dtype
         shape = spec.shape(BATCH, CAPACITY)
         both[spec.name] = torch.empty(shape, dtype=state_dtype, device=device), spec.open_axes

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.linear import Linears
 from glm_trt.model.operators import (
     EagerOperators,
     at_least_float32,
@@ -54,14 +55,14 @@ class RMSNorm(nn.Module):
 class Indexer(nn.Module):
     """Scores every cached position for every new token and keeps the best `index_topk`."""
 
-    def __init__(self, config: ModelConfig, operators: EagerOperators) -> None:
+    def __init__(self, config: ModelConfig, linears: Linears) -> None:
         super().__init__()
         self.heads, self.width = config.index_n_heads, config.index_head_dim
         self.index_topk = config.index_topk
         self.scale = self.width**-0.5
-        self.operators = operators
-        self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False)
-        self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
+        self.operators = linears.operators
+        self.wq_b = linears("wq_b", config.q_lora_rank, self.heads * self.width)
+        self.wk = linears("wk", config.hidden_size, self.width)
         self.k_norm = nn.LayerNorm(self.width, eps=INDEXER_NORM_EPS)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
 
@@ -105,10 +106,9 @@ class Attention(nn.Module):
     compute the same function.
     """
 
-    def __init__(
-        self, config: ModelConfig, kind: str, absorbed: bool, operators: EagerOperators
-    ) -> None:
+    def __init__(self, config: ModelConfig, kind: str, absorbed: bool, linears: Linears) -> None:
         super().__init__()
+        operators = linears.operators
         self.kind = kind
         self.heads = config.num_attention_heads
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
@@ -116,22 +116,23 @@ class Attention(nn.Module):
         self.scale = (self.nope + self.rope) ** -0.5
         self.absorbed, self.operators = absorbed, operators
         hidden, bias = config.hidden_size, config.attention_bias
-        self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
+        self.q_a_proj = linears("q_a_proj", hidden, config.q_lora_rank, bias)
         self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS, operators)
-        self.q_b_proj = nn.Linear(
-            config.q_lora_rank, self.heads * (self.nope + self.rope), bias=False
-        )
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
+        width = self.heads * (self.nope + self.rope)
+        self.q_b_proj = linears("q_b_proj", config.q_lora_rank, width)
+        self.kv_a_proj_with_mqa = linears("kv_a_proj_with_mqa", hidden, self.rank + self.rope, bias)
         self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS, operators)
-        # kv_b_proj of the checkpoint, split per head into its key and its value rows.
+        # kv_b_proj of the checkpoint, split per head into its key and its value rows; dequantised
+        # when loaded, as heads are no multiples of the blocks that share a scale.
         self.k_up_proj = nn.Parameter(torch.empty(self.heads, self.nope, self.rank))
         self.v_up_proj = nn.Parameter(torch.empty(self.heads, self.value, self.rank))
-        self.o_proj = nn.Linear(self.heads * self.value, hidden, bias=bias)
-        self.indexer = Indexer(config, operators) if kind == "indexed" else None
+        self.o_proj = linears("o_proj", self.heads * self.value, hidden, bias)
+        self.indexer = Indexer(config, linears.within("indexer")) if kind == "indexed" else None
 
     def query_latent(self, x: Tensor) -> Tensor:
         """The shared low-rank query [T, q_lora_rank] of x [T, hidden]."""
-        return self.q_a_layernorm(self.q_a_proj(x))
+        latent: Tensor = self.q_a_layernorm(self.q_a_proj(x))
+        return latent
 
     def forward(
         self, x: Tensor, state: State, step: Step, shared_indices: Tensor | None

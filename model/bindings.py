@@ -5,6 +5,7 @@ A binding is data: the eager model, the bundle and the runtimes read the same on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -15,22 +16,34 @@ from numpy.typing import NDArray
 
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.errors import CheckpointError
+from glm_trt.model.errors import CheckpointError, ConfigError
+from glm_trt.model.quantization import StoredPart
+from glm_trt.model.stored_weights import dequantize
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
 }
 
 # Parameters that a layer wants in float32 whatever its own dtype, by their names' beginnings.
 _FLOAT32_PARAMETERS = ("mlp.gate.", "linear_attn.A_log", "linear_attn.dt_bias")
+_FLOAT32_SCALES = ("_scale_inv", "_scale_2")
 
 
 def parameter_dtype(name: str) -> str | None:
     """The dtype of a layer's parameter that has one of its own (float32), else None."""
-    return "float32" if name.startswith(_FLOAT32_PARAMETERS) else None
+    wide = name.startswith(_FLOAT32_PARAMETERS) or name.endswith(_FLOAT32_SCALES)
+    return "float32" if wide else None
+
+
+EXPERTS_PREFIX = "mlp.experts."
+# Numbers in one stacked input: above that, experts are read one by one.
+LARGE_STACK = 1 << 26
+# Of each stacked tensor: the modules of an expert whose rows it has, in this order.
+EXPERT_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,13 @@ class Binding:
     ----------
     name : the input's name, which is the parameter's name in the eager block.
     tensors : checkpoint names; `{expert}` stands for 0 … experts-1.
-    transform : "none"; "head_rows" (view [heads, rows, cols], keep rows start:stop of each head);
-        "stack_experts" (for each expert the tensors' rows after one another: [E, rows, cols]).
+    transform : "none"; "head_rows" (view [heads, rows, cols], keep rows start:stop of each head; of
+        several tensors, the codes and scales of a matrix that is stored narrow, which is
+        dequantised first); "stack_experts" (for each expert the tensors after one another).
     arguments : the transformation's integers, by name.
     shape : the input's shape.
-    dtype : "float32" where the block wants that whatever its own dtype, else None.
+    dtype : "float32" where the block wants that whatever its own dtype, "int8" where it wants the
+        stored bytes as they are, else None.
     """
 
     name: str
@@ -104,36 +119,54 @@ def _plain(checkpoint: Checkpoint, prefix: str, name: str) -> Binding:
     return Binding(name, (prefix + name,), shape, dtype=parameter_dtype(name))
 
 
+def _linear(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
+    """The weight of a linear layer; of one that is stored narrow its bytes and scales."""
+    if not checkpoint.config.quantization.narrows(prefix + module):
+        return [_plain(checkpoint, prefix, f"{module}.weight")]
+    bindings = []
+    for part in checkpoint.config.quantization.parts((1, 1)):
+        info = checkpoint.info(prefix + module + part.suffix)
+        name = module + part.suffix
+        bindings.append(Binding(name, (info.name,), info.shape or (1,), dtype=_narrow_dtype(part)))
+    return bindings
+
+
+def _narrow_dtype(part: StoredPart) -> str:
+    return "float32" if part.dtype == "float32" else "int8"
+
+
 def _dense_bindings(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
-    names = (f"{module}{part}_proj.weight" for part in ("gate", "up", "down"))
-    return [_plain(checkpoint, prefix, name) for name in names]
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return [x for part in parts for x in _linear(checkpoint, prefix, module + part)]
 
 
 def _linear_bindings(checkpoint: Checkpoint, prefix: str) -> list[Binding]:
-    weights = (f"{part}.weight" for part in ("in_proj_qkvz", "in_proj_ba", "conv1d", "norm"))
-    names = (*weights, "out_proj.weight", "A_log", "dt_bias")
-    return [_plain(checkpoint, prefix, f"linear_attn.{name}") for name in names]
+    names = ("in_proj_ba.weight", "conv1d.weight", "norm.weight", "A_log", "dt_bias")
+    bindings = [_plain(checkpoint, prefix, f"linear_attn.{name}") for name in names]
+    for module in ("in_proj_qkvz", "out_proj"):
+        bindings += _linear(checkpoint, prefix, f"linear_attn.{module}")
+    return bindings
 
 
 def _attention_bindings(
     config: ModelConfig, checkpoint: Checkpoint, layer: int, prefix: str
 ) -> list[Binding]:
     with_bias = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
-    parts = ["q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm"]
-    names = [f"{part}.weight" for part in [*parts, "o_proj"]]
+    modules = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"]
+    names = ["q_a_layernorm.weight", "kv_a_layernorm.weight"]
     if config.attention_bias:
         names += [f"{part}.bias" for part in with_bias]
     if config.attention_kinds[layer] == "indexed":
-        names += [
-            f"indexer.{part}"
-            for part in (
-                "wq_b.weight", "wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight"
-            )
-        ]  # fmt: skip
+        modules += ["indexer.wq_b", "indexer.wk"]
+        norm = ("indexer.k_norm.weight", "indexer.k_norm.bias")
+        names += [*norm, "indexer.weights_proj.weight"]
     bindings = [_plain(checkpoint, prefix, f"self_attn.{name}") for name in names]
+    for module in modules:
+        bindings += _linear(checkpoint, prefix, f"self_attn.{module}")
     heads, rank = config.num_attention_heads, config.kv_lora_rank
     nope, value = config.qk_nope_head_dim, config.v_head_dim
-    source = (f"{prefix}self_attn.kv_b_proj.weight",)
+    parts = _linear(checkpoint, prefix, "self_attn.kv_b_proj")
+    source = tuple(name for part in parts for name in part.tensors)
     for name, start, stop in (("k_up_proj", 0, nope), ("v_up_proj", nope, nope + value)):
         bindings.append(
             Binding(
@@ -150,24 +183,65 @@ def _attention_bindings(
 def _moe_bindings(
     config: ModelConfig, checkpoint: Checkpoint, layer: int, prefix: str
 ) -> list[Binding]:
-    experts, hidden = config.n_routed_experts, config.hidden_size
-    width = config.moe_intermediate_size
+    experts = config.n_routed_experts
     bindings = [
         _plain(checkpoint, prefix, name)
         for name in ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
     ]
-    stacked = {
-        "gate_up_proj": (("gate_proj", "up_proj"), (experts, 2 * width, hidden)),
-        "down_proj": (("down_proj",), (experts, hidden, width)),
-    }
-    for name, (parts, shape) in stacked.items():
+    narrow = experts_narrow(config, layer)
+    of_experts = f"{prefix}mlp.experts.{{expert}}."
+    for name, modules in EXPERT_MODULES.items():
         target = f"mlp.experts.{name}"
-        if checkpoint.experts_stacked(layer):
-            bindings.append(Binding(target, (prefix + target,), shape))
-        else:
-            sources = tuple(f"{prefix}mlp.experts.{{expert}}.{part}.weight" for part in parts)
-            bindings.append(Binding(target, sources, shape, "stack_experts", {"experts": experts}))
+        for suffix, shape, dtype in stacked_shapes(config, name, narrow):
+            if checkpoint.experts_stacked(layer):
+                bindings.append(Binding(target, (prefix + target,), shape))
+                continue
+            sources = tuple(f"{of_experts}{module}.weight{suffix}" for module in modules)
+            count = {"experts": experts}
+            bindings.append(Binding(target + suffix, sources, shape, "stack_experts", count, dtype))
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
+
+
+def experts_narrow(config: ModelConfig, layer: int) -> bool:
+    """Whether the layer's routed experts are stored narrow, all of them.
+
+    Raises
+    ------
+    ConfigError
+        If the config's lists exclude some of their modules and not the others.
+    """
+    prefix = f"model.layers.{layer}.mlp.experts"
+    modules = [name for names in EXPERT_MODULES.values() for name in names]
+    names = (f"{prefix}.{i}.{name}" for i in range(config.n_routed_experts) for name in modules)
+    narrow = {config.quantization.narrows(name) for name in names}
+    if len(narrow) > 1:
+        raise ConfigError(
+            f"quantization_config: {prefix}: expected all experts of a layer quantised or none; "
+            "the list excludes some of their modules"
+        )
+    return narrow.pop()
+
+
+def stacked_shapes(
+    config: ModelConfig, name: str, narrow: bool
+) -> list[tuple[str, tuple[int, ...], str | None]]:
+    """The stacked tensors of `name` in `EXPERT_MODULES`: what follows its name, shape and dtype (as
+    a binding's). Gate and up rows follow one another; scales of theirs that are no rows, [E, 2, ·].
+    """
+    experts, hidden = config.n_routed_experts, config.hidden_size
+    width, count = config.moe_intermediate_size, len(EXPERT_MODULES[name])
+    rows, columns = (hidden, width) if name == "down_proj" else (width, hidden)
+    if not narrow:
+        return [("", (experts, count * rows, columns), None)]
+    shapes: list[tuple[str, tuple[int, ...], str | None]] = []
+    for part in config.quantization.parts((rows, columns)):
+        if part.shape[:1] == (rows,):
+            shape: tuple[int, ...] = (count * rows, *part.shape[1:])
+        else:
+            shape = part.shape if count == 1 else (count, *part.shape)
+        suffix = part.suffix.removeprefix(".weight")
+        shapes.append((suffix, (experts, *shape), _narrow_dtype(part)))
+    return shapes
 
 
 class TensorSource(Protocol):
@@ -193,14 +267,18 @@ def bound_tensor(
         If the shape that the transformation gives is not the binding's.
     """
     target = binding.dtype or dtype
-    numpy_dtype = NUMPY_DTYPES[target] if target else checkpoint.tensor(_first(binding)).dtype
+    numpy_dtype = NUMPY_DTYPES[target or bound_dtype(binding, checkpoint)]
     if binding.transform == "stack_experts":
         result = _stack_experts(binding, checkpoint, numpy_dtype)
     else:
-        result = checkpoint.tensor(binding.tensors[0])
+        parts = [checkpoint.tensor(name) for name in binding.tensors]
+        result = parts[0] if len(parts) == 1 else dequantize(*parts)
         if binding.transform == "head_rows":
             result = _head_rows(result, **binding.arguments)
+        if binding.dtype == "int8":
+            result = result.view(np.int8)
         result = np.ascontiguousarray(result.astype(numpy_dtype, copy=False))
+        result = result.reshape(result.shape or (1,))
     if result.shape != binding.shape:
         raise CheckpointError(
             f"{binding.tensors[0]}: input {binding.name} expects shape {binding.shape}, "
@@ -209,25 +287,59 @@ def bound_tensor(
     return result
 
 
-def _first(binding: Binding) -> str:
-    return binding.tensors[0].format(expert=0)
+def bound_dtype(binding: Binding, source: TensorSource) -> str:
+    """The dtype that `bound_tensor` gives when it is asked for none."""
+    if binding.dtype is not None:
+        return binding.dtype
+    if binding.transform == "head_rows" and len(binding.tensors) > 1:
+        return "float32"
+    stored = source.tensor(binding.tensors[0].format(expert=0)).dtype
+    return next(name for name, dtype in NUMPY_DTYPES.items() if dtype == stored)
 
 
 def _head_rows(tensor: NDArray[Any], heads: int, start: int, stop: int) -> NDArray[Any]:
     return tensor.reshape(heads, -1, tensor.shape[-1])[:, start:stop]
 
 
+def is_large_stack(binding: Binding) -> bool:
+    """Whether the input stacks more of the experts' weights than are to be held at once."""
+    stacked = binding.name.startswith(EXPERTS_PREFIX)
+    return stacked and math.prod(binding.shape) > LARGE_STACK
+
+
+def expert_parts(binding: Binding, source: TensorSource, expert: int) -> list[NDArray[Any]]:
+    """Of a stacked input, views of what one expert has in it: a tensor a module (gate and up), or
+    all of them in one where they are stored so.
+    """
+    if binding.transform == "stack_experts":
+        parts = [source.tensor(name.format(expert=expert)) for name in binding.tensors]
+    else:
+        parts = [source.tensor(binding.tensors[0])[expert]]
+    return [part.view(np.int8) for part in parts] if binding.dtype == "int8" else parts
+
+
+def bound_expert(binding: Binding, source: TensorSource, expert: int) -> NDArray[Any]:
+    """`bound_tensor(binding, source)[expert]`, without reading any other expert."""
+    parts = expert_parts(binding, source, expert)
+    shape = binding.shape[1:]
+    joined = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
+    return joined.reshape(shape)
+
+
 def _stack_experts(
     binding: Binding, checkpoint: TensorSource, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    # One destination filled row block by row block: never a second copy of the whole.
+    # One destination filled tensor by tensor: never a second copy of the whole.
     result = np.empty(binding.shape, dtype)
+    flat = result.reshape(binding.shape[0], -1)
     for expert in range(binding.arguments["experts"]):
-        row = 0
+        filled = 0
         for template in binding.tensors:
-            part = checkpoint.tensor(template.format(expert=expert))
-            result[expert, row : row + part.shape[0]] = part
-            row += part.shape[0]
+            part = checkpoint.tensor(template.format(expert=expert)).reshape(-1)
+            if binding.dtype == "int8":
+                part = part.view(np.int8)
+            flat[expert, filled : filled + part.size] = part
+            filled += part.size
     return result
 
 

@@ -8,10 +8,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from glm_trt.model.config import ModelConfig
+from glm_trt.model.config import CONFIG_FILE, ModelConfig
 from glm_trt.model.errors import CheckpointError
+from glm_trt.model.quantization import UNUSED_SCALES
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
-from glm_trt.model.tensors import FLOAT32_ALLOWED, checkpoint_tensors, mtp_layers
+from glm_trt.model.tensors import (
+    FLOAT32_ALLOWED,
+    checkpoint_tensors,
+    mtp_layers,
+    stored_tensors,
+)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -54,12 +60,17 @@ class Checkpoint:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: not a directory; expected a checkpoint directory")
         config = ModelConfig.from_directory(directory)
+        config.quantization.check_supported(str(directory / CONFIG_FILE))
         return cls(directory, config, _open_files(directory))
 
     @property
     def dtype(self) -> str:
-        """The checkpoint's dtype: the config's, or the embedding's where that says none."""
-        return self.config.dtype or self.info("model.embed_tokens.weight").dtype
+        """The checkpoint's dtype: the config's, or the embedding's where that says none. What is
+        stored narrow has another.
+        """
+        embedding = self._file_of.get("model.embed_tokens.weight")
+        found = embedding.tensors["model.embed_tokens.weight"].dtype if embedding else "bfloat16"
+        return self.config.dtype or found
 
     @property
     def has_mtp(self) -> bool:
@@ -91,25 +102,35 @@ class Checkpoint:
         stacked = {layer for layer in layers if self.experts_stacked(layer)}
         # A tied head may be stored all the same.
         head = not config.tie_word_embeddings or "lm_head.weight" in self._file_of
-        specs = checkpoint_tensors(config, stacked=stacked, with_mtp=self.has_mtp, with_head=head)
-        expected = {spec.name: spec.shape for spec in specs}
+        quantization = config.quantization
+        if stacked and quantization.precision != "bf16":
+            raise CheckpointError(
+                f"{self.directory}: layer {min(stacked)}: expected a tensor an expert, as weights "
+                f"are quantised ({quantization.precision}); found stacked experts"
+            )
+        whole = checkpoint_tensors(
+            config, dtype=self.dtype, stacked=stacked, with_mtp=self.has_mtp, with_head=head
+        )
+        expected = {spec.name: spec for spec in stored_tensors(whole, quantization)}
         missing = [name for name in expected if name not in self._file_of]
         if missing:
             raise CheckpointError(f"{self.directory}: missing {_some(missing)}")
-        extra = [name for name in self.names if name not in expected]
+        unused = UNUSED_SCALES if quantization.precision != "bf16" else ()
+        extra = [name for name in self.names if name not in expected and not name.endswith(unused)]
         if extra:
             file = self._file_of[extra[0]].path
             raise CheckpointError(f"{file}: not expected by config.json: {_some(extra)}")
-        for name, shape in expected.items():
+        for name, spec in expected.items():
             info = self.info(name)
-            if info.shape != shape:
+            # A scalar may be stored as one number in a row.
+            if info.shape != spec.shape and (spec.shape or info.shape != (1,)):
                 raise CheckpointError(
-                    f"{info.file}: {name}: expected shape {shape}, found {info.shape}"
+                    f"{info.file}: {name}: expected shape {spec.shape}, found {info.shape}"
                 )
-            widened = name.endswith(FLOAT32_ALLOWED) and info.dtype == "float32"
-            if info.dtype != self.dtype and not widened:
+            either = {self.dtype, "float32"} if name.endswith(FLOAT32_ALLOWED) else {spec.dtype}
+            if info.dtype not in either:
                 raise CheckpointError(
-                    f"{info.file}: {name}: expected dtype {self.dtype}, found {info.dtype}"
+                    f"{info.file}: {name}: expected dtype {spec.dtype}, found {info.dtype}"
                 )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import ConfigError
+from glm_trt.model.quantization import LINEARS, Quantization
 
+CONFIG_FILE, MODELOPT_FILE = "config.json", "hf_quant_config.json"
 MODEL_TYPES = ("glm_moe_dsa",)
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -37,7 +40,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "topk_method": ("noaux_tc",),
     "rope_interleave": (True,),
     "indexer_rope_interleave": (True,),
-    "quantization_config": (None,),
     "rope_scaling": (None,),
 }
 
@@ -88,12 +90,12 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
+    quantization: Quantization = field(default_factory=Quantization)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> ModelConfig:
         """Read `directory/config.json`."""
-        path = Path(directory) / "config.json"
-        return cls.from_dict(read_json(path), str(path))
+        return cls.from_dict(read_config(Path(directory)), str(Path(directory) / CONFIG_FILE))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str = "config.json") -> ModelConfig:
@@ -124,12 +126,45 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's `config.json`, not yet checked; with ModelOpt's file of its own in it, where
+    only that says how the weights are quantised.
+    """
+    data = read_json(directory / CONFIG_FILE)
+    path = directory / MODELOPT_FILE
+    if data.get("quantization_config") is None and path.is_file():
+        of = read_json(path).get("quantization")
+        if not isinstance(of, dict):
+            raise ConfigError(f"{path}: quantization: expected an object, found {of!r}")
+        data["quantization_config"] = {"quant_method": "modelopt"} | of
+    return data
+
+
 def block_kind(config: ModelConfig, layer: int) -> str:
     """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
 
-    The second word is that of `ModelConfig.attention_kinds`.
+    The second word is that of `ModelConfig.attention_kinds`; a third, such as `fp8`, is there where
+    weights are stored narrow, with a number from the second set of narrow modules on.
     """
-    return f"{config.mlp_layer_types[layer]}_{config.attention_kinds[layer]}"
+    return _block_kinds(config)[layer]
+
+
+@lru_cache
+def _block_kinds(config: ModelConfig) -> tuple[str, ...]:
+    quantization, names = config.quantization, []
+    found: dict[str, list[tuple[bool, ...]]] = {}
+    pairs = zip(config.mlp_layer_types, config.attention_kinds, strict=True)
+    for layer, (mlp, attention) in enumerate(pairs):
+        name = f"{mlp}_{attention}"
+        narrow = tuple(quantization.narrows(f"model.layers.{layer}.{of}") for of in LINEARS)
+        if any(narrow):
+            sets = found.setdefault(name, [])
+            if narrow not in sets:
+                sets.append(narrow)
+            number = sets.index(narrow) + 1
+            name += f"_{quantization.precision}" + (f"_{number}" if number > 1 else "")
+        names.append(name)
+    return tuple(names)
 
 
 class _Reader:
@@ -178,6 +213,7 @@ class _Reader:
             num_nextn_predict_layers=self.integer("num_nextn_predict_layers", 0, 0),
             eos_token_ids=self.eos(sizes["vocab_size"]),
             dtype=self.dtype(),
+            quantization=Quantization.from_config(data.get("quantization_config"), self.source),
         )
         self.check(config)
         return config

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glm_trt.model.attention import Attention, RMSNorm, Step
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.linear import Linears
 from glm_trt.model.linear_attention import GatedDeltaNet
 from glm_trt.model.mlp import DenseMLP, MoE
 from glm_trt.model.operators import EagerOperators, at_least_float32, positions_of
@@ -68,16 +69,17 @@ class DecoderLayer(nn.Module):
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         kind = config.attention_kinds[layer]
+        linears = Linears(config.quantization, f"model.layers.{layer}.", operators)
         self.is_linear = kind == "linear"
         if self.is_linear:
-            self.linear_attn = GatedDeltaNet(config, operators)
+            self.linear_attn = GatedDeltaNet(config, linears.within("linear_attn"))
         else:
-            self.self_attn = Attention(config, kind, absorbed, operators)
+            self.self_attn = Attention(config, kind, absorbed, linears.within("self_attn"))
         self.mlp: DenseMLP | MoE
         if config.mlp_layer_types[layer] == "sparse":
-            self.mlp = MoE(config, operators)
+            self.mlp = MoE(config, layer, linears.within("mlp"))
         else:
-            self.mlp = DenseMLP(hidden, config.intermediate_size)
+            self.mlp = DenseMLP(hidden, config.intermediate_size, linears.within("mlp"))
         self.input_layernorm = RMSNorm(hidden, eps, operators)
         self.post_attention_layernorm = RMSNorm(hidden, eps, operators)
 

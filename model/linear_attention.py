@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from glm_trt.model.attention import RMSNorm
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.operators import EagerOperators, at_least_float32
+from glm_trt.model.linear import Linears
+from glm_trt.model.operators import at_least_float32
 from glm_trt.model.states import State, linear_channels
 
 L2_NORM_EPS = 1e-6
@@ -29,23 +30,23 @@ class Conv1d(nn.Module):
 class GatedDeltaNet(nn.Module):
     """S ← e^g S + β k (v − e^g Sᵀ k)ᵀ, o = Sᵀ q, for each value head."""
 
-    def __init__(self, config: ModelConfig, operators: EagerOperators) -> None:
+    def __init__(self, config: ModelConfig, linears: Linears) -> None:
         super().__init__()
         self.key_heads = config.linear_num_key_heads
         self.value_heads = config.linear_num_value_heads
         self.key_dim, self.value_dim = config.linear_key_head_dim, config.linear_value_head_dim
         self.group = self.value_heads // self.key_heads  # value heads of a key head
-        self.operators = operators
+        self.operators = linears.operators
         hidden = config.hidden_size
         keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
         self.widths = [keys, keys, values]
-        self.in_proj_qkvz = nn.Linear(hidden, 2 * keys + 2 * values, bias=False)
+        self.in_proj_qkvz = linears("in_proj_qkvz", hidden, 2 * keys + 2 * values)
         self.in_proj_ba = nn.Linear(hidden, 2 * self.value_heads, bias=False)
         self.conv1d = Conv1d(linear_channels(config), config.linear_conv_kernel_dim)
         self.A_log = nn.Parameter(torch.empty(self.value_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.value_heads))
-        self.norm = RMSNorm(self.value_dim, config.rms_norm_eps, operators)
-        self.out_proj = nn.Linear(values, hidden, bias=False)
+        self.norm = RMSNorm(self.value_dim, config.rms_norm_eps, linears.operators)
+        self.out_proj = linears("out_proj", values, hidden)
 
     def forward(
         self, x: Tensor, state: State, lengths: Tensor, length: int

@@ -10,22 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glm_trt.model.bindings import EXPERT_MODULES, experts_narrow, stacked_shapes
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.linear import Linears, empty_parameter
 from glm_trt.model.operators import EagerOperators, at_least_float32
 
 
 class DenseMLP(nn.Module):
     """down(silu(gate x) · up x)."""
 
-    def __init__(self, hidden: int, width: int) -> None:
+    def __init__(self, hidden: int, width: int, linears: Linears) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, width, bias=False)
-        self.up_proj = nn.Linear(hidden, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden, bias=False)
+        self.gate_proj = linears("gate_proj", hidden, width)
+        self.up_proj = linears("up_proj", hidden, width)
+        self.down_proj = linears("down_proj", width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] → [T, hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
 
 
 class Router(nn.Module):
@@ -57,31 +60,40 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The stacked weights of the routed experts; gate rows before up rows."""
+    """The stacked weights of the routed experts; gate rows before up rows. Of what is stored narrow
+    the bytes, and the scales under the same names with their suffixes behind.
+    """
 
-    def __init__(self, config: ModelConfig, operators: EagerOperators) -> None:
+    def __init__(self, config: ModelConfig, layer: int, operators: EagerOperators) -> None:
         super().__init__()
-        experts, hidden = config.n_routed_experts, config.hidden_size
-        width = config.moe_intermediate_size
-        self.operators = operators
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.operators, self.names = operators, list[str]()
+        narrow = experts_narrow(config, layer)
+        self.precision = config.quantization.precision if narrow else "bf16"
+        for name in EXPERT_MODULES:
+            for suffix, shape, dtype in stacked_shapes(config, name, narrow):
+                kind = torch.int8 if dtype == "int8" else None
+                self.register_parameter(name + suffix, empty_parameter(shape, kind))
+                self.names.append(name + suffix)
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [T, hidden], indices int32 [T, k], weights [T, k] → [T, hidden]."""
-        return self.operators.moe_experts(x, indices, weights, self.gate_up_proj, self.down_proj)
+        stacked = [getattr(self, name) for name in self.names]
+        if self.precision == "fp8":
+            return self.operators.fp8_moe_experts(x, indices, weights, *stacked)
+        if self.precision == "nvfp4":
+            return self.operators.nvfp4_moe_experts(x, indices, weights, *stacked)
+        return self.operators.moe_experts(x, indices, weights, *stacked)
 
 
 class MoE(nn.Module):
     """Routed experts plus the shared experts, which are one dense MLP of their summed width."""
 
-    def __init__(self, config: ModelConfig, operators: EagerOperators) -> None:
+    def __init__(self, config: ModelConfig, layer: int, linears: Linears) -> None:
         super().__init__()
-        self.gate = Router(config, operators)
-        self.experts = Experts(config, operators)
-        self.shared_experts = DenseMLP(
-            config.hidden_size, config.n_shared_experts * config.moe_intermediate_size
-        )
+        self.gate = Router(config, linears.operators)
+        self.experts = Experts(config, layer, linears.operators)
+        width = config.n_shared_experts * config.moe_intermediate_size
+        self.shared_experts = DenseMLP(config.hidden_size, width, linears.within("shared_experts"))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] → output [T, hidden] and the chosen experts int32 [T, k]."""

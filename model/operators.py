@@ -8,11 +8,14 @@ k experts a token, K selected positions, H heads, D head width, R latent rank, I
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glm_trt.model import linear_rules
+from glm_trt.model.dequantize import BLOCK, dequantize_fp8, dequantize_nvfp4
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -95,13 +98,73 @@ class EagerOperators:
         x [T, hidden], indices int32 [T, k], weights [T, k], gate_up [E, 2I, hidden] (gate rows
         first), down [E, hidden, I] → [T, hidden].
         """
-        total = torch.zeros_like(x)
-        for expert in indices.unique().tolist():
-            token, slot = torch.where(indices == expert)
-            gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
-            part = F.linear(F.silu(gate) * up, down[expert]) * weights[token, slot].unsqueeze(-1)
-            total.index_add_(0, token, part.to(total.dtype))
-        return total
+        return _sum_experts(x, indices, weights, lambda i: (gate_up[i], down[i]))
+
+    def fp8_linear(
+        self, x: Tensor, weight: Tensor, scale: Tensor, *, quantize_activations: int
+    ) -> Tensor:
+        """W x with W = e4m3(weight) · scale: x [T, in], weight int8 [out, in], scale float32
+        [⌈out/128⌉, ⌈in/128⌉] → [T, out].
+
+        quantize_activations 1: x is rounded to e4m3 first, with a scale for each token and 128
+        inputs, s = max(max |x|, 1e-10) / 448 (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+        """
+        given = _rounded_to_e4m3(x) if quantize_activations else x
+        return F.linear(given, _from_fp8(weight, scale, x.dtype))
+
+    def nvfp4_linear(
+        self, x: Tensor, weight: Tensor, scale: Tensor, global_scale: Tensor
+    ) -> Tensor:
+        """W x with W = e2m1(weight) · e4m3(scale) · global_scale: x [T, in], weight int8
+        [out, in/2], scale int8 [out, in/16], global_scale float32 [1] → [T, out].
+        """
+        return F.linear(x, _from_nvfp4(weight, scale, global_scale, x.dtype))
+
+    def fp8_moe_experts(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        gate_up_scale: Tensor,
+        down: Tensor,
+        down_scale: Tensor,
+    ) -> Tensor:
+        """`moe_experts` with FP8 weights: bytes int8 [E, 2I, hidden] and [E, hidden, I], scales
+        [E, 2, ⌈I/128⌉, ⌈hidden/128⌉] and [E, ⌈hidden/128⌉, ⌈I/128⌉].
+        """
+
+        def of(expert: int) -> tuple[Tensor, Tensor]:
+            halves = zip(gate_up[expert].chunk(2), gate_up_scale[expert], strict=True)
+            both = torch.cat([_from_fp8(codes, scale, x.dtype) for codes, scale in halves])
+            return both, _from_fp8(down[expert], down_scale[expert], x.dtype)
+
+        return _sum_experts(x, indices, weights, of)
+
+    def nvfp4_moe_experts(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        gate_up_scale: Tensor,
+        gate_up_global: Tensor,
+        down: Tensor,
+        down_scale: Tensor,
+        down_global: Tensor,
+    ) -> Tensor:
+        """`moe_experts` with NVFP4 weights: bytes int8 [E, 2I, hidden/2] and [E, hidden, I/2],
+        their scales int8 [E, 2I, hidden/16] and [E, hidden, I/16], global ones [E, 2] and [E].
+        """
+
+        def of(expert: int) -> tuple[Tensor, Tensor]:
+            codes, scales = gate_up[expert].chunk(2), gate_up_scale[expert].chunk(2)
+            halves = zip(codes, scales, gate_up_global[expert], strict=True)
+            both = torch.cat([_from_nvfp4(*half, x.dtype) for half in halves])
+            of_down = (down[expert], down_scale[expert], down_global[expert])
+            return both, _from_nvfp4(*of_down, x.dtype)
+
+        return _sum_experts(x, indices, weights, of)
 
     def indexer_scores(self, query: Tensor, keys: Tensor, weights: Tensor, scale: float) -> Tensor:
         """Σ_h w_h · relu(q_h·k · scale): query [B, S, H, D], keys [B, 1, C, D] → [B, S, C]."""
@@ -212,6 +275,41 @@ class EagerOperators:
             query, key, value, past_state, decay, beta, q_num_heads=q_num_heads,
             kv_num_heads=kv_num_heads, update_rule=update_rule, scale=scale,
         )  # fmt: skip
+
+
+def _sum_experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    of: Callable[[int], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """`of` gives an expert's gate and up [2I, hidden] and down [hidden, I] in x's dtype."""
+    total = torch.zeros_like(x)
+    for expert in indices.unique().tolist():
+        token, slot = torch.where(indices == expert)
+        gate_up, down = of(expert)
+        gate, up = F.linear(x[token], gate_up).chunk(2, dim=-1)
+        part = F.linear(F.silu(gate) * up, down) * weights[token, slot].unsqueeze(-1)
+        total.index_add_(0, token, part.to(total.dtype))
+    return total
+
+
+def _from_fp8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return dequantize_fp8(codes, scale.to(torch.promote_types(dtype, torch.float32))).to(dtype)
+
+
+def _from_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = global_scale.to(torch.promote_types(dtype, torch.float32))
+    return dequantize_nvfp4(codes, scale, wide).to(dtype)
+
+
+def _rounded_to_e4m3(x: Tensor) -> Tensor:
+    """x [T, in] as its e4m3 codes say, in x's dtype."""
+    width = x.shape[1]
+    groups = F.pad(at_least_float32(x), (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10) / 448
+    rounded = (groups / scale).to(torch.float8_e4m3fn).to(groups.dtype) * scale
+    return rounded.flatten(1)[:, :width].to(x.dtype)
 
 
 def selection_mask(indices: Tensor, capacity: int) -> Tensor:

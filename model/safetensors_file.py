@@ -24,6 +24,9 @@ _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F32": ("float32", np.dtype(np.float32)),
     "F16": ("float16", np.dtype(np.float16)),
     "BF16": ("bfloat16", np.dtype(ml_dtypes.bfloat16)),
+    "F8_E4M3": ("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn)),
+    "U8": ("uint8", np.dtype(np.uint8)),
+    "I8": ("int8", np.dtype(np.int8)),
 }
 
 

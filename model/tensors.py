@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.quantization import Quantization
 from glm_trt.model.states import linear_channels
 
 # What a tensor belongs to. "mtp" is what the prediction layers have besides a decoder layer's.
@@ -35,7 +36,7 @@ class TensorSpec(NamedTuple):
     ----------
     name : as in the safetensors files.
     shape : rows are outputs.
-    dtype : "float32", or that of the checkpoint.
+    dtype : "float32", or that of the checkpoint; of what is stored narrow "float8_e4m3fn", "uint8".
     component : one of `COMPONENTS`.
     layer : number of its decoder or prediction layer; None outside the layers.
     """
@@ -92,6 +93,17 @@ def checkpoint_tensors(
     yield from specs("", None, [("norms", "model.norm.weight", (hidden,))])
     if with_head:
         yield from specs("", None, [("head", "lm_head.weight", (vocabulary, hidden))])
+
+
+def stored_tensors(specs: Iterable[TensorSpec], quantization: Quantization) -> Iterator[TensorSpec]:
+    """`specs` as they are stored: codes and scales in place of each matrix that is narrow."""
+    for spec in specs:
+        module = spec.name.removesuffix(".weight")
+        if not quantization.narrows(module):
+            yield spec
+            continue
+        for part in quantization.parts(spec.shape):
+            yield spec._replace(name=module + part.suffix, shape=part.shape, dtype=part.dtype)
 
 
 def mtp_layers(config: ModelConfig) -> range:

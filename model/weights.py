@@ -31,16 +31,27 @@ def as_torch(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def block_weights(
-    bindings: Iterable[b.Binding], source: b.TensorSource, dtype: str
-) -> dict[str, Tensor]:
-    """The weights of one block in `dtype`; inputs bound as float32 stay at least that wide."""
-    weights = {}
-    for binding in bindings:
-        wanted = "float64" if dtype == "float64" else binding.dtype or dtype
-        tensor = as_torch(b.bound_tensor(binding, source))
-        weights[binding.name] = tensor.to(TORCH_DTYPES[wanted])
-    return weights
+class ExpertStack:
+    """A stacked weight of experts, of which each is read when it is asked for.
+
+    Stands in for a tensor [E, rows, columns] of which only whole experts are taken: a layer of the
+    full model has 19 GB of them, and a token reaches 0.6.
+    """
+
+    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
+        self.binding, self.source, self.dtype = binding, source, dtype
+
+    def __getitem__(self, expert: int) -> Tensor:
+        """The expert's own tensor, in the block's dtype (bytes and scales in theirs)."""
+        array = b.bound_expert(self.binding, self.source, expert)
+        return as_torch(array).to(_wanted(self.binding, self.dtype))
+
+
+def _wanted(binding: b.Binding, dtype: str) -> torch.dtype:
+    """Inputs bound as float32 stay at least that wide, and bytes bytes."""
+    if binding.dtype == "int8":
+        return torch.int8
+    return TORCH_DTYPES["float64" if dtype == "float64" else binding.dtype or dtype]
 
 
 def load_block(
@@ -53,7 +64,11 @@ def load_block(
     absorbed: bool = False,
     operators: EagerOperators | None = None,
 ) -> nn.Module:
-    """One eager block on the CPU: `layer` is a layer's number, "embedding" or "head"."""
+    """One eager block on the CPU: `layer` is a layer's number, "embedding" or "head".
+
+    Experts' weights above `bindings.LARGE_STACK` numbers stay in their files: each is read, and
+    converted, when a token reaches it.
+    """
     operators = operators or EagerOperators()
     block: nn.Module
     with torch.device("meta"):
@@ -63,7 +78,17 @@ def load_block(
             block = Head(config, operators)
         else:
             block = DecoderLayer(config, int(layer), absorbed, operators)
-    block.load_state_dict(block_weights(bindings, source, dtype), strict=True, assign=True)
+    weights = {}
+    for binding in bindings:
+        if b.is_large_stack(binding):
+            module, _, name = binding.name.rpartition(".")
+            experts = block.get_submodule(module)
+            delattr(experts, name)
+            setattr(experts, name, ExpertStack(binding, source, dtype))
+        else:
+            tensor = as_torch(b.bound_tensor(binding, source))
+            weights[binding.name] = tensor.to(_wanted(binding, dtype))
+    block.load_state_dict(weights, strict=True, assign=True)
     return block.eval().requires_grad_(False)
 
 

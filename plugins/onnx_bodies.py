@@ -12,7 +12,7 @@ import onnx
 from onnxscript import script, values
 from onnxscript.onnx_opset import opset23 as op
 
-from glm_trt.plugins.common.dequantize import E2M1, e4m3_of_every_byte
+from glm_trt.model.dequantize import E2M1, e4m3_of_every_byte
 
 GLM_TRT = values.Opset("glm_trt", 1)
 OPSET = 27  # none of the operators used here changed between 23 and 27 for our dtypes

@@ -86,6 +86,22 @@ class RegisteredOperators(EagerOperators):
         """query [B, S, H, D], keys [B, 1, C, D], weights [B, S, H] → positions [B, S, K]."""
         return torch.ops.glm_trt.indexer_topk(query, keys, weights, past_lengths, **attributes)
 
+    def fp8_linear(self, *tensors: Tensor, **attributes: Any) -> Tensor:
+        """x [T, in], weight int8 [out, in], scale [⌈out/128⌉, ⌈in/128⌉] → [T, out]."""
+        return torch.ops.glm_trt.fp8_linear(*tensors, **attributes)
+
+    def nvfp4_linear(self, *tensors: Tensor) -> Tensor:
+        """x [T, in], weight int8 [out, in/2], scale int8 [out, in/16], [1] → [T, out]."""
+        return torch.ops.glm_trt.nvfp4_linear(*tensors)
+
+    def fp8_moe_experts(self, *tensors: Tensor) -> Tensor:
+        """x [T, hidden], indices, weights [T, k], bytes and scales → [T, hidden]."""
+        return torch.ops.glm_trt.fp8_moe_experts(*tensors)
+
+    def nvfp4_moe_experts(self, *tensors: Tensor) -> Tensor:
+        """x [T, hidden], indices, weights [T, k], bytes and both scales → [T, hidden]."""
+        return torch.ops.glm_trt.nvfp4_moe_experts(*tensors)
+
     def sparse_mla(
         self, query: Tensor, cache: Tensor, indices: Tensor, **attributes: Any
     ) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from glm_trt.model.errors import GlmTrtError
 
-PRECISIONS = ("bf16", "fp8", "nvfp4")
 # What the tensor cores of a target multiply. Anything else is dequantised inside the kernel.
 _NATIVE = {
     "sm80": ("bf16",),

@@ -12,12 +12,12 @@ from typing import Any
 from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound
-from glm_trt.engines.planning.gpus import GPUS, PRECISIONS, Gpu, find_gpu
-from glm_trt.engines.planning.precision import Quantisation
+from glm_trt.engines.planning.gpus import GPUS, Gpu, find_gpu
 from glm_trt.engines.planning.source import Source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.quantization import PRECISIONS, Quantization
 
 FORMAT, FORMAT_VERSION = "glm-trt plan", 1
 CONTEXTS = (1_024, 98_000, 195_000)
@@ -57,7 +57,7 @@ class PlanOptions:
                 )
         return tuple(sorted(set(self.contexts)))
 
-    def chosen_precisions(self, quantisation: Quantisation) -> tuple[str, ...]:
+    def chosen_precisions(self, quantisation: Quantization) -> tuple[str, ...]:
         """In the order of `PRECISIONS`."""
         if self.precisions is None:
             stored = quantisation.precision
@@ -82,7 +82,7 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         raise GlmTrtError(f"--batch: expected at least 1, found {options.batch}")
     config = source.config
     contexts = options.chosen_contexts(config)
-    precisions = options.chosen_precisions(source.quantisation)
+    precisions = options.chosen_precisions(source.config.quantization)
     gpus = options.chosen_gpus()
     by_precision = {name: weights_in(source, name, options.with_mtp) for name in precisions}
     fit = [
@@ -96,7 +96,7 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         "format_version": FORMAT_VERSION,
         "source": {
             "name": source.name,
-            "precision": source.quantisation.precision,
+            "precision": source.config.quantization.precision,
             "files": source.files,
             "stored_bytes": source.stored_bytes,
         },
@@ -125,8 +125,8 @@ def weights_in(source: Source, precision: str, with_mtp: bool) -> Weights:
     """The weights of `source` in a precision: by its own lists where it is stored in that, else as
     releases in that precision do.
     """
-    own = source.quantisation
-    quantisation = own if own.precision == precision else Quantisation(precision)
+    own = source.config.quantization
+    quantisation = own if own.precision == precision else Quantization(precision)
     return Weights(source.config, quantisation, with_mtp)
 
 

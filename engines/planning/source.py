@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_trt.engines.planning.precision import Quantisation
-from glm_trt.model.config import ModelConfig, read_json
+from glm_trt.model.config import CONFIG_FILE, ModelConfig, read_config, read_json
 from glm_trt.model.errors import ConfigError
 from glm_trt.model.presets import PRESETS, preset_config
 
@@ -19,7 +18,6 @@ class Source:
 
     name: str
     config: ModelConfig
-    quantisation: Quantisation
     files: int = 0
     stored_bytes: int = 0
 
@@ -40,11 +38,10 @@ def find_source(argument: str | Path) -> Source:
                 f"{name}: expected a checkpoint directory, a config.json, or {presets}; found none"
             )
         config = ModelConfig.from_dict(preset_config(name, "full"), name)
-        return Source(name, config, Quantisation())
-    config_path = path / "config.json" if path.is_dir() else path
-    data = read_json(config_path)
-    quantisation = Quantisation.from_config(data.pop("quantization_config", None), str(config_path))
+        return Source(name, config)
+    config_path = path / CONFIG_FILE if path.is_dir() else path
+    data = read_config(path) if path.is_dir() else read_json(path)
     config = ModelConfig.from_dict(data, str(config_path))
     shards = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     sizes = [shard.stat().st_size for shard in shards if shard.is_file()]
-    return Source(name, config, quantisation, len(sizes), sum(sizes))
+    return Source(name, config, len(sizes), sum(sizes))

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from glm_trt.engines.planning.precision import Quantisation
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.quantization import Quantization
 from glm_trt.model.tensors import TensorSpec, checkpoint_tensors
 
 _SPLIT_COMPONENTS = ("embedding", "head", "dense_mlp", "routed_experts", "shared_experts")
@@ -42,7 +42,7 @@ class Weights:
     with_mtp : whether the prediction layers count in what is asked of it, but for `parameters`.
     """
 
-    def __init__(self, config: ModelConfig, quantisation: Quantisation, with_mtp: bool) -> None:
+    def __init__(self, config: ModelConfig, quantisation: Quantization, with_mtp: bool) -> None:
         self.config, self.quantisation, self.with_mtp = config, quantisation, with_mtp
         groups: Counter[Group] = Counter()
         for spec in checkpoint_tensors(config, dtype="bfloat16"):
@@ -113,10 +113,10 @@ class Weights:
         )
 
 
-def _group(config: ModelConfig, quantisation: Quantisation, spec: TensorSpec) -> Group:
+def _group(config: ModelConfig, quantisation: Quantization, spec: TensorSpec) -> Group:
     mtp = spec.layer is not None and spec.layer >= config.num_hidden_layers
     split = spec.component in _SPLIT_COMPONENTS or spec.name.endswith(_SPLIT_TENSORS)
-    quantised = quantisation.quantises(spec)
+    quantised = quantisation.may_narrow(spec.name.removesuffix(".weight"))
     return Group(spec.component, mtp, split, quantised, spec.dtype, spec.shape)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glm_trt.model.dequantize import BLOCK, dequantize_fp8, e4m3_values
 from glm_trt.plugins.common.contract import Contract, Port
-from glm_trt.plugins.common.dequantize import BLOCK, dequantize_fp8, e4m3_values
 
 CONTRACT = Contract(
     name="Fp8Linear",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glm_trt.model.dequantize import dequantize_nvfp4
 from glm_trt.plugins.common.contract import Contract, Port
-from glm_trt.plugins.common.dequantize import dequantize_nvfp4, sum_experts
+from glm_trt.plugins.common.sum_experts import sum_experts
 
 CONTRACT = Contract(
     name="Nvfp4MoeExperts",

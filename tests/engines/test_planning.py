@@ -15,13 +15,12 @@ from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound, step_state_bytes
 from glm_trt.engines.planning.gpus import GPUS, find_gpu
 from glm_trt.engines.planning.plan import PlanOptions, make_plan
-from glm_trt.engines.planning.precision import Quantisation
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.presets import preset_config
-from glm_trt.model.tensors import TensorSpec
+from glm_trt.model.quantization import Quantization
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 GLM_5_1 = preset_config("glm-5.1", "full")
@@ -43,7 +42,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fp8() -> Weights:
-    return Weights(CONFIG, Quantisation("fp8"), with_mtp=False)
+    return Weights(CONFIG, Quantization("fp8"), with_mtp=False)
 
 
 def test_parameters(plan: dict[str, Any]) -> None:
@@ -78,19 +77,18 @@ def test_bytes_by_precision(plan: dict[str, Any]) -> None:
     ],
 )
 def test_bytes_of_a_tensor(precision: str, shape: tuple[int, ...], size: int) -> None:
-    assert Quantisation(precision).stored_bytes(shape, "bfloat16", precision != "bf16") == size
+    assert Quantization(precision).stored_bytes(shape, "bfloat16", precision != "bf16") == size
 
 
 def test_what_stays_whole() -> None:
-    def quantised(name: str, component: str = "mla", **options: Any) -> bool:
-        spec = TensorSpec(name, (8, 8), "bfloat16", component, 3)
-        return Quantisation("fp8", **options).quantises(spec)
+    def quantised(name: str, **options: Any) -> bool:
+        return Quantization("fp8", **options).narrows(name.removesuffix(".weight"))
 
     assert quantised("model.layers.3.self_attn.o_proj.weight")
-    assert not quantised("model.layers.3.self_attn.indexer.weights_proj.weight", "indexer")
-    assert not quantised("model.layers.78.eh_proj.weight", "mtp")
-    assert not quantised("lm_head.weight", "head")
-    assert not quantised("model.layers.3.mlp.gate.weight", "router")
+    assert not quantised("model.layers.3.self_attn.indexer.weights_proj.weight")
+    assert not quantised("model.layers.78.eh_proj.weight")
+    assert not quantised("lm_head.weight")
+    assert not quantised("model.layers.3.mlp.gate.weight")
     for entry in ("model.layers.3.self_attn", "*.o_proj", "re:.*self_attn.*", "model.layers.3"):
         assert not quantised("model.layers.3.self_attn.o_proj.weight", excluded=(entry,))
     assert quantised("model.layers.30.self_attn.o_proj.weight", excluded=("model.layers.3",))

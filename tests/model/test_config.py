@@ -102,7 +102,7 @@ def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
         ("mlp_bias", True),
         ("scoring_func", "softmax"),
         ("rope_interleave", False),
-        ("quantization_config", {"quant_method": "fp8"}),
+        ("quantization_config", {"quant_method": "awq"}),
         ("eos_token_id", 2048),
         ("dtype", "float64"),
     ],

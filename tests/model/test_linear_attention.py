@@ -12,8 +12,10 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from glm_trt.model import linear_rules
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.linear import Linears
 from glm_trt.model.linear_attention import GatedDeltaNet, last_columns
 from glm_trt.model.operators import EagerOperators
+from glm_trt.model.quantization import Quantization
 from glm_trt.model.states import State, layer_states
 
 TOLERANCE = 1e-5
@@ -79,7 +81,7 @@ class Ours:
         c = oracle.config
         data = {name: getattr(c, name) for name in fields(SIZES["grouped"])}
         self.config = make_config(**data)
-        self.block = GatedDeltaNet(self.config, EagerOperators())
+        self.block = GatedDeltaNet(self.config, Linears(Quantization(), "", EagerOperators()))
         self.block.load_state_dict(oracle.module.state_dict(), strict=True)
         self.block.to(dtype)
         self.dtype = dtype

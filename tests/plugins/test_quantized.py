@@ -26,7 +26,8 @@ import triton.language as tl
 from test_onnx_bodies import run as run_body
 from torch import Tensor
 
-from glm_trt.plugins.common import dequantize
+from glm_trt.model import dequantize
+from glm_trt.plugins.common.sum_experts import sum_experts
 from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
 from glm_trt.plugins.common.expressions import evaluate
@@ -306,7 +307,7 @@ def test_the_reference_dequantises_one_hit_expert_at_a_time() -> None:
         return torch.ones(3, 4), torch.ones(3, 4), torch.ones(4, 3)
 
     indices = torch.tensor([[7, 2], [2, 9]], dtype=torch.int32)
-    y = dequantize.sum_experts(torch.ones(2, 4), indices, torch.ones(2, 2), experts)
+    y = sum_experts(torch.ones(2, 4), indices, torch.ones(2, 2), experts)
     assert asked == [2, 7, 9]
     assert torch.allclose(y, torch.full((2, 4), 2 * 3 * 16 * torch.tensor(4.0).sigmoid().item()))
 

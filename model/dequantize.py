@@ -1,0 +1,37 @@
+"""What FP8 and NVFP4 bytes mean, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # rows and columns of an FP8 scale
+GROUP = 16  # columns of an NVFP4 scale
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def e4m3_values(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bytes int8 → values of the same shape."""
+    return codes.contiguous().view(torch.float8_e4m3fn).to(dtype)
+
+
+def e4m3_of_every_byte() -> Tensor:
+    """The values of the bytes 0 … 255 [256]."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
+
+def dequantize_fp8(codes: Tensor, scale: Tensor) -> Tensor:
+    """codes int8 [out, in], scale [⌈out/128⌉, ⌈in/128⌉] → [out, in] in the scale's dtype."""
+    rows, columns = codes.shape
+    wide = scale.repeat_interleave(BLOCK, 1)[:, :columns]
+    return e4m3_values(codes, scale.dtype) * wide.repeat_interleave(BLOCK, 0)[:rows]
+
+
+def dequantize_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
+    """codes int8 [out, in/2], scale int8 [out, in/16], global_scale [] or [1] → [out, in] in the
+    global scale's dtype.
+    """
+    table = torch.tensor(E2M1, dtype=global_scale.dtype, device=codes.device)
+    pairs = torch.stack([codes & 15, (codes >> 4) & 15], dim=-1).flatten(-2)  # low bits first
+    scales = e4m3_values(scale, global_scale.dtype).repeat_interleave(GROUP, 1)
+    return table[pairs.int()] * scales * global_scale
