@@ -13,6 +13,7 @@ from typing import Any
 import glm_trt
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.presets import PRESETS, SCALES
+from glm_trt.model.quantization import PRECISIONS
 from glm_trt.progress import print_table
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -111,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         help="tiny (default): small, random weights; block: one layer of each kind at the real "
         "sizes; full: all layers. The last two hold zeros that take no space on the disk",
     )  # fmt: skip
+    sub.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the weights")
+    sub.add_argument("--layers", type=int, metavar="N", help="only so many, from the first")
+    sub.add_argument("--kind", metavar="KIND", help="only layers such as sparse_indexed")
+    sub.add_argument("--without-mtp", action="store_true", help="no prediction layers")
+    sub.add_argument(
+        "--random", action="store_true", default=None,
+        help="random weights at any scale, which take their full size",
+    )  # fmt: skip
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights")
 
@@ -122,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--context", nargs="+", type=int, metavar="N", help="tokens of a sequence")
     sub.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
     sub.add_argument(
-        "--precision", nargs="+", choices=("bf16", "fp8", "nvfp4"), metavar="bf16|fp8|nvfp4",
+        "--precision", nargs="+", choices=PRECISIONS, metavar="|".join(PRECISIONS),
         help="of the weights (default: all, or the checkpoint's where it is quantised)",
     )  # fmt: skip
     sub.add_argument("--mtp", action="store_true", help="hold and read the MTP layers too")
@@ -265,11 +274,15 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _make_checkpoint(options: argparse.Namespace) -> int:
-    from glm_trt.model.generate_checkpoint import make_checkpoint
+    from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 
     if options.seed < 0:
         raise GlmTrtError(f"--seed: expected 0 or more, found {options.seed}")
-    written = make_checkpoint(options.preset, options.scale, options.output, options.seed)
+    settings = CheckpointOptions(
+        options.preset, options.scale, options.precision, options.layers, options.kind,
+        not options.without_mtp, options.random, options.seed,
+    )  # fmt: skip
+    written = make_checkpoint(settings, options.output)
     if options.json:
         print(json.dumps(asdict(written) | {"directory": str(options.output)}))
         return 0

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.errors import CheckpointError, ConfigError
+from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import StoredPart
 from glm_trt.model.stored_weights import dequantize
+from glm_trt.model.tensors import experts_narrow
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
@@ -40,8 +41,8 @@ def parameter_dtype(name: str) -> str | None:
 
 
 EXPERTS_PREFIX = "mlp.experts."
-# Numbers in one stacked input: above that, experts are read one by one.
-LARGE_STACK = 1 << 26
+# Numbers in one tensor: above that, the eager model reads what it needs of it each time.
+LARGE = 1 << 26
 # Of each stacked tensor: the modules of an expert whose rows it has, in this order.
 EXPERT_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
@@ -202,26 +203,6 @@ def _moe_bindings(
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
 
 
-def experts_narrow(config: ModelConfig, layer: int) -> bool:
-    """Whether the layer's routed experts are stored narrow, all of them.
-
-    Raises
-    ------
-    ConfigError
-        If the config's lists exclude some of their modules and not the others.
-    """
-    prefix = f"model.layers.{layer}.mlp.experts"
-    modules = [name for names in EXPERT_MODULES.values() for name in names]
-    names = (f"{prefix}.{i}.{name}" for i in range(config.n_routed_experts) for name in modules)
-    narrow = {config.quantization.narrows(name) for name in names}
-    if len(narrow) > 1:
-        raise ConfigError(
-            f"quantization_config: {prefix}: expected all experts of a layer quantised or none; "
-            "the list excludes some of their modules"
-        )
-    return narrow.pop()
-
-
 def stacked_shapes(
     config: ModelConfig, name: str, narrow: bool
 ) -> list[tuple[str, tuple[int, ...], str | None]]:
@@ -249,6 +230,10 @@ class TensorSource(Protocol):
 
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of the tensor."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Let go of the memory of what was read of the tensor."""
         ...
 
 
@@ -304,7 +289,7 @@ def _head_rows(tensor: NDArray[Any], heads: int, start: int, stop: int) -> NDArr
 def is_large_stack(binding: Binding) -> bool:
     """Whether the input stacks more of the experts' weights than are to be held at once."""
     stacked = binding.name.startswith(EXPERTS_PREFIX)
-    return stacked and math.prod(binding.shape) > LARGE_STACK
+    return stacked and math.prod(binding.shape) > LARGE
 
 
 def expert_parts(binding: Binding, source: TensorSource, expert: int) -> list[NDArray[Any]]:
@@ -316,6 +301,12 @@ def expert_parts(binding: Binding, source: TensorSource, expert: int) -> list[ND
     else:
         parts = [source.tensor(binding.tensors[0])[expert]]
     return [part.view(np.int8) for part in parts] if binding.dtype == "int8" else parts
+
+
+def release_expert(binding: Binding, source: TensorSource, expert: int) -> None:
+    """Let go of the memory of what `expert_parts` was read from."""
+    for name in binding.tensors:
+        source.release(name.format(expert=expert))
 
 
 def bound_expert(binding: Binding, source: TensorSource, expert: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
 from glm_trt.model.tensors import (
     FLOAT32_ALLOWED,
     checkpoint_tensors,
+    experts_narrow,
     mtp_layers,
     stored_tensors,
 )
@@ -92,6 +93,10 @@ class Checkpoint:
         """A read-only view of the mapped file."""
         return self._file_of[name].tensor(name)
 
+    def release(self, name: str) -> None:
+        """As `SafetensorsFile.release`."""
+        self._file_of[name].release(name)
+
     def experts_stacked(self, layer: int) -> bool:
         """Whether the layer's experts are stored as one tensor rather than one each."""
         return f"model.layers.{layer}.mlp.experts.gate_up_proj" in self._file_of
@@ -108,13 +113,23 @@ class Checkpoint:
                 f"{self.directory}: layer {min(stacked)}: expected a tensor an expert, as weights "
                 f"are quantised ({quantization.precision}); found stacked experts"
             )
+        mlps = (*config.mlp_layer_types, *("sparse" for _ in mtp_layers(config)))
+        for layer, mlp in enumerate(mlps):
+            if mlp == "sparse":
+                experts_narrow(config, layer)  # alike, or an error
         whole = checkpoint_tensors(
             config, dtype=self.dtype, stacked=stacked, with_mtp=self.has_mtp, with_head=head
         )
         expected = {spec.name: spec for spec in stored_tensors(whole, quantization)}
         missing = [name for name in expected if name not in self._file_of]
         if missing:
-            raise CheckpointError(f"{self.directory}: missing {_some(missing)}")
+            hint = ""
+            if quantization.precision != "bf16" and "scale" in missing[0]:
+                hint = (
+                    f" ({quantization.precision}, as {CONFIG_FILE} says: modules that are stored "
+                    "whole belong into its list, modules_to_not_convert or ignore)"
+                )
+            raise CheckpointError(f"{self.directory}: missing {_some(missing)}{hint}")
         unused = UNUSED_SCALES if quantization.precision != "bf16" else ()
         extra = [name for name in self.names if name not in expected and not name.endswith(unused)]
         if extra:

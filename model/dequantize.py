@@ -22,9 +22,11 @@ def e4m3_of_every_byte() -> Tensor:
 
 def dequantize_fp8(codes: Tensor, scale: Tensor) -> Tensor:
     """codes int8 [out, in], scale [⌈out/128⌉, ⌈in/128⌉] → [out, in] in the scale's dtype."""
-    rows, columns = codes.shape
-    wide = scale.repeat_interleave(BLOCK, 1)[:, :columns]
-    return e4m3_values(codes, scale.dtype) * wide.repeat_interleave(BLOCK, 0)[:rows]
+    values = e4m3_values(codes, scale.dtype)
+    by_row = scale.repeat_interleave(BLOCK, 0)[: codes.shape[0]]  # [out, ⌈in/128⌉]
+    for block, columns in enumerate(values.split(BLOCK, dim=1)):  # views: no second copy
+        columns *= by_row[:, block : block + 1]
+    return values
 
 
 def dequantize_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:

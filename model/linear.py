@@ -39,7 +39,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, inputs] → [T, outputs]."""
-        tensors = [self.get_parameter(name) for name in self.names]
+        tensors = [getattr(self, name) for name in self.names]
         if self.precision == "fp8":
             y = self.operators.fp8_linear(x, *tensors, quantize_activations=0)
         else:

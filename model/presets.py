@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from glm_trt.model.config import ModelConfig
+from glm_trt.model.config import ModelConfig, block_kind
+from glm_trt.model.errors import ConfigError
 
 SCALES = ("tiny", "block", "full")
 
@@ -87,7 +88,24 @@ _TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def preset_config(name: str, scale: str) -> dict[str, Any]:
+# As the releases have it; the list of FP8's names `indexers_proj`, which no tensor is called.
+_QUANTIZATION: dict[str, dict[str, Any]] = {
+    "fp8": {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
+}  # fmt: skip
+
+
+def preset_config(
+    name: str,
+    scale: str,
+    precision: str = "bf16",
+    layers: int | None = None,
+    kind: str | None = None,
+    with_mtp: bool = True,
+) -> dict[str, Any]:
     """The `config.json` of a preset at a scale.
 
     Parameters
@@ -95,16 +113,63 @@ def preset_config(name: str, scale: str) -> dict[str, Any]:
     name : one of `PRESETS`.
     scale : "full"; "block", one layer of each of its kinds at the real sizes; "tiny", the same
         layers at small sizes.
+    precision : "bf16", or "fp8" or "nvfp4" for a config of such weights.
+    layers : only so many, from the first.
+    kind : only layers of that kind, such as "sparse_indexed".
+    with_mtp : with the prediction layers.
+
+    Raises
+    ------
+    ConfigError
+        If it has not so many layers, or none of the kind.
     """
+    data = _layers_of(_scaled(name, scale), name, layers, kind)
+    if not with_mtp:
+        data["num_nextn_predict_layers"] = 0
+    if precision != "bf16":
+        excluded = ["lm_head", "model.embed_tokens"]
+        last = data["num_hidden_layers"] + data["num_nextn_predict_layers"]
+        if precision == "fp8":
+            excluded += [f"model.layers.{i}.self_attn.indexers_proj" for i in range(last)]
+        else:
+            excluded += [f"model.layers.{i}.mlp.gate" for i in range(last)]
+        of = "modules_to_not_convert" if precision == "fp8" else "ignore"
+        data["quantization_config"] = _QUANTIZATION[precision] | {of: excluded}
+    return data
+
+
+def _layers_of(
+    data: dict[str, Any], name: str, layers: int | None, kind: str | None
+) -> dict[str, Any]:
+    if layers is None and kind is None:
+        return data
+    config = ModelConfig.from_dict(data, name)
+    chosen = [
+        i for i in range(config.num_hidden_layers) if kind is None or block_kind(config, i) == kind
+    ]
+    wanted = len(chosen) if layers is None else layers
+    if not 1 <= wanted <= len(chosen):
+        kinds = dict.fromkeys(block_kind(config, i) for i in range(config.num_hidden_layers))
+        of = f" of kind {kind} (it has {', '.join(kinds)})" if kind else ""
+        raise ConfigError(f"{name}: expected 1 … {len(chosen)} layers{of}, found {wanted}")
+    return _with_layers(data, config, chosen[:wanted])
+
+
+def _with_layers(data: dict[str, Any], config: ModelConfig, layers: list[int]) -> dict[str, Any]:
+    data = {key: value for key, value in data.items() if key != "first_k_dense_replace"}
+    data["num_hidden_layers"] = len(layers)
+    for field in ("layer_types", "mlp_layer_types", "indexer_types"):
+        data[field] = [getattr(config, field)[layer] for layer in layers]
+    return data
+
+
+def _scaled(name: str, scale: str) -> dict[str, Any]:
     full = PRESETS[name]
     if scale == "full":
         return dict(full)
     config = ModelConfig.from_dict(full, name)
     kinds = list(zip(config.mlp_layer_types, config.attention_kinds, strict=True))
     layers = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first of each kind
-    data = {key: value for key, value in full.items() if key != "first_k_dense_replace"}
-    data["num_hidden_layers"] = len(layers)
-    for field in ("layer_types", "mlp_layer_types", "indexer_types"):
-        data[field] = [getattr(config, field)[layer] for layer in layers]
+    data = _with_layers(full, config, layers)
     small = {key: value for key, value in _TINY.items() if key in full} if scale == "tiny" else {}
     return data | small

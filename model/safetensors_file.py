@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ class TensorInfo:
     file: Path
     offset: int
 
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * _DTYPES_BY_NAME[self.dtype].itemsize
+
 
 class SafetensorsFile:
     """The tensors of `path`. Raises `CheckpointError` naming file and tensor if malformed."""
@@ -61,16 +67,25 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: {error.strerror}") from error
         self.header_sha256 = hashlib.sha256(head + header).hexdigest()
         self.tensors = self._parse(header, 8 + length)
-        self._bytes: NDArray[np.uint8] = (
-            np.memmap(path, np.uint8, mode="r") if self.size_bytes else np.empty(0, np.uint8)
-        )
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of the mapped file; nothing is copied."""
         info = self.tensors[name]
-        dtype = _DTYPES_BY_NAME[info.dtype]
-        size = math.prod(info.shape) * dtype.itemsize
-        return self._bytes[info.offset : info.offset + size].view(dtype).reshape(info.shape)
+        data = self._bytes[info.offset : info.offset + info.bytes]
+        return data.view(_DTYPES_BY_NAME[info.dtype]).reshape(info.shape)
+
+    def release(self, name: str) -> None:
+        """Let go of the tensor's memory: the next to read it finds it in the system's cache, or
+        reads the file again.
+        """
+        info = self.tensors[name]
+        begin = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that are its own
+        end = (info.offset + info.bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def _parse(self, header: bytes, start: int) -> dict[str, TensorInfo]:
         try:
@@ -145,7 +160,14 @@ class TensorFiles:
 
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of the mapped file."""
+        return self._file(name).tensor(name)
+
+    def release(self, name: str) -> None:
+        """As `SafetensorsFile.release`."""
+        self._file(name).release(name)
+
+    def _file(self, name: str) -> SafetensorsFile:
         if name not in self._file_of:
             names = ", ".join(str(file.path) for file in self.files)
             raise CheckpointError(f"{name}: in none of {names}")
-        return self._file_of[name].tensor(name)
+        return self._file_of[name]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import ConfigError
 from glm_trt.model.quantization import Quantization
 from glm_trt.model.states import linear_channels
 
@@ -104,6 +105,26 @@ def stored_tensors(specs: Iterable[TensorSpec], quantization: Quantization) -> I
             continue
         for part in quantization.parts(spec.shape):
             yield spec._replace(name=module + part.suffix, shape=part.shape, dtype=part.dtype)
+
+
+def experts_narrow(config: ModelConfig, layer: int) -> bool:
+    """Whether the layer's routed experts are stored narrow, all of them.
+
+    Raises
+    ------
+    ConfigError
+        If the config's lists exclude some of their modules and not the others.
+    """
+    prefix = f"model.layers.{layer}.mlp.experts"
+    parts = ("gate_proj", "up_proj", "down_proj")
+    names = (f"{prefix}.{i}.{part}" for i in range(config.n_routed_experts) for part in parts)
+    narrow = {config.quantization.narrows(name) for name in names}
+    if len(narrow) > 1:
+        raise ConfigError(
+            f"quantization_config: {prefix}: expected all experts of a layer quantised or none; "
+            "the list excludes some of their modules"
+        )
+    return narrow.pop()
 
 
 def mtp_layers(config: ModelConfig) -> range:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_trt.model import bindings as b
@@ -44,7 +47,42 @@ class ExpertStack:
     def __getitem__(self, expert: int) -> Tensor:
         """The expert's own tensor, in the block's dtype (bytes and scales in theirs)."""
         array = b.bound_expert(self.binding, self.source, expert)
-        return as_torch(array).to(_wanted(self.binding, self.dtype))
+        tensor = as_torch(array).to(_wanted(self.binding, self.dtype))
+        b.release_expert(self.binding, self.source, expert)
+        return tensor
+
+
+class LargeEmbedding(nn.Module):
+    """An embedding whose rows are read from its file."""
+
+    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
+        super().__init__()
+        self.binding, self.source, self.dtype = binding, source, _wanted(binding, dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, S] → [B, S, hidden]."""
+        rows = self.source.tensor(self.binding.tensors[0])[ids.numpy()]
+        return as_torch(rows).to(self.dtype)
+
+
+class LargeLinear(nn.Module):
+    """A linear layer whose weight is read from its file, some rows at a time."""
+
+    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
+        super().__init__()
+        self.binding, self.source, self.dtype = binding, source, _wanted(binding, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out]."""
+        weight = self.source.tensor(self.binding.tensors[0])
+        step = b.LARGE // weight.shape[1]
+        parts = (as_torch(weight[i : i + step]) for i in range(0, len(weight), step))
+        y = torch.cat([F.linear(x, part.to(self.dtype)) for part in parts], dim=-1)
+        self.source.release(self.binding.tensors[0])
+        return y
+
+
+_LARGE: dict[str, Any] = {"embed_tokens": LargeEmbedding, "lm_head": LargeLinear}
 
 
 def _wanted(binding: b.Binding, dtype: str) -> torch.dtype:
@@ -66,8 +104,8 @@ def load_block(
 ) -> nn.Module:
     """One eager block on the CPU: `layer` is a layer's number, "embedding" or "head".
 
-    Experts' weights above `bindings.LARGE_STACK` numbers stay in their files: each is read, and
-    converted, when a token reaches it.
+    Experts' weights above `bindings.LARGE` numbers stay in their files: each is read, and
+    converted, when a token reaches it. So do embeddings and heads.
     """
     operators = operators or EagerOperators()
     block: nn.Module
@@ -80,11 +118,13 @@ def load_block(
             block = DecoderLayer(config, int(layer), absorbed, operators)
     weights = {}
     for binding in bindings:
+        module, _, name = binding.name.rpartition(".")
         if b.is_large_stack(binding):
-            module, _, name = binding.name.rpartition(".")
             experts = block.get_submodule(module)
             delattr(experts, name)
             setattr(experts, name, ExpertStack(binding, source, dtype))
+        elif module in _LARGE and math.prod(binding.shape) > b.LARGE:
+            setattr(block, module, _LARGE[module](binding, source, dtype))
         else:
             tensor = as_torch(b.bound_tensor(binding, source))
             weights[binding.name] = tensor.to(_wanted(binding, dtype))

@@ -169,7 +169,7 @@ def Fp8Linear(x, weight, scale, quantize_activations: int):
     rows = op.Div(op.Range(zero, op.Squeeze(op.Shape(weight, start=0, end=1)), one), block)
     columns = op.Div(op.Range(zero, op.Squeeze(count), one), block)
     scales = op.Gather(op.Gather(scale, rows, axis=0), columns, axis=1)
-    codes = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(weight, to=7), axis=0)
+    codes = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(weight, to=6), axis=0)
     given = op.Cast(x, to=1)
     # Groups of 128, the last filled up with zeros.
     groups = op.Shape(scale, start=1, end=2)
@@ -184,20 +184,19 @@ def Fp8Linear(x, weight, scale, quantize_activations: int):
     flat = op.Reshape(op.Mul(rounded, steps), op.Shape(padded), allowzero=1)
     quantized = op.Slice(flat, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[1]))
     chosen = op.Where(op.Equal(op.Constant(value_int=quantize_activations), one), quantized, given)
-    y = op.MatMul(chosen, op.Transpose(op.Mul(codes, scales), perm=[1, 0]))
-    return op.CastLike(y, x)
+    return op.CastLike(op.Gemm(chosen, op.Mul(codes, scales), transB=1), x)
 
 
 @script(GLM_TRT, default_opset=op)
 def Nvfp4Linear(x, weight, scale, global_scale):
-    pairs = op.Gather(op.Constant(value=E2M1_OF_BYTE), op.Cast(weight, to=7), axis=0)
-    values_of = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(scale, to=7), axis=0)
+    pairs = op.Gather(op.Constant(value=E2M1_OF_BYTE), op.Cast(weight, to=6), axis=0)
+    values_of = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(scale, to=6), axis=0)
     # [out, in/2, 2] and [out, in/16] as [out, in/16, 16] and [out, in/16, 1].
     grouped = op.Reshape(pairs, op.Concat(op.Shape(scale), op.Constant(value_ints=[16]), axis=0))
     scaled = op.Mul(grouped, op.Unsqueeze(values_of, op.Constant(value_ints=[-1])))
     shape = op.Concat(op.Shape(weight, start=0, end=1), op.Shape(x, start=1, end=2), axis=0)
     dense = op.Mul(op.Reshape(scaled, shape), global_scale)
-    return op.CastLike(op.MatMul(op.Cast(x, to=1), op.Transpose(dense, perm=[1, 0])), x)
+    return op.CastLike(op.Gemm(op.Cast(x, to=1), dense, transB=1), x)
 
 
 @script(GLM_TRT, default_opset=op)
@@ -209,10 +208,10 @@ def Fp8MoeExperts(x, indices, weights, gate_up, gate_up_scale, down, down_scale)
     inner = op.Div(op.Range(zero, op.Squeeze(width), one), block)
     outer = op.Div(op.Range(zero, op.Squeeze(hidden), one), block)
     both = op.Gather(op.Gather(gate_up_scale, inner, axis=2), outer, axis=3)
-    codes = op.Gather(table, op.Cast(gate_up, to=7), axis=0)
+    codes = op.Gather(table, op.Cast(gate_up, to=6), axis=0)
     dense_gate_up = op.CastLike(op.Mul(codes, op.Reshape(both, op.Shape(gate_up))), x)
     scales = op.Gather(op.Gather(down_scale, outer, axis=1), inner, axis=2)
-    dense = op.Mul(op.Gather(table, op.Cast(down, to=7), axis=0), scales)
+    dense = op.Mul(op.Gather(table, op.Cast(down, to=6), axis=0), scales)
     dense_down = op.CastLike(dense, x)
     return dense_gate_up, dense_down
 
@@ -223,8 +222,8 @@ def Nvfp4MoeExperts(
 ):
     e2m1, e4m3 = op.Constant(value=E2M1_OF_BYTE), op.Constant(value=E4M3_OF_BYTE)
     last, group = op.Constant(value_ints=[-1]), op.Constant(value_ints=[16])
-    pairs = op.Gather(e2m1, op.Cast(gate_up, to=7), axis=0)
-    values_of = op.Gather(e4m3, op.Cast(gate_up_scale, to=7), axis=0)
+    pairs = op.Gather(e2m1, op.Cast(gate_up, to=6), axis=0)
+    values_of = op.Gather(e4m3, op.Cast(gate_up_scale, to=6), axis=0)
     grouped = op.Reshape(pairs, op.Concat(op.Shape(gate_up_scale), group, axis=0))
     scaled = op.Mul(grouped, op.Unsqueeze(values_of, last))
     experts, hidden = op.Shape(down, start=0, end=1), op.Shape(down, start=1, end=2)
@@ -233,8 +232,8 @@ def Nvfp4MoeExperts(
     halves = op.Mul(halves, op.Unsqueeze(gate_up_global, last))
     shape = op.Concat(op.Shape(gate_up, start=0, end=2), hidden, axis=0)
     dense_gate_up = op.CastLike(op.Reshape(halves, shape), x)
-    pairs_down = op.Gather(e2m1, op.Cast(down, to=7), axis=0)
-    values_down = op.Gather(e4m3, op.Cast(down_scale, to=7), axis=0)
+    pairs_down = op.Gather(e2m1, op.Cast(down, to=6), axis=0)
+    values_down = op.Gather(e4m3, op.Cast(down_scale, to=6), axis=0)
     grouped_down = op.Reshape(pairs_down, op.Concat(op.Shape(down_scale), group, axis=0))
     scaled_down = op.Mul(grouped_down, op.Unsqueeze(values_down, last))
     flat = op.Reshape(scaled_down, op.Concat(op.Shape(down, start=0, end=2), last, axis=0))

@@ -1,4 +1,4 @@
-"""Quantising a checkpoint as the published FP8 and NVFP4 ones are: for tests, and to try things with.
+"""Quantising a checkpoint as the published FP8 and NVFP4 ones are: for tests, and to try with.
 
     python tests/quantize_checkpoint.py CHECKPOINT OUTPUT --precision fp8|nvfp4 [--dequantized]
 
@@ -117,7 +117,7 @@ def quantize_checkpoint(
         config["quantization_config"] = of
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for path in source.glob("*.json"):
-        if "config.json" != path.name and "index" not in path.name:
+        if path.name != "config.json" and "index" not in path.name:
             shutil.copy(path, output)
     return output
 

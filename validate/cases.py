@@ -71,7 +71,7 @@ def make_cases(bundle: Bundle, backend: Generator, new_tokens: int = 16) -> list
             cases.append(Case(f"prompt {name}", both, len(ids), continued=True))
     above = min(limit, LONGEST, max(2 * bundle.config.index_topk, 96))
     for batch, length in sorted({(1, 1), (2, min(limit, 23)), (1, above)}):
-        prefill = max(1, length - DECODE_STEPS)
+        prefill = max(1, length // 2, length - DECODE_STEPS)
         cases.append(Case(f"random {batch} x {length}", random(batch, length), prefill))
     return sorted(cases, key=lambda case: case.ids.size)
 

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
-from glm_trt.model.bindings import Binding, bound_tensor
+from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
+from glm_trt.engines.python.large_weights import LARGE, keep_stored
+from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
+from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.states import StateSpec
 
@@ -85,33 +88,41 @@ class OnnxruntimeRuntime:
         # As many parts of an expert as threads, if its width can be cut so.
         threads = threads or len(os.sched_getaffinity(0))
         self._parts = math.gcd(threads, bundle.config.moe_intermediate_size)
-        self._sessions = _make_sessions(bundle, threads, self._parts if rewrites else None)
+        self._sessions = {
+            kind: _make_session(bundle, kind, threads, self._parts if rewrites else None)
+            for kind in bundle.kinds
+        }
         self._inputs = {
-            kind: {value.name for value in session.get_inputs()}
+            kind: {value.name: value.type for value in session.get_inputs()}
             for kind, session in self._sessions.items()
         }
-        self._weights: dict[str, dict[str, ort.OrtValue]] = {}
+        self._weights: dict[str, dict[str, Any]] = {}
         self._arrays: list[Array] = []  # onnxruntime does not keep the mapped arrays alive
         shared: dict[tuple[Any, ...], ort.OrtValue] = {}
         for block in bundle.blocks:
             self._weights[block.name] = dict(
-                self._bind(binding, self._inputs[block.kind], shared) for binding in block.bindings
+                self._bind(binding, block.kind, shared) for binding in block.bindings
             )
 
     def _bind(
-        self, binding: Binding, inputs: set[str], shared: dict[tuple[Any, ...], ort.OrtValue]
-    ) -> tuple[str, ort.OrtValue]:
+        self, binding: Binding, kind: str, shared: dict[tuple[Any, ...], ort.OrtValue]
+    ) -> tuple[str, Any]:
         """The name of the graph's input that `binding` feeds, and the weights."""
+        session, inputs = self._sessions[kind], self._inputs[kind]
+        if isinstance(session, CutSession) and binding.name in session.weights:
+            return binding.name, MappedExperts(binding, self.bundle.weights)
         parted = (r.PARTED_GATE_UP, r.PARTED_DOWN)
         suffix = next((suffix for suffix in parted if binding.name + suffix in inputs), "")
-        key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix)
+        # None: as it is stored.
+        dtype = DTYPE if inputs.get(binding.name + suffix) == "tensor(float)" else None
+        key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix, dtype)
         if key not in shared:  # a tied head is the embedding's own tensor
             if suffix:
                 array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
             else:
-                array = bound_tensor(binding, self.bundle.weights, DTYPE)
+                array = bound_tensor(binding, self.bundle.weights, dtype)
             self._arrays.append(array)
-            shared[key] = ort.OrtValue.ortvalue_from_numpy(array)
+            shared[key] = ort_value(array)
         return binding.name + suffix, shared[key]
 
     def __enter__(self) -> OnnxruntimeRuntime:
@@ -308,7 +319,7 @@ class _Pass:
         binding = session.io_binding()
         for name, value in self.runtime._weights[block.name].items():
             binding.bind_ortvalue_input(name, value)
-        for name in self.runtime._inputs[block.kind] & inputs.keys():
+        for name in self.runtime._inputs[block.kind].keys() & inputs.keys():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(inputs[name]))
         for output in session.get_outputs():
             if output.name in outputs:
@@ -357,21 +368,38 @@ def _rounded(length: int) -> int:
     return -(-length // CAPACITY_STEP) * CAPACITY_STEP
 
 
-def _make_sessions(
-    bundle: Bundle, threads: int, parts: int | None
-) -> dict[str, ort.InferenceSession]:
-    """A session a kind; of the rewritten graph if there are `parts` to cut the experts into."""
+def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
+    """Of the node's stacked gate and up weights."""
+    value = next(value for value in model.graph.input if value.name == node.input[3])
+    return math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _make_session(
+    bundle: Bundle, kind: str, threads: int, parts: int | None
+) -> ort.InferenceSession | CutSession:
+    """A kind's session; of the rewritten graph if there are `parts` to cut the experts into."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Sessions run in turns: the threads of one must not spin on while another works. (One pool
     # for all would forbid ordinary sessions to the rest of the process.)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
-    sessions = {}
-    for kind in bundle.kinds:
-        graph = bundle.graph_path(kind, DTYPE).read_bytes()
-        if parts is not None:
-            model = r.rewrite(onnx.load_model_from_string(graph), parts)
-            graph = model.SerializeToString()
-        sessions[kind] = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return sessions
+
+    def made(model: onnx.ModelProto) -> ort.InferenceSession:
+        graph = model.SerializeToString()
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    model = onnx.load_model_from_string(bundle.graph_path(kind, DTYPE).read_bytes())
+    if parts is None:
+        return made(model)
+    bindings = next(block.bindings for block in bundle.blocks if block.kind == kind)
+    stored = {x.name: bound_dtype(x, bundle.weights) for x in bindings}
+    mapped = {
+        x.name: stored[x.name] for x in bindings
+        if x.dtype is None and math.prod(x.shape) > LARGE and stored[x.name] != DTYPE
+    }  # fmt: skip
+    node = experts_node(model)
+    if node is not None and (node.op_type != "MoeExperts" or _numbers(model, node) > LARGE):
+        kept = ELEMENT_TYPES[NUMPY_DTYPES[stored[node.input[3]]]]
+        return CutSession(model, kept, lambda part: made(r.rewrite(part, parts)))
+    return made(r.rewrite(keep_stored(model, mapped), parts))

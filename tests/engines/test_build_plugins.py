@@ -30,7 +30,7 @@ from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, verify_files
 from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.generate_checkpoint import make_checkpoint
+from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.presets import preset_config
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 from glm_trt.plugins.operators import CONTRACTS
@@ -149,7 +149,7 @@ def test_real_dimensions(library: Path, tmp_path: Path, preset: str, kind: str) 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hybrid")
-    make_checkpoint("glm-5.1-hybrid", "tiny", place / "checkpoint")
+    make_checkpoint(CheckpointOptions("glm-5.1-hybrid"), place / "checkpoint")
     export_checkpoint(place / "checkpoint", place / "bundle", ExportOptions(dtypes=("bfloat16",)))
     return place / "bundle"
 

@@ -39,7 +39,7 @@ def test_tiny_is_exported_and_validated(
 
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
     def made(name: str, seed: int) -> bytes:
-        g.make_checkpoint("glm-5.1-hybrid", "tiny", tmp_path / name, seed)
+        g.make_checkpoint(g.CheckpointOptions("glm-5.1-hybrid", seed=seed), tmp_path / name)
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     assert made("a", 1) == made("b", 1) != made("c", 2)
@@ -75,7 +75,9 @@ def test_block_takes_no_space_and_is_exported_unread(
 
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c").mkdir()
-    g.make_checkpoint("glm-5.1", "tiny", tmp_path / "c")  # an empty directory may be filled
+    g.make_checkpoint(
+        g.CheckpointOptions("glm-5.1"), tmp_path / "c"
+    )  # an empty directory may be filled
     before = sorted(tmp_path.rglob("*"))
     assert main(["make-checkpoint", "glm-5.1", "-o", str(tmp_path / "c")]) == 2
     assert "exists and is not an empty directory" in capsys.readouterr().err

@@ -27,13 +27,13 @@ from test_onnx_bodies import run as run_body
 from torch import Tensor
 
 from glm_trt.model import dequantize
-from glm_trt.plugins.common.sum_experts import sum_experts
 from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.formats import e2m1_pairs, e4m3, round_to_e4m3
 from glm_trt.plugins.common.launch import TARGETS, run
 from glm_trt.plugins.common.quantized_launches import PAIR_ROWS
+from glm_trt.plugins.common.sum_experts import sum_experts
 from glm_trt.plugins.operators import CONTRACTS
 
 LINEAR, EXPERTS = ("fp8_linear", "nvfp4_linear"), ("fp8_moe_experts", "nvfp4_moe_experts")
