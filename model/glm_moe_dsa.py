@@ -185,7 +185,7 @@ class GlmMoeDsa(nn.Module):
         """States with room for `capacity` positions of every layer, in the model's dtype and
         device.
         """
-        weight = self.embedding.embed_tokens.weight
+        weight = self.head.norm.weight
 
         def empty(spec: StateSpec) -> Tensor:
             zeros = weight.new_zeros(spec.shape(batch, capacity))

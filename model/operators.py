@@ -9,6 +9,7 @@ k experts a token, K selected positions, H heads, D head width, R latent rank, I
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from glm_trt.model import linear_rules
 from glm_trt.model.dequantize import BLOCK, dequantize_fp8, dequantize_nvfp4
+
+Product: TypeAlias = "Callable[[Tensor], Tensor]"
+SLICE_NUMBERS = 1 << 20  # of a weight, dequantised at once
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -98,7 +102,12 @@ class EagerOperators:
         x [T, hidden], indices int32 [T, k], weights [T, k], gate_up [E, 2I, hidden] (gate rows
         first), down [E, hidden, I] → [T, hidden].
         """
-        return _sum_experts(x, indices, weights, lambda i: (gate_up[i], down[i]))
+
+        def of(expert: int) -> tuple[Product, Product]:
+            both, last = gate_up[expert], down[expert]
+            return lambda x: F.linear(x, both), lambda x: F.linear(x, last)
+
+        return _sum_experts(x, indices, weights, of)
 
     def fp8_linear(
         self, x: Tensor, weight: Tensor, scale: Tensor, *, quantize_activations: int
@@ -110,7 +119,7 @@ class EagerOperators:
         inputs, s = max(max |x|, 1e-10) / 448 (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
         """
         given = _rounded_to_e4m3(x) if quantize_activations else x
-        return F.linear(given, _from_fp8(weight, scale, x.dtype))
+        return _fp8_product(given, weight, scale)
 
     def nvfp4_linear(
         self, x: Tensor, weight: Tensor, scale: Tensor, global_scale: Tensor
@@ -118,7 +127,7 @@ class EagerOperators:
         """W x with W = e2m1(weight) · e4m3(scale) · global_scale: x [T, in], weight int8
         [out, in/2], scale int8 [out, in/16], global_scale float32 [1] → [T, out].
         """
-        return F.linear(x, _from_nvfp4(weight, scale, global_scale, x.dtype))
+        return _nvfp4_product(x, weight, scale, global_scale)
 
     def fp8_moe_experts(
         self,
@@ -134,10 +143,15 @@ class EagerOperators:
         [E, 2, ⌈I/128⌉, ⌈hidden/128⌉] and [E, ⌈hidden/128⌉, ⌈I/128⌉].
         """
 
-        def of(expert: int) -> tuple[Tensor, Tensor]:
-            halves = zip(gate_up[expert].chunk(2), gate_up_scale[expert], strict=True)
-            both = torch.cat([_from_fp8(codes, scale, x.dtype) for codes, scale in halves])
-            return both, _from_fp8(down[expert], down_scale[expert], x.dtype)
+        def of(expert: int) -> tuple[Product, Product]:
+            codes, scales = gate_up[expert].chunk(2), gate_up_scale[expert]
+            last, last_scale = down[expert], down_scale[expert]
+
+            def both(x: Tensor) -> Tensor:
+                halves = zip(codes, scales, strict=True)
+                return torch.cat([_fp8_product(x, *half) for half in halves], dim=-1)
+
+            return both, lambda x: _fp8_product(x, last, last_scale)
 
         return _sum_experts(x, indices, weights, of)
 
@@ -157,12 +171,16 @@ class EagerOperators:
         their scales int8 [E, 2I, hidden/16] and [E, hidden, I/16], global ones [E, 2] and [E].
         """
 
-        def of(expert: int) -> tuple[Tensor, Tensor]:
+        def of(expert: int) -> tuple[Product, Product]:
             codes, scales = gate_up[expert].chunk(2), gate_up_scale[expert].chunk(2)
-            halves = zip(codes, scales, gate_up_global[expert], strict=True)
-            both = torch.cat([_from_nvfp4(*half, x.dtype) for half in halves])
-            of_down = (down[expert], down_scale[expert], down_global[expert])
-            return both, _from_nvfp4(*of_down, x.dtype)
+            global_scales = gate_up_global[expert]
+            last = (down[expert], down_scale[expert], down_global[expert])
+
+            def both(x: Tensor) -> Tensor:
+                halves = zip(codes, scales, global_scales, strict=True)
+                return torch.cat([_nvfp4_product(x, *half) for half in halves], dim=-1)
+
+            return both, lambda x: _nvfp4_product(x, *last)
 
         return _sum_experts(x, indices, weights, of)
 
@@ -281,26 +299,46 @@ def _sum_experts(
     x: Tensor,
     indices: Tensor,
     weights: Tensor,
-    of: Callable[[int], tuple[Tensor, Tensor]],
+    of: Callable[[int], tuple[Product, Product]],
 ) -> Tensor:
-    """`of` gives an expert's gate and up [2I, hidden] and down [hidden, I] in x's dtype."""
+    """`of` gives an expert's products with gate and up, [n, hidden] → [n, 2I], and with down."""
     total = torch.zeros_like(x)
     for expert in indices.unique().tolist():
         token, slot = torch.where(indices == expert)
         gate_up, down = of(expert)
-        gate, up = F.linear(x[token], gate_up).chunk(2, dim=-1)
-        part = F.linear(F.silu(gate) * up, down) * weights[token, slot].unsqueeze(-1)
+        gate, up = gate_up(x[token]).chunk(2, dim=-1)
+        part = down(F.silu(gate) * up) * weights[token, slot].unsqueeze(-1)
         total.index_add_(0, token, part.to(total.dtype))
     return total
 
 
-def _from_fp8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return dequantize_fp8(codes, scale.to(torch.promote_types(dtype, torch.float32))).to(dtype)
+def _fp8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    wide = scale.to(torch.promote_types(x.dtype, torch.float32))
+
+    def of(rows: slice) -> Tensor:
+        blocks = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
+        return dequantize_fp8(codes[rows], wide[blocks]).to(x.dtype)
+
+    return _product_by_slices(x, codes.shape, of)
 
 
-def _from_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    wide = global_scale.to(torch.promote_types(dtype, torch.float32))
-    return dequantize_nvfp4(codes, scale, wide).to(dtype)
+def _nvfp4_product(x: Tensor, codes: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
+    wide = global_scale.to(torch.promote_types(x.dtype, torch.float32))
+
+    def of(rows: slice) -> Tensor:
+        return dequantize_nvfp4(codes[rows], scale[rows], wide).to(x.dtype)
+
+    return _product_by_slices(x, codes.shape, of)
+
+
+def _product_by_slices(x: Tensor, shape: torch.Size, of: Callable[[slice], Tensor]) -> Tensor:
+    """x Wᵀ, of which `of` gives rows: few at a time, so that they stay in the processor's cache and
+    memory is not asked from the system each time.
+    """
+    rows, columns = shape
+    step = BLOCK * max(SLICE_NUMBERS // (BLOCK * columns), 1)
+    slices = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+    return torch.cat([F.linear(x, of(part)) for part in slices], dim=-1)
 
 
 def _rounded_to_e4m3(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, GlmMoeDsa, Head
-from glm_trt.model.operators import EagerOperators
+from glm_trt.model.operators import SLICE_NUMBERS, EagerOperators
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -75,7 +75,7 @@ class LargeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
         weight = self.source.tensor(self.binding.tensors[0])
-        step = b.LARGE // weight.shape[1]
+        step = max(SLICE_NUMBERS // weight.shape[1], 1)
         parts = (as_torch(weight[i : i + step]) for i in range(0, len(weight), step))
         y = torch.cat([F.linear(x, part.to(self.dtype)) for part in parts], dim=-1)
         self.source.release(self.binding.tensors[0])

@@ -90,6 +90,7 @@ def test_large_weights_are_read_where_they_are(
         names = [name for name, _ in model.named_parameters()]
         assert not any(name.endswith(("gate_up_proj", "experts.down_proj")) for name in names)
         assert not any("lm_head" in name or "embed_tokens" in name for name in names)
+        assert sum("input_layernorm" in name for name in names) == 6
         torch.testing.assert_close(logits(path, ids), held, rtol=1e-5, atol=1e-5)
 
 
