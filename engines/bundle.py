@@ -64,6 +64,8 @@ class Bundle:
             files.append(SafetensorsFile(path))
             if files[-1].header_sha256 != entry["header_sha256"]:
                 raise BundleError(f"{path}: another header than when the bundle was exported")
+            if files[-1].sample_sha256() != entry["sample_sha256"]:
+                raise BundleError(f"{path}: other weights than when the bundle was exported")
         return cls(directory, manifest, TensorFiles(files), root)
 
     @property

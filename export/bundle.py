@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from glm_trt.export import manifest as m
-from glm_trt.export.materialize import materialize_block
+from glm_trt.export.materialize import bound_bytes, materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import block_kind
@@ -131,7 +130,7 @@ def _write_contents(
 ) -> m.Manifest:
     blocks = model_blocks(checkpoint)
     if options.materialize:
-        _check_space(partial, blocks, checkpoint.dtype)
+        _check_space(partial, blocks, checkpoint)
     graphs = _write_graphs(partial, checkpoint, blocks, dtypes, progress)
     source = {
         "directory": os.path.relpath(checkpoint.directory, output),
@@ -139,8 +138,10 @@ def _write_contents(
         "files": shards,
     }
     if options.materialize:
+        sizes = [sum(bound_bytes(x, checkpoint) for x in block.bindings) for block in blocks]
         for i, block in enumerate(blocks):
-            progress(f"weights of {block.name}")
+            done, total = sum(sizes[:i]) / 1e6, sum(sizes) / 1e6
+            progress(f"weights of {block.name}, {done:,.1f} of {total:,.1f} MB")
             blocks[i] = Block(
                 block.name, block.kind, block.layer,
                 materialize_block(block.bindings, checkpoint, partial / "weights", block.name),
@@ -215,6 +216,7 @@ def _shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> list[di
             "file": file.path.relative_to(directory).as_posix(),
             "bytes": file.size_bytes,
             "header_sha256": file.header_sha256,
+            "sample_sha256": file.sample_sha256(),
             "sha256": sha256_of(file.path) if small else None,
         }
         for file in files
@@ -302,12 +304,8 @@ def _carry_engines(
             manifest["engines"].append(engine)
 
 
-def _check_space(partial: Path, blocks: list[Block], dtype: str) -> None:
-    needed = sum(
-        math.prod(x.shape) * b.NUMPY_DTYPES[x.dtype or dtype].itemsize
-        for block in blocks
-        for x in block.bindings
-    )
+def _check_space(partial: Path, blocks: list[Block], checkpoint: Checkpoint) -> None:
+    needed = sum(bound_bytes(x, checkpoint) for block in blocks for x in block.bindings)
     needed -= sum(path.stat().st_size for path in (partial / "weights").glob("*.safetensors"))
     free = shutil.disk_usage(partial).free
     if needed > free:

@@ -18,7 +18,7 @@ from glm_trt.model.errors import BundleError
 from glm_trt.model.files import sha256_of, write_atomically
 
 FILE_NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "glm-trt bundle", 2
+FORMAT, FORMAT_VERSION = "glm-trt bundle", 3
 _NO_DIGEST = "0" * 64
 
 Manifest = dict[str, Any]

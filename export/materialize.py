@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.files import write_atomically
 
-_FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 
 
 def materialize_block(
@@ -22,8 +24,8 @@ def materialize_block(
 ) -> list[b.Binding]:
     """Write `directory/name.safetensors`; returns bindings that read it without transformation.
 
-    No more than one bound tensor is in memory. A file that is there already is whole, as files
-    are renamed into place, and is kept.
+    No more than one tensor is in memory, and of stacked experts one. A file that is there already
+    is whole, as files are renamed into place, and is kept.
     """
     stored = [
         replace(x, tensors=(f"{name}.{x.name}",), transform="none", arguments={}) for x in bindings
@@ -34,8 +36,8 @@ def materialize_block(
     header: dict[str, Any] = {}
     offset = 0
     for old, new in zip(bindings, stored, strict=True):
-        dtype = old.dtype or checkpoint.info(old.tensors[0].format(expert=0)).dtype
-        size = math.prod(old.shape) * b.NUMPY_DTYPES[dtype].itemsize
+        dtype = b.bound_dtype(old, checkpoint)
+        size = bound_bytes(old, checkpoint)
         header[new.tensors[0]] = {
             "dtype": _FORMAT_NAMES[dtype],
             "shape": list(old.shape),
@@ -48,7 +50,28 @@ def materialize_block(
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for binding in bindings:
-            file.write(b.bound_tensor(binding, checkpoint).reshape(-1).view(np.uint8).data)
+            for array in _pieces(binding, checkpoint):
+                file.write(array.reshape(-1).view(np.uint8).data)
 
     write_atomically(path, write)
     return stored
+
+
+def bound_bytes(binding: b.Binding, checkpoint: Checkpoint) -> int:
+    """Bytes of the bound tensor in the dtype in which it is written."""
+    itemsize = b.NUMPY_DTYPES[b.bound_dtype(binding, checkpoint)].itemsize
+    return math.prod(binding.shape) * itemsize
+
+
+def _pieces(binding: b.Binding, checkpoint: Checkpoint) -> Iterator[NDArray[Any]]:
+    """The bound tensor in the order of its bytes; what was read of the checkpoint is let go."""
+    if binding.transform != "stack_experts":
+        yield b.bound_tensor(binding, checkpoint)
+        for name in binding.tensors:
+            checkpoint.release(name)
+        return
+    dtype = b.NUMPY_DTYPES[b.bound_dtype(binding, checkpoint)]
+    for expert in range(binding.arguments["experts"]):
+        for part in b.expert_parts(binding, checkpoint, expert):
+            yield part.astype(dtype, copy=False)
+        b.release_expert(binding, checkpoint, expert)

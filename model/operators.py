@@ -319,7 +319,7 @@ def _fp8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         blocks = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
         return dequantize_fp8(codes[rows], wide[blocks]).to(x.dtype)
 
-    return _product_by_slices(x, codes.shape, of)
+    return product_by_slices(x, codes.shape, of)
 
 
 def _nvfp4_product(x: Tensor, codes: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
@@ -328,17 +328,20 @@ def _nvfp4_product(x: Tensor, codes: Tensor, scale: Tensor, global_scale: Tensor
     def of(rows: slice) -> Tensor:
         return dequantize_nvfp4(codes[rows], scale[rows], wide).to(x.dtype)
 
-    return _product_by_slices(x, codes.shape, of)
+    return product_by_slices(x, codes.shape, of)
 
 
-def _product_by_slices(x: Tensor, shape: torch.Size, of: Callable[[slice], Tensor]) -> Tensor:
+def product_by_slices(x: Tensor, shape: tuple[int, ...], of: Callable[[slice], Tensor]) -> Tensor:
     """x Wᵀ, of which `of` gives rows: few at a time, so that they stay in the processor's cache and
     memory is not asked from the system each time.
     """
     rows, columns = shape
     step = BLOCK * max(SLICE_NUMBERS // (BLOCK * columns), 1)
-    slices = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
-    return torch.cat([F.linear(x, of(part)) for part in slices], dim=-1)
+    y = x.new_empty(x.shape[0], rows)  # first, as small pieces between the slices part memory
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        y[:, part] = F.linear(x, of(part))
+    return y
 
 
 def _rounded_to_e4m3(x: Tensor) -> Tensor:

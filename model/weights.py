@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, GlmMoeDsa, Head
-from glm_trt.model.operators import SLICE_NUMBERS, EagerOperators
+from glm_trt.model.operators import EagerOperators, product_by_slices
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -75,9 +74,7 @@ class LargeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
         weight = self.source.tensor(self.binding.tensors[0])
-        step = max(SLICE_NUMBERS // weight.shape[1], 1)
-        parts = (as_torch(weight[i : i + step]) for i in range(0, len(weight), step))
-        y = torch.cat([F.linear(x, part.to(self.dtype)) for part in parts], dim=-1)
+        y = product_by_slices(x, weight.shape, lambda rows: as_torch(weight[rows]).to(self.dtype))
         self.source.release(self.binding.tensors[0])
         return y
 

@@ -9,7 +9,7 @@ from glm_trt.plugins.common.cases import Case, fp8_weight
 
 
 def _case(name: str, tokens: int, rows: int, columns: int, quantize: int = 0) -> Case:
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x = torch.randn(tokens, columns, generator=generator)
         x *= 10.0 ** torch.randn(tokens, 1, generator=generator)
         weight, scale = fp8_weight(generator, rows, columns)

@@ -9,7 +9,7 @@ from glm_trt.plugins.common.cases import Case, nvfp4_weight
 
 
 def _case(name: str, tokens: int, rows: int, columns: int) -> Case:
-    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor]:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x = torch.randn(tokens, columns, generator=generator)
         weight, scale, global_scale = nvfp4_weight(generator, rows, columns)
         return [x.to(dtype), weight, scale, global_scale.view(1)]

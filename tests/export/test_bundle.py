@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,10 @@ from safetensors.torch import load_file, save_file
 import glm_trt
 from glm_trt.engines.bundle import Bundle
 from glm_trt.export import bundle as bundles
-from glm_trt.export import trace
+from glm_trt.export import materialize, trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, write_manifest
-from glm_trt.model import files
+from glm_trt.model import bindings, files
 from glm_trt.model.errors import BundleError, CheckpointError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
@@ -105,8 +106,8 @@ def test_schema_is_checked_on_load(bundle: Path) -> None:
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path, no_tracing: list[str]) -> None:
     path = bundle / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(BundleError, match="expected 2, found 1; export again"):
+    path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 2'))
+    with pytest.raises(BundleError, match="expected 3, found 2; export again"):
         Bundle.open(bundle)
     assert export_checkpoint(TINY, bundle, FLOAT32)
     assert len(no_tracing) == 4
@@ -168,6 +169,29 @@ def test_changed_shard_is_named(checkpoint: Path, tmp_path: Path, no_tracing: li
     data[-5] ^= 1
     shard.write_bytes(data)
     with pytest.raises(BundleError, match=r"model\.safetensors: altered"):
+        Bundle.open(tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("no_tracing")
+@pytest.mark.parametrize("change", ["header", "size", "missing", "weights"])
+def test_changed_shard_of_a_checkpoint_too_large_to_hash_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", 0)
+    export_checkpoint(checkpoint, tmp_path / "bundle", FLOAT32)
+    Bundle.open(tmp_path / "bundle").weights.tensor("model.norm.weight")
+    shard = checkpoint / "model.safetensors"
+    if change == "header":
+        tensors = load_file(shard)
+        save_file(tensors, shard, metadata={"format": "np"})
+    elif change == "weights":
+        save_file({k: v + 1 for k, v in load_file(shard).items()}, shard, metadata={"format": "pt"})
+    elif change == "size":
+        with shard.open("ab") as file:
+            file.write(b"\0")
+    else:
+        shard.unlink()
+    with pytest.raises(BundleError, match=r"model\.safetensors: (another|expected|missing|other)"):
         Bundle.open(tmp_path / "bundle")
 
 
@@ -246,6 +270,57 @@ def test_kill_and_resume(checkpoint: Path, tmp_path: Path) -> None:
     assert (output / "graphs/float32/embedding.onnx").stat().st_mtime_ns == kept
     assert not partial.exists()
     Bundle.open(output)
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_kill_while_materialising_and_resume(checkpoint: Path, tmp_path: Path) -> None:
+    """Blocks whose weights are whole are not written again; the half of one is."""
+    output, weights = tmp_path / "bundle", tmp_path / ".bundle.partial" / "weights"
+    command = [sys.executable, "-m", "glm_trt.cli", "export", str(checkpoint), "-o", str(output)]
+    process = subprocess.Popen([*command, "--dtype", "float32", "--materialize"],
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:  # stopped before it is killed, so that the kill is not too late
+        if "layer.2" in line:
+            process.send_signal(signal.SIGSTOP)
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    names = sorted(path.name for path in weights.glob("[!.]*"))
+    assert {"embedding.safetensors", "layer.0.safetensors"} <= set(names)
+    assert "head.safetensors" not in names
+    before = {name: (weights / name).stat().st_mtime_ns for name in names}
+    (weights / ".layer.3.safetensors.tmp").write_bytes(b"half")
+    assert export_checkpoint(checkpoint, output, ExportOptions(("float32",), materialize=True))
+    after = {name: (output / "weights" / name).stat().st_mtime_ns for name in names}
+    assert after == before
+    Bundle.open(output)
+    assert not list(tmp_path.rglob("*.tmp")) and not weights.parent.exists()
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_materialising_holds_one_tensor_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of stacked experts one, not the stack: what is written at once is an expert's tensor."""
+    sizes = []
+    pieces = materialize._pieces
+
+    def counted(*arguments: Any) -> Any:
+        for array in pieces(*arguments):
+            sizes.append(array.nbytes)
+            yield array
+
+    monkeypatch.setattr(materialize, "_pieces", counted)
+    monkeypatch.setattr(bindings, "_stack_experts", None)
+    lines: list[str] = []
+    options = ExportOptions(("float32",), materialize=True)
+    export_checkpoint(checkpoint, tmp_path / "bundle", options, lines.append)
+    assert max(sizes) == 2048 * 256 * 2  # the embedding
+    written = [line for line in lines if line.startswith("weights of")]
+    assert len(written) == len(Bundle.open(tmp_path / "bundle").blocks)
+    assert all(re.fullmatch(r"weights of \S+, [\d.,]+ of 1\d\.\d MB", line) for line in written)
 
 
 def test_output_that_is_no_bundle_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:

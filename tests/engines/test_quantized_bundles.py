@@ -1,0 +1,185 @@
+"""Bundles of FP8 and NVFP4 checkpoints: onnxruntime against transformers on what the bytes mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from checkpoints import make_oracle, reload_oracle, save
+from onnx import helper
+from quantize_checkpoint import quantize_checkpoint
+
+import glm_trt
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.engines.python import large_weights, onnxruntime_backend
+from glm_trt.engines.python.cut_session import CutSession
+from glm_trt.engines.python.large_weights import keep_stored
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.model import bindings as b
+from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
+from glm_trt.model.safetensors_file import TensorFiles
+from glm_trt.validate.validation import validate_bundle
+
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+PRECISIONS = ("fp8", "nvfp4")
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """`c` the quantised tiny checkpoint, `d` what it means, `b` its bundle."""
+    place = tmp_path_factory.mktemp(request.param)
+    quantize_checkpoint(TINY, place / "c", request.param)
+    quantize_checkpoint(TINY, place / "d", request.param, dequantized=True)
+    export_checkpoint(place / "c", place / "b", ExportOptions())
+    return place
+
+
+def test_logits_and_tokens_equal_the_dequantised_model(place: Path) -> None:
+    oracle = reload_oracle(place / "d")
+    ids = torch.randint(0, 2048, (2, 60), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = oracle(ids, use_cache=False).logits.numpy()
+    continued = oracle.generate(ids[:1, :9], max_new_tokens=20, do_sample=False)[0, 9:].tolist()
+    for rewrites in (True, False):  # experts one by one, and the graphs in plain onnxruntime
+        with OnnxruntimeRuntime(Bundle.open(place / "b"), rewrites=rewrites) as runtime:
+            assert relative(runtime.forward(ids.numpy()), expected) < 1e-5, rewrites
+            sequence = runtime.start(2)
+            steps = [sequence.step(piece) for piece in np.split(ids.numpy(), 60, axis=1)]
+            assert relative(np.concatenate(steps, axis=1), expected) < 1e-5, rewrites
+            tokens = runtime.generate(ids[:1, :9].numpy(), 20, eos_token_ids=())
+            assert tokens == [continued]
+
+
+def test_only_experts_that_are_reached_are_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with glm_trt.load(place / "b") as runtime:
+        assert isinstance(runtime, OnnxruntimeRuntime)
+        block = next(x for x in runtime.bundle.blocks if x.kind.startswith("sparse"))
+        read: set[str] = set()
+        tensor = TensorFiles.tensor
+
+        def recorded(files: TensorFiles, name: str) -> Any:
+            read.add(name)
+            return tensor(files, name)
+
+        monkeypatch.setattr(TensorFiles, "tensor", recorded)
+        inputs = block_inputs(runtime, block, 3)
+        outputs = runtime.run_block(block, inputs)
+        reached = {str(expert) for expert in np.unique(outputs["expert_indices"])}
+        assert {name.split(".")[5] for name in read} == reached and len(reached) < 16
+        # Mapped: what the session is given is the file's own memory.
+        stacked = runtime._weights[block.name]["mlp.experts.gate_up_proj"]
+        (gate, _), name = stacked.modules(3, 2), stacked.binding.tensors[0].format(expert=3)
+        assert np.shares_memory(gate, tensor(runtime.bundle.weights, name))
+
+
+def block_inputs(runtime: OnnxruntimeRuntime, block: BundleBlock, length: int) -> dict[str, Any]:
+    config, generator = runtime.bundle.config, np.random.default_rng(0)
+    angles = generator.uniform(0, 6, (1, length, config.qk_rope_head_dim // 2))
+    states = {x.name: np.zeros(x.shape(1, length), np.float32)
+              for x in runtime.bundle.states(block)}  # fmt: skip
+    return states | {
+        "hidden": generator.standard_normal((1, length, config.hidden_size)).astype(np.float32),
+        "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
+        "past_lengths": np.zeros(1, np.int64),
+    }  # fmt: skip
+
+
+def test_materialised_bundle_is_the_same(place: Path, tmp_path: Path) -> None:
+    """Stacked experts in one tensor: the same views of the same bytes."""
+    export_checkpoint(place / "c", tmp_path / "m", ExportOptions(materialize=True))
+    ids = np.random.default_rng(0).integers(0, 2048, (1, 20))
+    with glm_trt.load(place / "b") as runtime, glm_trt.load(tmp_path / "m") as materialised:
+        np.testing.assert_array_equal(runtime.forward(ids), materialised.forward(ids))
+
+
+def test_validation_passes_and_finds_a_wrong_scale(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = validate_bundle(place / "b")
+    assert report["ok"], report
+    bound = b.bound_tensor
+
+    def wrong(binding: b.Binding, *rest: Any) -> Any:
+        array = bound(binding, *rest)
+        if binding.tensors[0].startswith("model.layers.2.self_attn.o_proj.weight_scale"):
+            array = array.copy()
+            array.reshape(-1)[0] += 8 if array.dtype == np.int8 else array.reshape(-1)[0]  # doubled
+        return array
+
+    monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
+    report = validate_bundle(place / "b")
+    assert [block["name"] for block in report["blocks"] if not block["ok"]] == ["layer.2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_weights_stay_as_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Embedding, head and experts, stored as one tensor an expert or stacked."""
+    oracle = make_oracle(num_hidden_layers=2).to(dtype)
+    for name, original in (("c", True), ("s", False)):
+        save(oracle, tmp_path / name, save_original_format=original)
+        export_checkpoint(tmp_path / name, tmp_path / f"b{name}", ExportOptions())
+    ids = np.random.default_rng(0).integers(0, 97, (2, 9))
+    with glm_trt.load(tmp_path / "bc") as runtime:
+        expected = runtime.forward(ids)
+    monkeypatch.setattr(onnxruntime_backend, "LARGE", 1000)
+    monkeypatch.setattr(b, "LARGE", 1000)
+    monkeypatch.setattr(large_weights, "SLICE_NUMBERS", 500)
+    for name in ("c", "s"):
+        with glm_trt.load(tmp_path / f"b{name}") as runtime:
+            assert isinstance(runtime, OnnxruntimeRuntime)
+            assert isinstance(runtime._sessions["sparse_indexed"], CutSession)
+            kind = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+            assert runtime._inputs["head"]["lm_head.weight"] == f"tensor({kind[dtype]})"
+            assert runtime._inputs["embedding"]["embed_tokens.weight"] == f"tensor({kind[dtype]})"
+            assert relative(runtime.forward(ids), expected) < 1e-6
+            assert runtime.generate(ids, 5) == runtime.generate(ids, 5)
+
+
+def test_weights_of_other_uses_stay_float32() -> None:
+    """A case each that `keep_stored` leaves alone."""
+    shape = [6, 4]
+    w = helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, shape)
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 6])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    for nodes in (
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_node("Gemm", ["x", "w"], ["y"])],
+        [helper.make_node("Add", ["w", "w"], ["y"])],
+    ):
+        model = helper.make_model(helper.make_graph(nodes, "g", [x, w], [y]))
+        assert keep_stored(model, {"w": "bfloat16"}) is model
+
+
+def test_hybrid_in_fp8(tmp_path: Path) -> None:
+    """Gated DeltaNet's projections are quantised too; validated block by block."""
+    make_checkpoint(CheckpointOptions("glm-5.1-hybrid", precision="fp8"), tmp_path / "c")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions())
+    report = validate_bundle(tmp_path / "b")
+    assert report["ok"], report
+    assert {"dense_linear_fp8", "sparse_full_fp8", "sparse_linear_fp8"} < {
+        block["kind"] for block in report["blocks"]
+    }
+
+
+def test_expert_session_takes_what_is_stored() -> None:
+    """The three forms of an expert's graph are valid models."""
+    from glm_trt.engines.python.cut_session import EXPERTS, expert_model
+
+    for op_type in EXPERTS:
+        model = expert_model(op_type, onnx.TensorProto.BFLOAT16)
+        onnx.checker.check_model(model, full_check=True)
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
