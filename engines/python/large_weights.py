@@ -13,9 +13,11 @@ from onnx import helper
 
 from glm_trt.engines.python.values import ELEMENT_TYPES
 from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.quantization import FP8_BLOCK
 
 LARGE = 1 << 28  # numbers: a gigabyte in float32
-SLICE_NUMBERS = 1 << 25  # of one piece of a product
+SLICE_NUMBERS = 1 << 22  # of one piece of a product
+_SCALED_ROWS = {"Fp8Linear": FP8_BLOCK[0], "Nvfp4Linear": 1}  # rows of the weight to one of scales
 
 
 def keep_stored(model: onnx.ModelProto, stored: dict[str, str]) -> onnx.ModelProto:
@@ -51,6 +53,36 @@ def keep_stored(model: onnx.ModelProto, stored: dict[str, str]) -> onnx.ModelPro
     return rewritten
 
 
+def slice_narrow_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`Fp8Linear` and `Nvfp4Linear` of large weights → one for some rows after another.
+
+    What the function bodies dequantise is then never the whole: 1.2 GB for the largest of GLM-5.1.
+    Rewritten where the weight is a graph input of static shape above `SLICE_NUMBERS`.
+    """
+    inputs = {value.name: value for value in model.graph.input}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        shape = _shape(inputs[node.input[1]]) if _is_narrow(node, inputs) else ()
+        large = bool(shape) and all(shape) and math.prod(shape) > SLICE_NUMBERS
+        nodes += _sliced_narrow_product(node, *shape) if large else [node]
+    if len(nodes) == len(model.graph.node):
+        return model
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    rewritten.graph.ClearField("node")
+    rewritten.graph.node.extend(nodes)
+    return rewritten
+
+
+def _is_narrow(node: onnx.NodeProto, inputs: dict[str, onnx.ValueInfoProto]) -> bool:
+    of_ours = node.domain == "glm_trt" and node.op_type in _SCALED_ROWS
+    return of_ours and node.input[1] in inputs
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
 def _fits(node: onnx.NodeProto, name: str) -> bool:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.domain:
@@ -74,16 +106,52 @@ def _widened_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 def _sliced_product(node: onnx.NodeProto, rows: int, columns: int) -> list[onnx.NodeProto]:
     x, weight = node.input
-    step = max(SLICE_NUMBERS // columns, 1)
-    nodes, parts = [], []
-    for i in range(math.ceil(rows / step)):
-        begin, end, part, wide, product = (
-            f"{node.output[0]}_{of}_{i}" for of in ("begin", "end", "slice", "wide", "part")
-        )
-        for bound, row in ((begin, i * step), (end, min((i + 1) * step, rows))):
-            nodes.append(helper.make_node("Constant", [], [bound], value_ints=[row]))
-        nodes.append(helper.make_node("Slice", [weight, begin, end], [part]))
-        nodes.append(helper.make_node("Cast", [part], [wide], to=onnx.TensorProto.FLOAT))
-        nodes.append(helper.make_node("Gemm", [x, wide], [product], transB=1))
-        parts.append(product)
-    return [*nodes, helper.make_node("Concat", parts, node.output, axis=1)]
+    slices = _Slices(node, rows, max(SLICE_NUMBERS // columns, 1))
+    for i, of in enumerate(slices.rows):
+        wide, product = slices.name("wide", i), slices.name("part", i)
+        part = slices.cut(weight, i, of.start, of.stop)
+        slices.nodes.append(helper.make_node("Cast", [part], [wide], to=onnx.TensorProto.FLOAT))
+        slices.nodes.append(helper.make_node("Gemm", [x, wide], [product], transB=1))
+    return slices.joined()
+
+
+def _sliced_narrow_product(node: onnx.NodeProto, rows: int, columns: int) -> list[onnx.NodeProto]:
+    x, weight, scale, *rest = node.input
+    block = FP8_BLOCK[0]  # a multiple of the rows that share a scale, in either form
+    slices = _Slices(node, rows, block * max(SLICE_NUMBERS // (block * columns), 1))
+    per_scale = _SCALED_ROWS[node.op_type]
+    for i, of in enumerate(slices.rows):
+        part = slices.cut(weight, i, of.start, of.stop)
+        scales = slices.cut(scale, i, of.start // per_scale, -(-of.stop // per_scale))
+        product = onnx.NodeProto()
+        product.CopyFrom(node)
+        product.name = slices.name("node", i)
+        product.input[:] = [x, part, scales, *rest]
+        product.output[:] = [slices.name("part", i)]
+        slices.nodes.append(product)
+    return slices.joined()
+
+
+class _Slices:
+    """The nodes of a product that is made some rows of the weight after others."""
+
+    def __init__(self, node: onnx.NodeProto, rows: int, step: int) -> None:
+        self.output, self.nodes = node.output[0], list[onnx.NodeProto]()
+        self.rows = [range(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+    def name(self, of: str, i: int) -> str:
+        """A name that no other value of the graph has."""
+        return f"{self.output}_{of}_{i}"
+
+    def cut(self, tensor: str, i: int, start: int, stop: int) -> str:
+        """Rows of a tensor."""
+        names = [self.name(f"{tensor}_{of}", i) for of in ("start", "stop", "rows")]
+        for bound, row in zip(names[:2], (start, stop), strict=True):
+            self.nodes.append(helper.make_node("Constant", [], [bound], value_ints=[row]))
+        self.nodes.append(helper.make_node("Slice", [tensor, *names[:2]], [names[2]]))
+        return names[2]
+
+    def joined(self) -> list[onnx.NodeProto]:
+        """All nodes, with that which joins the parts."""
+        parts = [self.name("part", i) for i in range(len(self.rows))]
+        return [*self.nodes, helper.make_node("Concat", parts, [self.output], axis=1)]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
-from glm_trt.engines.python.large_weights import LARGE, keep_stored
+from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narrow_products
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
-from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
+from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.states import StateSpec
 
@@ -198,6 +198,10 @@ class OnnxruntimeRuntime:
         for name in names:
             binding.bind_output(name)
         session.run_with_iobinding(binding)
+        for x in block.bindings:
+            if math.prod(x.shape) > LARGE and not x.name.startswith(EXPERTS_PREFIX):
+                for name in x.tensors:  # where it is mapped: who compares maps it once more
+                    self.bundle.weights.release(name)
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _checked(self, input_ids: Any) -> NDArray[np.int64]:
@@ -392,6 +396,10 @@ def _make_session(
     model = onnx.load_model_from_string(bundle.graph_path(kind, DTYPE).read_bytes())
     if parts is None:
         return made(model)
+
+    def rewritten(part: onnx.ModelProto) -> ort.InferenceSession:
+        return made(r.rewrite(slice_narrow_products(part), parts))
+
     bindings = next(block.bindings for block in bundle.blocks if block.kind == kind)
     stored = {x.name: bound_dtype(x, bundle.weights) for x in bindings}
     mapped = {
@@ -401,5 +409,5 @@ def _make_session(
     node = experts_node(model)
     if node is not None and (node.op_type != "MoeExperts" or _numbers(model, node) > LARGE):
         kept = ELEMENT_TYPES[NUMPY_DTYPES[stored[node.input[3]]]]
-        return CutSession(model, kept, lambda part: made(r.rewrite(part, parts)))
-    return made(r.rewrite(keep_stored(model, mapped), parts))
+        return CutSession(model, kept, rewritten)
+    return rewritten(keep_stored(model, mapped))

@@ -60,6 +60,25 @@ def test_logits_and_tokens_equal_the_dequantised_model(place: Path) -> None:
             assert tokens == [continued]
 
 
+def test_products_in_slices(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows of the narrow weights at a time, partial blocks at the end included."""
+    ids = np.random.default_rng(0).integers(0, 2048, (1, 30))
+    with glm_trt.load(place / "b") as runtime:
+        expected = runtime.forward(ids)
+    monkeypatch.setattr(large_weights, "SLICE_NUMBERS", 1 << 12)
+    made: list[int] = []
+    slices = large_weights._sliced_narrow_product
+
+    def counted(*arguments: Any) -> Any:
+        made.append(len(slices(*arguments)))
+        return slices(*arguments)
+
+    monkeypatch.setattr(large_weights, "_sliced_narrow_product", counted)
+    with glm_trt.load(place / "b") as runtime:
+        assert relative(runtime.forward(ids), expected) < 1e-6
+    assert max(made) > 10
+
+
 def test_only_experts_that_are_reached_are_read(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
