@@ -17,16 +17,25 @@ from glm_trt.model.states import StateSpec, layer_states
 
 @dataclass(frozen=True)
 class BundleBlock:
-    """One block of a pass: `layer` is None for the embedding and the head."""
+    """One block: `layer` is None for the embedding and for heads."""
 
     name: str
     kind: str
     layer: int | None
     bindings: tuple[Binding, ...]
 
+    @property
+    def prediction(self) -> int | None:
+        """Which prediction layer it is, or is the head of; None for the blocks of a pass."""
+        first, *rest = self.name.split(".")
+        return int(rest[0]) if first == "mtp" else None
+
 
 class Bundle:
-    """A verified bundle. `Bundle.open` raises `BundleError` for anything that is not whole."""
+    """A verified bundle. `Bundle.open` raises `BundleError` for anything that is not whole.
+
+    `blocks` are those of a pass, in its order; `prediction_blocks` the MTP layers and their heads.
+    """
 
     def __init__(
         self, directory: Path, manifest: m.Manifest, weights: TensorFiles, weights_directory: Path
@@ -35,13 +44,15 @@ class Bundle:
         self.weights_directory = weights_directory
         self.config = ModelConfig.from_dict(manifest["config"], f"{directory}: config")
         bindings: dict[str, Any] = json.loads((directory / manifest["bindings"]).read_text())
-        self.blocks = [
+        blocks = [
             BundleBlock(
                 entry["name"], entry["kind"], entry.get("layer"),
                 tuple(Binding.from_dict(x) for x in bindings[entry["name"]]),
             )
             for entry in manifest["blocks"]
         ]  # fmt: skip
+        self.blocks = [block for block in blocks if block.prediction is None]
+        self.prediction_blocks = [block for block in blocks if block.prediction is not None]
         self.max_seq_len: int = manifest["max_seq_len"]
 
     @classmethod
@@ -70,8 +81,9 @@ class Bundle:
 
     @property
     def kinds(self) -> list[str]:
-        """Block kinds in the order of a pass."""
-        return list(dict.fromkeys(block.kind for block in self.blocks))
+        """Block kinds in the order of a pass, and that of the prediction layers."""
+        blocks = [*self.blocks, *self.prediction_blocks]
+        return list(dict.fromkeys(block.kind for block in blocks))
 
     def states(self, block: BundleBlock) -> tuple[StateSpec, ...]:
         """The states of a block; none but a layer has any."""

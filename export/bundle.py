@@ -23,6 +23,7 @@ from glm_trt.model.config import block_kind
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
+from glm_trt.model.tensors import mtp_layers
 
 # Reading every weight once finds NaN and gives each shard a hash; for more weights than this it is
 # left out, as a checkpoint of a terabyte must export without being read.
@@ -53,13 +54,21 @@ class Block:
 
 
 def model_blocks(checkpoint: Checkpoint) -> list[Block]:
-    """The blocks in the order of a pass: embedding, layers, head."""
+    """The blocks in the order of a pass: embedding, layers, head. Behind them the prediction
+    layers, if the checkpoint has them, each with its head: no plain pass runs those.
+    """
     config = checkpoint.config
     blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config))]
     for i in range(config.num_hidden_layers):
         bindings = b.layer_bindings(config, checkpoint, i)
         blocks.append(Block(f"layer.{i}", block_kind(config, i), i, bindings))
     blocks.append(Block("head", "head", None, b.head_bindings(config, checkpoint)))
+    for number, i in enumerate(mtp_layers(config) if checkpoint.has_mtp else ()):
+        bindings = b.layer_bindings(config, checkpoint, i)
+        blocks.append(Block(f"mtp.{number}", block_kind(config, i), i, bindings))
+        norm = f"model.layers.{i}.shared_head.norm.weight"
+        bindings = b.head_bindings(config, checkpoint, norm)
+        blocks.append(Block(f"mtp.{number}.head", "head", None, bindings))
     return blocks
 
 

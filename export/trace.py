@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from glm_trt.export.operators import TracedOperators, translations
 from glm_trt.model.bindings import parameter_dtype
 from glm_trt.model.config import ModelConfig, block_kind
-from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, Head, run_block
+from glm_trt.model.glm_moe_dsa import (
+    DecoderLayer,
+    Embedding,
+    Head,
+    PredictionLayer,
+    run_block,
+)
 from glm_trt.model.states import layer_states
 from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
 
@@ -62,7 +68,9 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
             block = Head(config, operators)
         else:
             layer = _first_layer(config, kind)
-            block = DecoderLayer(config, layer, absorbed=True, operators=operators)
+            predicts = layer >= config.num_hidden_layers
+            layer_type = PredictionLayer if predicts else DecoderLayer
+            block = layer_type(config, layer, absorbed=True, operators=operators)
     # torch.onnx.ops.symbolic traces to CPU tensors, so meta ones cannot be mixed in.
     inputs, axes = _example_inputs(config, kind, dtype, torch.device("cpu"))
     weights = {
@@ -90,7 +98,8 @@ def _without_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _first_layer(config: ModelConfig, kind: str) -> int:
-    return next(i for i in range(config.num_hidden_layers) if block_kind(config, i) == kind)
+    layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+    return next(i for i in layers if block_kind(config, i) == kind)
 
 
 def _example_inputs(
@@ -104,7 +113,7 @@ def _example_inputs(
         return torch.zeros(BATCH, dtype=torch.int64, device=device), {0: "batch"}
 
     layer = None if kind in NOT_LAYERS else _first_layer(config, kind)
-    attention = None if layer is None else config.attention_kinds[layer]
+    attention = None if layer is None else config.attention_kind(layer)
     hidden = made(BATCH, LENGTH, config.hidden_size, batch=0, sequence=1)
     if kind == "embedding":
         ids = made(BATCH, LENGTH, kind=torch.int64, batch=0, sequence=1)
@@ -119,6 +128,8 @@ def _example_inputs(
             made(BATCH, LENGTH, config.qk_rope_head_dim // 2, batch=0, sequence=1) for _ in "cs"
         )
         both = {"hidden": hidden, "cos": cos, "sin": sin, "past_lengths": zeros()}
+    if layer is not None and layer >= config.num_hidden_layers:
+        both["embedded"] = made(BATCH, LENGTH, config.hidden_size, batch=0, sequence=1)
     if attention == "shared":
         both["shared_indices"] = made(
             BATCH, LENGTH, 4, kind=torch.int32, batch=0, sequence=1, selected=2

@@ -40,6 +40,7 @@ def parameter_dtype(name: str) -> str | None:
     return "float32" if wide else None
 
 
+_LAST_NORM = "model.norm.weight"  # the decoder's
 EXPERTS_PREFIX = "mlp.experts."
 # Numbers in one tensor: above that, the eager model reads what it needs of it each time.
 LARGE = 1 << 26
@@ -87,28 +88,32 @@ def embedding_bindings(config: ModelConfig) -> list[Binding]:
     return [Binding("embed_tokens.weight", ("model.embed_tokens.weight",), shape)]
 
 
-def head_bindings(config: ModelConfig, checkpoint: Checkpoint) -> list[Binding]:
-    """Weights of the head block; a tied head reads the embedding."""
+def head_bindings(
+    config: ModelConfig, checkpoint: Checkpoint, norm: str = _LAST_NORM
+) -> list[Binding]:
+    """Weights of the head block behind the norm of that name; a tied head reads the embedding."""
     tied = config.tie_word_embeddings or "lm_head.weight" not in checkpoint.names
     source = "model.embed_tokens.weight" if tied else "lm_head.weight"
     return [
-        Binding("norm.weight", ("model.norm.weight",), (config.hidden_size,)),
+        Binding("norm.weight", (norm,), (config.hidden_size,)),
         Binding("lm_head.weight", (source,), (config.vocab_size, config.hidden_size)),
     ]
 
 
 def layer_bindings(config: ModelConfig, checkpoint: Checkpoint, layer: int) -> list[Binding]:
-    """Weights of decoder layer `layer`."""
+    """Weights of decoder or prediction layer `layer`."""
     prefix = f"model.layers.{layer}."
-    bindings = [
-        _plain(checkpoint, prefix, name)
-        for name in ("input_layernorm.weight", "post_attention_layernorm.weight")
-    ]
-    if config.attention_kinds[layer] == "linear":
+    names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    bindings = []
+    if layer >= config.num_hidden_layers:
+        names += ["enorm.weight", "hnorm.weight", "eh_proj.weight"]
+        bindings = [Binding("norm.weight", (_LAST_NORM,), (config.hidden_size,))]
+    bindings += [_plain(checkpoint, prefix, name) for name in names]
+    if config.attention_kind(layer) == "linear":
         bindings += _linear_bindings(checkpoint, prefix)
     else:
         bindings += _attention_bindings(config, checkpoint, layer, prefix)
-    if config.mlp_layer_types[layer] == "sparse":
+    if config.mlp_kind(layer) == "sparse":
         bindings += _moe_bindings(config, checkpoint, layer, prefix)
     else:
         bindings += _dense_bindings(checkpoint, prefix, "mlp.")
@@ -157,7 +162,7 @@ def _attention_bindings(
     names = ["q_a_layernorm.weight", "kv_a_layernorm.weight"]
     if config.attention_bias:
         names += [f"{part}.bias" for part in with_bias]
-    if config.attention_kinds[layer] == "indexed":
+    if config.attention_kind(layer) == "indexed":
         modules += ["indexer.wq_b", "indexer.wk"]
         norm = ("indexer.k_norm.weight", "indexer.k_norm.bias")
         names += [*norm, "indexer.weights_proj.weight"]

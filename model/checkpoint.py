@@ -113,9 +113,8 @@ class Checkpoint:
                 f"{self.directory}: layer {min(stacked)}: expected a tensor an expert, as weights "
                 f"are quantised ({quantization.precision}); found stacked experts"
             )
-        mlps = (*config.mlp_layer_types, *("sparse" for _ in mtp_layers(config)))
-        for layer, mlp in enumerate(mlps):
-            if mlp == "sparse":
+        for layer in layers:
+            if config.mlp_kind(layer) == "sparse":
                 experts_narrow(config, layer)  # alike, or an error
         whole = checkpoint_tensors(
             config, dtype=self.dtype, stacked=stacked, with_mtp=self.has_mtp, with_head=head

@@ -112,6 +112,18 @@ class ModelConfig:
         pairs = zip(self.layer_types, self.indexer_types, strict=True)
         return tuple(short.get(layer, indexed[indexer]) for layer, indexer in pairs)
 
+    def mlp_kind(self, layer: int) -> str:
+        """Of a decoder or prediction layer: "dense" or "sparse"."""
+        return self.mlp_layer_types[layer] if layer < self.num_hidden_layers else "sparse"
+
+    def attention_kind(self, layer: int) -> str:
+        """As in `attention_kinds`; a prediction layer attends as the decoder does where that is not
+        linear.
+        """
+        if layer < self.num_hidden_layers:
+            return self.attention_kinds[layer]
+        return "indexed" if "indexed_attention" in self.layer_types else "full"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a `config.json`, not yet checked; ConfigError where there is none."""
@@ -143,8 +155,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 def block_kind(config: ModelConfig, layer: int) -> str:
     """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
 
-    The second word is that of `ModelConfig.attention_kinds`; a third, such as `fp8`, is there where
-    weights are stored narrow, with a number from the second set of narrow modules on.
+    The words are those of `ModelConfig.mlp_kind` and `attention_kind`; a third, such as `fp8`, is
+    there where weights are stored narrow, with a number from the second set of narrow modules on.
+    `mtp` stands before those of a prediction layer.
     """
     return _block_kinds(config)[layer]
 
@@ -153,9 +166,9 @@ def block_kind(config: ModelConfig, layer: int) -> str:
 def _block_kinds(config: ModelConfig) -> tuple[str, ...]:
     quantization, names = config.quantization, []
     found: dict[str, list[tuple[bool, ...]]] = {}
-    pairs = zip(config.mlp_layer_types, config.attention_kinds, strict=True)
-    for layer, (mlp, attention) in enumerate(pairs):
-        name = f"{mlp}_{attention}"
+    for layer in range(config.num_hidden_layers + config.num_nextn_predict_layers):
+        name = f"{config.mlp_kind(layer)}_{config.attention_kind(layer)}"
+        name = name if layer < config.num_hidden_layers else f"mtp_{name}"
         narrow = tuple(quantization.narrows(f"model.layers.{layer}.{of}") for of in LINEARS)
         if any(narrow):
             sets = found.setdefault(name, [])

@@ -58,8 +58,8 @@ class StateSpec:
 
 
 def layer_states(config: ModelConfig, layer: int) -> tuple[StateSpec, ...]:
-    """The states of decoder layer `layer`, in the order of its graph's inputs."""
-    return kind_states(config, config.attention_kinds[layer])
+    """The states of decoder or prediction layer `layer`, in the order of its graph's inputs."""
+    return kind_states(config, config.attention_kind(layer))
 
 
 def kind_states(config: ModelConfig, kind: str) -> tuple[StateSpec, ...]:

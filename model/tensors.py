@@ -83,12 +83,10 @@ def checkpoint_tensors(
     hidden, vocabulary = config.hidden_size, config.vocab_size
     yield from specs("", None, [("embedding", "model.embed_tokens.weight", (vocabulary, hidden))])
     for layer in range(config.num_hidden_layers):
-        sparse = config.mlp_layer_types[layer] == "sparse"
-        kind = config.attention_kinds[layer]
-        entries = _layer(config, sparse, kind, layer in stacked)
+        entries = _layer(config, layer, layer in stacked)
         yield from specs(f"model.layers.{layer}.", layer, entries)
     for layer in mtp_layers(config) if with_mtp else ():
-        entries = _layer(config, True, mtp_attention_kind(config), layer in stacked)
+        entries = _layer(config, layer, layer in stacked)
         yield from specs(f"model.layers.{layer}.", layer, entries)
         yield from specs(f"model.layers.{layer}.", layer, _prediction(hidden))
     yield from specs("", None, [("norms", "model.norm.weight", (hidden,))])
@@ -133,19 +131,14 @@ def mtp_layers(config: ModelConfig) -> range:
     return range(first, first + config.num_nextn_predict_layers)
 
 
-def mtp_attention_kind(config: ModelConfig) -> str:
-    """The prediction layer attends as the decoder does where that is not linear."""
-    return "indexed" if "indexed_attention" in config.layer_types else "full"
-
-
 def _prediction(hidden: int) -> Iterator[_Entry]:
     for name in ("enorm", "hnorm", "shared_head.norm"):
         yield "mtp", f"{name}.weight", (hidden,)
     yield "mtp", "eh_proj.weight", (hidden, 2 * hidden)
 
 
-def _layer(config: ModelConfig, sparse: bool, kind: str, stacked: bool) -> Iterator[_Entry]:
-    hidden = config.hidden_size
+def _layer(config: ModelConfig, layer: int, stacked: bool) -> Iterator[_Entry]:
+    hidden, kind = config.hidden_size, config.attention_kind(layer)
     yield "norms", "input_layernorm.weight", (hidden,)
     yield "norms", "post_attention_layernorm.weight", (hidden,)
     if kind == "linear":
@@ -154,7 +147,7 @@ def _layer(config: ModelConfig, sparse: bool, kind: str, stacked: bool) -> Itera
         yield from _latent_attention(config)
     if kind == "indexed":
         yield from _indexer(config)
-    if sparse:
+    if config.mlp_kind(layer) == "sparse":
         yield from _moe(config, stacked)
     else:
         yield from _mlp("dense_mlp", "mlp.", hidden, config.intermediate_size)

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.glm_moe_dsa import DecoderLayer, Embedding, GlmMoeDsa, Head
+from glm_trt.model.glm_moe_dsa import (
+    DecoderLayer,
+    Embedding,
+    GlmMoeDsa,
+    Head,
+    PredictionLayer,
+)
 from glm_trt.model.operators import EagerOperators, product_by_slices
 
 TORCH_DTYPES = {
@@ -112,7 +118,8 @@ def load_block(
         elif layer == "head":
             block = Head(config, operators)
         else:
-            block = DecoderLayer(config, int(layer), absorbed, operators)
+            kind = DecoderLayer if int(layer) < config.num_hidden_layers else PredictionLayer
+            block = kind(config, int(layer), absorbed, operators)
     weights = {}
     for binding in bindings:
         module, _, name = binding.name.rpartition(".")

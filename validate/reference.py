@@ -103,7 +103,7 @@ class Reference:
         source: b.TensorSource = self.checkpoint or self.bundle.weights
         module = load_block(
             self.bundle.config,
-            block.name if block.layer is None else block.layer,
+            block.kind if block.layer is None else block.layer,
             self._bindings(block),
             source,
             dtype,
@@ -119,5 +119,9 @@ class Reference:
         if block.name == "embedding":
             return b.embedding_bindings(config)
         if block.layer is None:
-            return b.head_bindings(config, checkpoint)
+            if block.prediction is None:
+                return b.head_bindings(config, checkpoint)
+            layer = config.num_hidden_layers + block.prediction
+            norm = f"model.layers.{layer}.shared_head.norm.weight"
+            return b.head_bindings(config, checkpoint, norm)
         return b.layer_bindings(config, checkpoint, block.layer)

@@ -14,7 +14,7 @@ from glm_trt.model.files import write_atomically
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.reference import Reference
 from glm_trt.validate.report import Report, block_entry, end_to_end_entry, markdown
-from glm_trt.validate.walk import start, walk_block
+from glm_trt.validate.walk import start, start_prediction, walk_block
 
 
 def validate_bundle(
@@ -50,8 +50,14 @@ def validate_bundle(
             progress(f"comparing {block.name}")
             results.append(walk_block(bundle, block, reference, runtime, flows))
         dtype = runtime.dtype
+        end_to_end = end_to_end_entry(flows, results[-1], dtype)
+        for block in bundle.prediction_blocks:
+            progress(f"comparing {block.name}")
+            if block.layer is not None:
+                for flow in flows:
+                    start_prediction(flow)
+            results.append(walk_block(bundle, block, reference, runtime, flows))
     blocks = [block_entry(result, dtype) for result in results]
-    end_to_end = end_to_end_entry(flows, results[-1], dtype)
     return {
         "format": "glm-trt validation",
         "format_version": 1,

@@ -90,6 +90,17 @@ def start(case: Case) -> Flow:
     return Flow(case, values, np.zeros((batch, length), bool))
 
 
+def start_prediction(flow: Flow) -> None:
+    """Before a prediction layer: each token is given the embedding that its follower had so far,
+    the last token, which nothing follows, its own.
+    """
+    for pieces in flow.values.values():
+        embedded = np.concatenate([piece["embedded"] for piece in pieces], axis=1)
+        following = np.concatenate([embedded[:, 1:], embedded[:, -1:]], axis=1)
+        for piece, (begin, end) in zip(pieces, flow.case.pieces, strict=True):
+            piece["embedded"] = following[:, begin:end]
+
+
 def walk_block(
     bundle: Bundle, block: BundleBlock, reference: Reference, backend: Backend, flows: list[Flow]
 ) -> BlockResult:
@@ -114,12 +125,12 @@ def walk_block(
                 inputs = _fed(bundle, block, flow.values[chain][i], states[chain])
                 outputs[chain] = runners[chain](_cast(inputs, _dtype_of(chain, backend)))
                 states[chain] = {name: outputs[chain][f"{name}_out"] for name in states[chain]}
-                _pass_on(flow.values[chain][i], outputs[chain])
+                _pass_on(block, flow.values[chain][i], outputs[chain])
             parted_here[:, begin:end] = _choices_differ(outputs, end - begin)
         flow.parted |= parted_here
         for i, (begin, end) in enumerate(flow.case.pieces):
             rows = ~flow.parted[:, begin:end]
-            name = "logits" if block.name == "head" else "hidden"
+            name = "logits" if block.kind == "head" else "hidden"
             values = {chain: flow.values[chain][i][name] for chain in CHAINS}
             result.propagated.add(values, f"{flow.case.name}, positions {begin}…{end - 1}", rows)
             result.set_aside += int((~rows).sum())
@@ -183,9 +194,11 @@ def _fed(bundle: Bundle, block: BundleBlock, values: Arrays, states: Arrays) -> 
         return {name: values[name] for name in ("input_ids", "past_lengths")}
     if block.layer is None:
         return {"hidden": values["hidden"]}
-    kind = bundle.config.attention_kinds[block.layer]
+    kind = bundle.config.attention_kind(block.layer)
     names = ["hidden", "lengths"] if kind == "linear" else ["hidden", "cos", "sin", "past_lengths"]
     inputs = {name: values[name] for name in names} | states
+    if block.prediction is not None:
+        inputs["embedded"] = values["embedded"]
     if kind == "shared":
         inputs["shared_indices"] = values["topk_indices"]
     return inputs
@@ -204,7 +217,9 @@ def _cast(inputs: Arrays, dtype: str) -> Arrays:
     }
 
 
-def _pass_on(values: Arrays, outputs: Arrays) -> None:
+def _pass_on(block: BundleBlock, values: Arrays, outputs: Arrays) -> None:
+    if block.name == "embedding":
+        values["embedded"] = outputs["hidden_out"]
     for name in ("cos", "sin", "topk_indices", "logits"):
         if name in outputs:
             values[name] = outputs[name]

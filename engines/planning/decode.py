@@ -8,7 +8,7 @@ from glm_trt.engines.planning.gpus import Gpu
 from glm_trt.engines.planning.weights import Weights
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import kind_states
-from glm_trt.model.tensors import mtp_attention_kind
+from glm_trt.model.tensors import mtp_layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def step_state_bytes(config: ModelConfig, gpus: int, context: int, with_mtp: boo
     """
     kinds = [*config.attention_kinds]
     if with_mtp:
-        kinds += [mtp_attention_kind(config)] * config.num_nextn_predict_layers
+        kinds += [config.attention_kind(i) for i in mtp_layers(config)]
     total = 0
     for kind in kinds:
         for spec in kind_states(config, kind):

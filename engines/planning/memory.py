@@ -11,7 +11,7 @@ from glm_trt.engines.planning.gpus import Gpu
 from glm_trt.engines.planning.weights import Weights
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import kind_states
-from glm_trt.model.tensors import mtp_attention_kind
+from glm_trt.model.tensors import mtp_layers
 
 # Not planned with: the CUDA context, the plans, communication buffers, fragments.
 RESERVED_FRACTION = 0.10
@@ -40,7 +40,7 @@ def state_bytes(config: ModelConfig, with_mtp: bool) -> StateBytes:
     """The states of the decoder's layers, with or without those of the prediction layers."""
     kinds = [*config.attention_kinds]
     if with_mtp:
-        kinds += [mtp_attention_kind(config)] * config.num_nextn_predict_layers
+        kinds += [config.attention_kind(i) for i in mtp_layers(config)]
     token: Counter[str] = Counter()
     sequence: Counter[str] = Counter()
     for kind in kinds:

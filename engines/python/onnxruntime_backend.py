@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -88,25 +89,26 @@ class OnnxruntimeRuntime:
         # As many parts of an expert as threads, if its width can be cut so.
         threads = threads or len(os.sched_getaffinity(0))
         self._parts = math.gcd(threads, bundle.config.moe_intermediate_size)
-        self._sessions = {
-            kind: _make_session(bundle, kind, threads, self._parts if rewrites else None)
-            for kind in bundle.kinds
-        }
-        self._inputs = {
-            kind: {value.name: value.type for value in session.get_inputs()}
-            for kind, session in self._sessions.items()
-        }
+        self._make_session = partial(
+            _make_session, bundle, threads, self._parts if rewrites else None
+        )
+        self._sessions: dict[str, ort.InferenceSession | CutSession] = {}
+        self._inputs: dict[str, dict[str, str]] = {}
         self._weights: dict[str, dict[str, Any]] = {}
         self._arrays: list[Array] = []  # onnxruntime does not keep the mapped arrays alive
-        shared: dict[tuple[Any, ...], ort.OrtValue] = {}
+        self._shared: dict[tuple[Any, ...], ort.OrtValue] = {}
         for block in bundle.blocks:
-            self._weights[block.name] = dict(
-                self._bind(binding, block.kind, shared) for binding in block.bindings
-            )
+            self._load(block)
 
-    def _bind(
-        self, binding: Binding, kind: str, shared: dict[tuple[Any, ...], ort.OrtValue]
-    ) -> tuple[str, Any]:
+    def _load(self, block: BundleBlock) -> None:
+        """The session of the block's kind, and its weights; prediction blocks come when asked."""
+        if block.kind not in self._sessions:
+            session = self._make_session(block)
+            self._sessions[block.kind] = session
+            self._inputs[block.kind] = {value.name: value.type for value in session.get_inputs()}
+        self._weights[block.name] = dict(self._bind(x, block.kind) for x in block.bindings)
+
+    def _bind(self, binding: Binding, kind: str) -> tuple[str, Any]:
         """The name of the graph's input that `binding` feeds, and the weights."""
         session, inputs = self._sessions[kind], self._inputs[kind]
         if isinstance(session, CutSession) and binding.name in session.weights:
@@ -116,14 +118,14 @@ class OnnxruntimeRuntime:
         # None: as it is stored.
         dtype = DTYPE if inputs.get(binding.name + suffix) == "tensor(float)" else None
         key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix, dtype)
-        if key not in shared:  # a tied head is the embedding's own tensor
+        if key not in self._shared:  # a tied head is the embedding's own tensor
             if suffix:
                 array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
             else:
                 array = bound_tensor(binding, self.bundle.weights, dtype)
             self._arrays.append(array)
-            shared[key] = ort_value(array)
-        return binding.name + suffix, shared[key]
+            self._shared[key] = ort_value(array)
+        return binding.name + suffix, self._shared[key]
 
     def __enter__(self) -> OnnxruntimeRuntime:
         """Nothing to do: the constructor has loaded everything."""
@@ -140,6 +142,7 @@ class OnnxruntimeRuntime:
         """Release sessions, weights and mapped files."""
         self._sessions.clear()
         self._weights.clear()
+        self._shared.clear()
         self._arrays.clear()
 
     def forward(self, input_ids: Any) -> NDArray[np.float32]:
@@ -188,6 +191,8 @@ class OnnxruntimeRuntime:
 
     def run_block(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
         """One block on copies of its inputs, all outputs by name; what validation compares."""
+        if block.name not in self._weights:
+            self._load(block)
         session = self._sessions[block.kind]
         binding = session.io_binding()
         for name, value in self._weights[block.name].items():
@@ -379,9 +384,11 @@ def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _make_session(
-    bundle: Bundle, kind: str, threads: int, parts: int | None
+    bundle: Bundle, threads: int, parts: int | None, block: BundleBlock
 ) -> ort.InferenceSession | CutSession:
-    """A kind's session; of the rewritten graph if there are `parts` to cut the experts into."""
+    """A session for the block's kind; of the rewritten graph if there are `parts` to cut the
+    experts into.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Sessions run in turns: the threads of one must not spin on while another works. (One pool
@@ -393,17 +400,16 @@ def _make_session(
         graph = model.SerializeToString()
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    model = onnx.load_model_from_string(bundle.graph_path(kind, DTYPE).read_bytes())
+    model = onnx.load_model_from_string(bundle.graph_path(block.kind, DTYPE).read_bytes())
     if parts is None:
         return made(model)
 
     def rewritten(part: onnx.ModelProto) -> ort.InferenceSession:
         return made(r.rewrite(slice_narrow_products(part), parts))
 
-    bindings = next(block.bindings for block in bundle.blocks if block.kind == kind)
-    stored = {x.name: bound_dtype(x, bundle.weights) for x in bindings}
+    stored = {x.name: bound_dtype(x, bundle.weights) for x in block.bindings}
     mapped = {
-        x.name: stored[x.name] for x in bindings
+        x.name: stored[x.name] for x in block.bindings
         if x.dtype is None and math.prod(x.shape) > LARGE and stored[x.name] != DTYPE
     }  # fmt: skip
     node = experts_node(model)
