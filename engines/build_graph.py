@@ -17,6 +17,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "past_lengths": ("batch",),
     "lengths": ("batch",),
     "hidden": ("batch", "sequence", "hidden"),
+    "embedded": ("batch", "sequence", "hidden"),
     "cos": ("batch", "sequence", "rotary"),
     "sin": ("batch", "sequence", "rotary"),
     "shared_indices": ("batch", "sequence", "selected"),

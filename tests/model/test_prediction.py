@@ -98,7 +98,10 @@ def test_layer_and_head_equal_transformers(absorbed: bool, tmp_path: Path) -> No
     inputs = {"hidden": states, "embedded": embedded, "past_lengths": torch.zeros(2).long()}
     angles = oracle.model.rotary_emb(states, torch.arange(39).unsqueeze(0))
     half = config.qk_rope_head_dim // 2
-    inputs |= {name: x[..., :half].expand(2, -1, -1) for name, x in zip(("cos", "sin"), angles)}
+    inputs |= {
+        name: x[..., :half].expand(2, -1, -1)
+        for name, x in zip(("cos", "sin"), angles, strict=True)
+    }
     inputs |= {s.name: torch.zeros(s.shape(2, 39)) for s in layer_states(config, LAYER)}
     found = run_block(eager["mtp.0"], inputs)["hidden_out"]
     assert relative(found, expected) < 2e-5
