@@ -23,7 +23,7 @@ from glm_trt.export.manifest import file_entry, read_manifest, write_manifest
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import locked
 
-KINDS = ["embedding", "dense_indexed", "sparse_indexed", "head"]
+KINDS = ["embedding", "dense_indexed", "sparse_indexed", "head", "mtp_sparse_indexed"]
 DTYPES = ("float32", "bfloat16", "float16")
 SM89 = BuildOptions(targets=("sm89",))
 needs_rtx = pytest.mark.skipif(
@@ -123,13 +123,13 @@ def test_engines_of_another_make_are_replaced(
     old = [engine["key"] for engine in read_manifest(built_copy)["engines"]]
     build_engines(built_copy, SM89)
     new = [engine["key"] for engine in read_manifest(built_copy)["engines"]]
-    assert spawned == KINDS and len(new) == 4 and not set(old) & set(new)
+    assert spawned == KINDS and len(new) == len(KINDS) and not set(old) & set(new)
 
 
 @needs_rtx
 def test_targets_and_dtypes_live_side_by_side(built_copy: Path, spawned: list[str]) -> None:
     build_engines(built_copy, BuildOptions(targets=("sm120",), dtype="float32"))
-    assert len(read_manifest(built_copy)["engines"]) == 8
+    assert len(read_manifest(built_copy)["engines"]) == 2 * len(KINDS)
     build_engines(built_copy, SM89)
     assert spawned == KINDS
     # What this build does not make must be whole.
@@ -175,7 +175,7 @@ def test_refused_graph(bundle: Path) -> None:
     manifest["files"][name] = file_entry(bundle / name)
     write_manifest(bundle, manifest)
     engines = build_engines(bundle, SM89)
-    assert [engine.cached for engine in engines] == [True, True, False, False]
+    assert [engine.cached for engine in engines] == [True, True, False, False, False]
 
 
 @needs_rtx

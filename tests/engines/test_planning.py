@@ -243,7 +243,7 @@ def test_hybrid_plan(tmp_path: Path) -> None:
     assert plan == make_plan(source_of(HYBRID, tmp_path), options) | {"source": plan["source"]}
     assert plan["model"]["attention"] == {"linear": 59, "full": 19}
     assert plan["build"]["kinds"] == ["embedding", "dense_linear", "sparse_full", "sparse_linear",
-                                      "head"]  # fmt: skip
+                                      "head", "mtp_sparse_full"]  # fmt: skip
     layer = 20480 * 6144 + 128 * 6144 + 12288 * 4 + 64 + 64 + 128 + 6144 * 8192
     assert plan["parameters"]["components"]["linear_attention"] == 59 * layer
     assert plan["state"]["bytes_per_sequence"] == 59 * (12288 * 3 * 2 + 64 * 128 * 128 * 4)

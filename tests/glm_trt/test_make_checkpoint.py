@@ -18,8 +18,8 @@ from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
 from glm_trt.model.presets import PRESETS
 
 KINDS = {
-    "glm-5.1": ["dense_indexed", "sparse_indexed"],
-    "glm-5.1-hybrid": ["dense_linear", "sparse_full", "sparse_linear"],
+    "glm-5.1": ["dense_indexed", "sparse_indexed", "head", "mtp_sparse_indexed"],
+    "glm-5.1-hybrid": ["dense_linear", "sparse_full", "sparse_linear", "head", "mtp_sparse_full"],
 }
 
 
