@@ -147,10 +147,12 @@ def _layers_of(
     chosen = [
         i for i in range(config.num_hidden_layers) if kind is None or block_kind(config, i) == kind
     ]
+    if not chosen:
+        kinds = dict.fromkeys(block_kind(config, i) for i in range(config.num_hidden_layers))
+        raise ConfigError(f"{name}: kind: expected one of {', '.join(kinds)}; found {kind}")
     wanted = len(chosen) if layers is None else layers
     if not 1 <= wanted <= len(chosen):
-        kinds = dict.fromkeys(block_kind(config, i) for i in range(config.num_hidden_layers))
-        of = f" of kind {kind} (it has {', '.join(kinds)})" if kind else ""
+        of = f" of kind {kind}" if kind else ""
         raise ConfigError(f"{name}: expected 1 … {len(chosen)} layers{of}, found {wanted}")
     return _with_layers(data, config, chosen[:wanted])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from glm_trt.cli import main
+from glm_trt.engines.bundle import Bundle
 from glm_trt.export import bundle as bundles
 from glm_trt.model import generate_checkpoint as g
 from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
@@ -35,6 +38,50 @@ def test_tiny_is_exported_and_validated(
     report = json.loads(capsys.readouterr().out)
     assert [block["kind"] for block in report["blocks"][1:-1]] == KINDS[preset]
     assert main(["run", bundle, "--input-ids", "1,2,3", "--max-new-tokens", "4"]) == 0
+
+
+def test_full_size_in_fp8_is_exported_unread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every tensor of the real model: bounded memory and time, a graph a kind; half the layers."""
+    peaks = {}
+    for layers in (78, 39):
+        place, bundle = tmp_path / f"c{layers}", tmp_path / f"b{layers}"
+        assert main(["make-checkpoint", "glm-5.1", "--scale", "full", "--precision", "fp8",
+                     "--layers", str(layers), "-o", str(place), "--json"]) == 0  # fmt: skip
+        written = json.loads(capsys.readouterr().out)
+        assert written["disk_bytes"] < 50e6 < 100e9 < written["bytes"]
+        script = f"""
+import resource
+from pathlib import Path
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+export_checkpoint(Path({str(place)!r}), Path({str(bundle)!r}), ExportOptions())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                                check=True, timeout=120)  # fmt: skip
+        peaks[layers] = int(result.stdout) * 1024
+        files = [path.stat().st_size for path in bundle.rglob("*") if path.is_file()]
+        assert sum(files) < 5e6
+        assert len(list(bundle.glob("graphs/bfloat16/*"))) == 5
+        blocks = Bundle.open(bundle)
+        assert len(blocks.blocks) == layers + 2 and len(blocks.prediction_blocks) == 2
+    assert peaks[78] < 2e9 and peaks[78] < 1.2 * peaks[39]
+
+
+def test_parts_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["make-checkpoint", "glm-5.1-hybrid", "-o", str(tmp_path / "c")]
+    assert main([*base, "--kind", "sparse_indexed"]) == 2
+    assert "kind: expected one of dense_linear" in capsys.readouterr().err
+    assert main([*base, "--layers", "4"]) == 2
+    assert "expected 1 … 3 layers, found 4" in capsys.readouterr().err
+    assert main([*base, "--scale", "full", "--random"]) == 2
+    assert "random weights need" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert main([*base, "--kind", "sparse_linear", "--without-mtp", "--precision", "nvfp4"]) == 0
+    config = Checkpoint.open(tmp_path / "c").config
+    assert config.num_hidden_layers == 1 and config.num_nextn_predict_layers == 0
+    assert config.quantization.precision == "nvfp4"
 
 
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
