@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +24,23 @@ def print_plan(plan: Plan) -> None:
     _print_decode(plan)
 
 
+def _width() -> int:
+    """Columns of the terminal; 110 where there is none."""
+    return shutil.get_terminal_size((110, 24)).columns
+
+
+def _say(text: str, indent: int = 2) -> None:
+    """A paragraph, in lines that fit the terminal."""
+    width = max(_width(), 40)
+    print(textwrap.fill(text, width, initial_indent=" " * indent,
+                        subsequent_indent=" " * (indent + 2)))  # fmt: skip
+
+
 def _table(title: str, rows: Sequence[Sequence[str]], text_columns: int = 1) -> None:
     """A titled table; columns from `text_columns` on are numbers, put to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print(f"\n{title}")
+    print()
+    _say(title, indent=0)
     print_table([
         [cell if i < text_columns else cell.rjust(widths[i]) for i, cell in enumerate(row)]
         for row in rows
@@ -45,11 +60,11 @@ def _print_model(plan: Plan) -> None:
     attention = ", ".join(f"{count} {kind}" for kind, count in model["attention"].items())
     mlp = ", ".join(f"{count} {kind}" for kind, count in model["mlp"].items())
     print(source["name"])
-    print(f"  {model['layers']} layers (attention: {attention}; MLP: {mlp}), "
-          f"{model['prediction_layers']} MTP, up to {model['max_context']:,} tokens")  # fmt: skip
+    _say(f"{model['layers']} layers (attention: {attention}; MLP: {mlp}), "
+         f"{model['prediction_layers']} MTP, up to {model['max_context']:,} tokens")  # fmt: skip
     if source["files"]:
         size, files = f"{source['stored_bytes']:,} bytes", source["files"]
-        print(f"  stored: {size} in {files} safetensors file(s), {source['precision']}")
+        _say(f"stored: {size} in {files} safetensors file(s), {source['precision']}")
 
 
 def _print_parameters(plan: Plan) -> None:
@@ -65,7 +80,7 @@ def _print_parameters(plan: Plan) -> None:
 
 
 def _print_weights(plan: Plan) -> None:
-    head = ("", "bytes without MTP", "", "bytes with MTP", "of these quantised")
+    head = ("", "bytes without MTP", "", "bytes with MTP", "quantised")
     rows = [
         (name, f"{sizes['bytes']:,}", _gb(sizes["bytes"]), f"{sizes['bytes_with_mtp']:,}",
          f"{sizes['quantised_bytes'] / sizes['bytes']:.1%}" if name != "bf16" else "")
@@ -90,35 +105,47 @@ def _print_state(plan: Plan) -> None:
         f"{state['bytes_per_sequence']:,} B a sequence",
         [(head[0], head[1] + of, *head[2:]), *rows], text_columns=0,
     )  # fmt: skip
-    print(f"  {'; '.join(parts)}")
+    _say("; ".join(parts))
 
 
 def _print_jobs(plan: Plan) -> None:
     build = plan["build"]
     export = next(iter(plan["export"].values()))
     rows = [
-        ("export", f"{_gb(export['disk_bytes'])} of disk (graphs only)",
+        ("export, graphs only", f"{_gb(export['disk_bytes'])} of disk",
          f"{_gb(export['host_memory_bytes'])} of memory"),
-        *((f"export --materialize, {name}", f"{_gb(sizes['disk_bytes_materialized'])} of disk", "")
+        *((f"export --materialize, {name}",
+           f"{_gb(sizes['disk_bytes_materialized'])} of disk", "the same")
           for name, sizes in plan["export"].items()),
         ("build", f"{_gb(build['disk_bytes'])} of disk",
-         f"{_gb(build['host_memory_bytes'])} of memory (under "
-         f"{_gb(build['host_memory_bytes_limit'])})"),
+         f"{_gb(build['host_memory_bytes'])} of memory"),
     ]  # fmt: skip
     kinds, targets = ", ".join(build["kinds"]), ", ".join(build["default_targets"])
     _table("Exporting and building", rows, text_columns=3)
-    print(f"  {build['engines_per_target']} engines a target ({kinds})")
-    print(f"  {build['engines']} for {targets}")
+    _say(f"{build['engines_per_target']} engines a target ({kinds})")
+    _say(f"{build['engines']} for {targets}; each built in under "
+         f"{_gb(build['host_memory_bytes_limit'])} of memory")  # fmt: skip
 
 
 def _print_fit(plan: Plan) -> None:
-    contexts, batch = plan["options"]["contexts"], plan["options"]["batch"]
-    precisions = list(plan["weights"])
+    precisions, title = list(plan["weights"]), "GPUs needed by precision and context"
+    title += f", batch {plan['options']['batch']}"
+    rows = _fit_rows(plan, precisions)
+    # Two columns of indentation, and two between columns.
+    if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) <= _width():
+        _table(title, rows)
+    else:
+        for name in precisions:
+            _table(title, _fit_rows(plan, [name]))
+    _say("- more than 64, or no even split; * its tensor cores do not multiply this precision")
+
+
+def _fit_rows(plan: Plan, precisions: list[str]) -> list[tuple[str, ...]]:
+    contexts = plan["options"]["contexts"]
     columns = [(name, i) for name in precisions for i in range(len(contexts))]
     entries = {(entry["gpu"], entry["precision"]): entry for entry in plan["fit"]}
-    head = [("", "", *(name if i == 0 else "" for name, i in columns)),
+    rows = [("", "", *(name if i == 0 else "" for name, i in columns)),
             ("", "memory", *(f"{contexts[i]:,}" for _, i in columns))]  # fmt: skip
-    rows = []
     for gpu in plan["gpus"]:
         cells = []
         for name, i in columns:
@@ -126,8 +153,7 @@ def _print_fit(plan: Plan) -> None:
             count = entry["contexts"][i]["gpus"]
             cells.append("-" if count is None else f"{count}{'' if entry['native'] else '*'}")
         rows.append((gpu["name"], f"{gpu['memory_gb']} GB", *cells))
-    _table(f"GPUs needed by precision and context, batch {batch}", [*head, *rows])
-    print("  - more than 64, or no even split; * dequantised in the kernel")
+    return rows
 
 
 def _print_recommended(plan: Plan) -> None:
@@ -136,16 +162,16 @@ def _print_recommended(plan: Plan) -> None:
     for choice in plan["recommended"]:
         case = f"{choice['precision']} at {choice['context']:,} tokens, batch {choice['batch']}"
         if choice["gpu"] is None:
-            print(f"  {case}: none of these GPUs")
+            _say(f"{case}: none of these GPUs")
             continue
-        print(f"  {case}: {choice['gpus']} × {titles[choice['gpu']]}")
+        _say(f"{case}: {choice['gpus']} × {titles[choice['gpu']]}")
         parts = " + ".join(
             f"{_gb(choice[f'{part}_bytes'])} {part}" for part in ("weights", "state", "workspace")
         )
         used, usable = _gb(choice["used_bytes"]), _gb(choice["usable_bytes"])
-        print(f"    on each: {parts} = {used} of {usable} usable")
-        print(f"    room for batch {choice['max_batch']} at this context, or "
-              f"{choice['max_context']:,} tokens at this batch")  # fmt: skip
+        _say(f"on each: {parts} = {used} of {usable} usable", indent=4)
+        _say(f"room for batch {choice['max_batch']} at this context, or "
+             f"{choice['max_context']:,} tokens at this batch", indent=4)  # fmt: skip
 
 
 def _print_decode(plan: Plan) -> None:
@@ -160,7 +186,7 @@ def _print_decode(plan: Plan) -> None:
     head = ("", *(f"{context:,}" for context in contexts))
     rows = [(f"{name}, {count} × {gpu}", *row) for (name, gpu, count), row in cells.items()]
     _table(
-        f"Decode roofline by context, batch {plan['options']['batch']}: bytes a GPU reads for a "
+        f"Decode roofline by context, batch {plan['options']['batch']}: bytes a GPU reads a "
         "step, tokens/s at most",
         [head, *rows],
     )

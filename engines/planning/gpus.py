@@ -50,11 +50,14 @@ class Gpu:
 _ALL = (
     Gpu("a100-40", "A100 40GB", 40, 1555, "sm80"),  # SXM4 and PCIe, HBM2
     Gpu("a100-80", "A100 80GB", 80, 2039, "sm80"),  # SXM4, HBM2e; PCIe has 1,935
-    Gpu("h100", "H100 80GB", 80, 3350, "sm90"),  # SXM5, HBM3; PCIe has 2,000
+    Gpu("h100", "H100 80GB", 80, 3350, "sm90"),  # SXM5, HBM3
+    Gpu("h100-pcie", "H100 PCIe", 80, 2000, "sm90"),  # HBM2e
+    Gpu("h100-nvl", "H100 NVL", 94, 3900, "sm90"),  # PCIe, HBM3; two may be bridged
     Gpu("h200", "H200", 141, 4800, "sm90"),  # SXM5, HBM3e
     Gpu("gh200-96", "GH200 96GB", 96, 4000, "sm90"),  # HBM3; the CPU's memory does not count
     Gpu("gh200-144", "GH200 144GB", 144, 4900, "sm90"),  # HBM3e
     Gpu("b200", "B200 180GB", 180, 8000, "sm100"),  # DGX B200: 1,440 GB and 64 TB/s of eight
+    Gpu("gb200", "GB200", 186, 8000, "sm100"),  # each of a superchip's two
     Gpu("b200-192", "B200 192GB", 192, 8000, "sm100"),  # as announced
     Gpu("l40s", "L40S", 48, 864, "sm89"),  # GDDR6
     Gpu("rtx-6000-ada", "RTX 6000 Ada", 48, 960, "sm89"),  # GDDR6

@@ -25,7 +25,11 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_table(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [110, 80])
+def test_table(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     assert main(["plan", config]) == 0
     out = capsys.readouterr().out
     for text in ("743,911,218,432", "753,864,139,008", "109,824 B a token", "746,130,054,912",
@@ -34,7 +38,14 @@ def test_table(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("Parameters"))
     assert len({len(line) for line in lines[first + 1 : first + 5]}) == 1  # columns are aligned
-    assert max(map(len, lines[1:])) <= 110
+    assert max(map(len, lines[1:])) <= width
+    titles = [line for line in lines if line.startswith("GPUs needed")]
+    assert len(titles) == (
+        1 if width == 110 else 3
+    )  # a table for each precision where it is narrow
+    rows = [" ".join(line.split()) for line in lines if line.startswith("  h200 ")]
+    counts = ["16 16 16", "8 8 8", "4* 4* 8*"]
+    assert rows == [f"h200 141 GB {x}" for x in ([" ".join(counts)] if width == 110 else counts)]
 
 
 def test_one_gpu_that_is_too_small(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +75,10 @@ def test_checkpoint_directory(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["{none}"], "expected a checkpoint directory, a config.json, or glm-5.1"),
+        (["{empty}"], "config.json: not found"),
+        (["{damaged}"], "missing kv_lora_rank"),
         (["{config}", "--gpu", "h300"], "--gpu: expected one of"),
+        (["{config}", "--context", "-5"], "--context: expected 1 to 202,752"),
         (["{config}", "--context", "300000"], "--context: expected 1 to 202,752"),
         (["{config}", "--batch", "0"], "--batch: expected at least 1"),
         (["{config}", "--chart", "a.pdf"], "--chart: expected a name ending in .svg or .png"),
@@ -74,7 +88,12 @@ def test_errors(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
     message: str,
 ) -> None:  # fmt: skip
-    places = {"none": str(tmp_path / "none"), "config": config}
+    damaged = preset_config("glm-5.1", "full")
+    del damaged["kv_lora_rank"]
+    (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+    (tmp_path / "empty").mkdir()
+    places = {"none": str(tmp_path / "none"), "config": config, "empty": str(tmp_path / "empty"),
+              "damaged": str(tmp_path / "damaged.json")}  # fmt: skip
     assert main(["plan", *(argument.format(**places) for argument in arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
