@@ -299,6 +299,36 @@ def test_experts_that_are_not_hit_are_not_read(name: str, tokens: int) -> None:
     assert error_of(call(name, inputs), expected) <= CONTRACTS[name].tolerance["float16"]
 
 
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_an_expert_that_a_token_has_twice_counts_twice(name: str, tokens: int) -> None:
+    inputs, _ = case_of(name, "17 tokens", torch.float32)
+    x, weights = torch.randn(tokens, inputs[0].shape[1]), torch.rand(tokens, 3)
+    indices = torch.tensor([2, 1, 2], dtype=torch.int32).repeat(tokens, 1)
+    once = torch.stack([weights[:, 1], weights[:, 0] + weights[:, 2]], 1)
+    wanted = getattr(torch.ops.glm_trt, name)(x, indices[:, 1:].contiguous(), once, *inputs[3:])
+    again = getattr(torch.ops.glm_trt, name)(x, indices, weights, *inputs[3:])
+    for found in (again, call(name, [x, indices, weights, *inputs[3:]])):
+        assert error_of(found, wanted) <= CONTRACTS[name].tolerance["float32"]
+
+
+@pytest.mark.parametrize("code", [127, -1])
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("name", LINEAR)
+def test_nan_of_either_sign_is_nan_everywhere(name: str, tokens: int, code: int) -> None:
+    """In the weight of FP8 and in a scale of NVFP4; in its own output alone."""
+    label = "odd sizes, plain" if name == "fp8_linear" else "576 rows"
+    inputs, attributes = case_of(name, label, torch.float32)
+    inputs[0] = torch.randn(tokens, inputs[0].shape[1])
+    inputs[1 if name == "fp8_linear" else 2][3, 1] = code
+    (body,) = run_body(name, inputs, attributes)
+    reference = getattr(torch.ops.glm_trt, name)(*inputs, **attributes)
+    expected = torch.arange(inputs[1].shape[0]).expand(tokens, -1) == 3
+    for found in (reference, body, call(name, inputs, attributes, "sm80"),
+                  call(name, inputs, attributes)):  # fmt: skip
+        assert torch.equal(found.isnan(), expected)
+
+
 def test_the_reference_dequantises_one_hit_expert_at_a_time() -> None:
     asked = []
 
@@ -310,6 +340,15 @@ def test_the_reference_dequantises_one_hit_expert_at_a_time() -> None:
     y = sum_experts(torch.ones(2, 4), indices, torch.ones(2, 2), experts)
     assert asked == [2, 7, 9]
     assert torch.allclose(y, torch.full((2, 4), 2 * 3 * 16 * torch.tensor(4.0).sigmoid().item()))
+
+
+def sparse_file(path: Path, count: int, last: Tensor) -> Tensor:
+    """`count` of `last` [1, …] in a file that has pages for the last of them only."""
+    shape = (count, *last.shape[1:])
+    size = int(torch.Size(shape).numel())
+    whole = torch.from_file(str(path), shared=True, size=size, dtype=last.dtype).view(shape)
+    whole[-1] = last[0]
+    return whole
 
 
 @pytest.mark.parametrize(("name", "tokens"), [(EXPERTS[0], 1), (EXPERTS[0], 17), (EXPERTS[1], 1)])
@@ -324,21 +363,49 @@ def test_addresses_beyond_32_bits(name: str, tokens: int, tmp_path: Path) -> Non
     if name == "nvfp4_moe_experts":
         flattened[1] = flattened[1].flatten(1, 2)
 
-    def stacked(i: int, last: Tensor) -> Tensor:
-        shape = (experts, *last.shape[1:])
-        path = str(tmp_path / str(i))
-        count = int(torch.Size(shape).numel())
-        whole = torch.from_file(path, shared=True, size=count, dtype=last.dtype).view(shape)
-        whole[-1] = last[0]
-        return whole
-
-    weights = [stacked(i, last) for i, last in enumerate(flattened)]
+    weights = [sparse_file(tmp_path / str(i), experts, last) for i, last in enumerate(flattened)]
     assert weights[0].numel() > 2**31
     x = torch.randn(tokens, hidden, generator=generator).half()
     indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
     inputs = [x, indices, torch.ones(tokens, 1), *weights]
     wanted = getattr(torch.ops.glm_trt, name)(*inputs)
     assert error_of(call(name, inputs), wanted) <= CONTRACTS[name].tolerance["float16"]
+
+
+@pytest.mark.parametrize("kernel", ["nvfp4_gate_up_tiles", "nvfp4_down_tiles"])
+def test_addresses_of_nvfp4_tiles_beyond_32_bits(kernel: str, tmp_path: Path) -> None:
+    """One program alone, of the last expert: all of them take minutes here."""
+    experts, tokens, columns = 512, 16, 64
+    generator = torch.Generator().manual_seed(0)
+    halves = 2 if kernel == "nvfp4_gate_up_tiles" else 1
+    rows = (1 << 18) // halves + 32
+    hidden, inner = (columns, rows) if halves == 2 else (rows, columns)
+    codes, scale, overall = nvfp4_weight(generator, 1, halves, rows, columns)
+    stacked = sparse_file(tmp_path / "codes", experts, codes.flatten(1, 2))
+    scales = sparse_file(tmp_path / "scales", experts, scale.flatten(1, 2))
+    globals_ = torch.zeros(experts, halves)
+    globals_[-1] = overall[0]
+    assert stacked.numel() > 2**31
+    x = torch.randn(tokens, columns, generator=generator).half()
+    tiles = torch.tensor([[experts - 1, 0, tokens]], dtype=torch.int32)
+    order, weights = torch.arange(tokens, dtype=torch.int32), torch.rand(tokens, 1)
+    launch = next(of for of in PLANS["nvfp4_moe_experts"].launches if of.kernel == kernel)
+    config = launch.config("sm90", "float16")
+    found = torch.empty(tokens, rows, dtype=torch.float16)
+    between = (order, tiles, found, 1) if halves == 2 else (weights, order, tiles, found)
+    KERNELS["nvfp4_moe_experts"][kernel][(1, 1, 1)](
+        x, stacked, scales, globals_, *between, hidden // 32, inner // 32, **config
+    )
+    first = config["BLOCK_N"]
+    products = [
+        x.float() @ dequantize.dequantize_nvfp4(c[:first], s[:first], g).T
+        for c, s, g in zip(codes[0], scale[0], overall[0], strict=True)
+    ]
+    wanted = products[0] * weights
+    if halves == 2:
+        wanted = torch.nn.functional.silu(products[0]) * products[1]
+    tolerance = CONTRACTS["nvfp4_moe_experts"].tolerance["float16"]
+    assert error_of(found[:, :first], wanted) <= tolerance
 
 
 def active(name: str, sizes: dict[str, int], target: str, dtype: str) -> list[tuple[str, Any]]:
@@ -382,6 +449,8 @@ def test_one_form_of_each_kernel(name: str, target: str) -> None:
                     assert 128 % names["BLOCK_N"] == 0  # one scale's rows
                 if kernel.endswith("_tiles"):
                     assert 128 % names["BLOCK_K"] == 0
+                if "HARDWARE" in names:
+                    assert names["HARDWARE"] == (target != "sm80")  # it has no such instruction
 
 
 @pytest.mark.parametrize("name", LINEAR + EXPERTS)
