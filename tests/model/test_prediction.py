@@ -1,153 +1,163 @@
-"""The eager prediction layer against one put together from transformers' modules."""
+"""The MTP layer against transformers' own modules, and in a bundle."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from checkpoints import SHAPES, make_oracle, save
-from hybrids import make_hybrid, save_hybrid
-from predictions import PredictionOracle, last_layers_predict, reload_with_prediction
-from tokenizers import Tokenizer
+from checkpoints import make_oracle, reload_oracle, save
+from quantize_checkpoint import quantize_checkpoint
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from transformers import GlmMoeDsaConfig
+from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import (
+    GlmMoeDsaDecoderLayer,
+    GlmMoeDsaRMSNorm,
+)
 
-from glm_trt.model.attention import Step
+import glm_trt
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.export.bundle import ExportOptions, export_checkpoint, model_blocks
+from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import ModelConfig
-from glm_trt.model.glm_moe_dsa import GlmMoeDsa
-from glm_trt.model.presets import preset_config
-from glm_trt.model.states import State, kind_states
-from glm_trt.model.tensors import mtp_attention_kind, mtp_kind, with_mtp_layers
-from glm_trt.model.weights import Prediction, load_model, load_predictions
+from glm_trt.model.glm_moe_dsa import run_block
+from glm_trt.model.states import layer_states
+from glm_trt.model.weights import load_block
+from glm_trt.validate.validation import validate_bundle
 
-ROOT = Path(__file__).parent.parent.parent
-TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
-TOLERANCE = 2e-5
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+LAYER = 6
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).double().norm() / expected.double().norm())
+def relative(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def predict(
-    model: GlmMoeDsa, prediction: Prediction, ids: Tensor, chunks: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Hidden states and logits [B, S−1, ·] when S−1 tokens are fed in pieces of these lengths."""
-    batch, length = ids.shape
-    states, past, found = model.empty_states(batch, length), 0, []
-    specs = kind_states(model.config, mtp_attention_kind(model.config))
-    state: State = {spec.name: torch.zeros(spec.shape(batch, length)) for spec in specs}
-    for chunk in chunks:
-        piece, following = (ids[:, past + i : past + i + chunk] for i in (0, 1))
-        hidden, step, states = model.decode(piece, states, torch.full((batch,), past))
-        with torch.no_grad():
-            embedded = model.embedding.embed_tokens(following)
-            out = prediction.layer(hidden, embedded, state, step)
-        state, past = out.state, past + chunk
-        found.append(out.hidden)
-    hidden = torch.cat(found, dim=1)
-    return hidden, prediction.head(hidden)
+def theirs(hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+    """What the decoder's last norm gives and the embeddings [B, S, hidden] → the layer's output and
+    logits, from transformers' layer and norms with the checkpoint's weights.
+    """
+    weights = {k: v.float() for k, v in load_file(TINY / "model.safetensors").items()}
+    of_layer = {k.removeprefix(f"model.layers.{LAYER}."): v for k, v in weights.items()
+                if k.startswith(f"model.layers.{LAYER}.")}  # fmt: skip
+    config = GlmMoeDsaConfig.from_pretrained(TINY)
+    config._attn_implementation = config._experts_implementation = "eager"
+    for name, last in (("layer_types", "indexed_attention"), ("mlp_layer_types", "sparse"),
+                       ("indexer_types", "full")):  # fmt: skip
+        setattr(config, name, [*getattr(config, name), last])
+    layer = GlmMoeDsaDecoderLayer(config, LAYER).eval()
+    experts = [[of_layer.pop(f"mlp.experts.{i}.{part}_proj.weight") for i in range(16)]
+               for part in ("gate", "up", "down")]  # fmt: skip
+    gate, up, down = (torch.stack(tensors) for tensors in experts)
+    of_layer |= {
+        "mlp.experts.gate_up_proj": torch.cat([gate, up], 1),
+        "mlp.experts.down_proj": down,
+    }
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        module = GlmMoeDsaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        module.weight.data = of_layer.pop(f"{name}.weight")
+        return module(x)
+
+    x = torch.cat([norm(embedded, "enorm"), norm(hidden, "hnorm")], dim=-1)
+    x = x @ of_layer.pop("eh_proj.weight").T
+    head = {"shared_head.norm.weight": of_layer.pop("shared_head.norm.weight")}
+    layer.load_state_dict(of_layer, strict=True)
+    oracle = reload_oracle(TINY)
+    length = x.shape[1]
+    positions = torch.arange(length).unsqueeze(0)
+    mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+    output = layer(x, attention_mask=mask, position_ids=positions,
+                   position_embeddings=oracle.model.rotary_emb(x, positions))  # fmt: skip
+    output = output[0] if isinstance(output, tuple) else output
+    of_layer |= head
+    return output, norm(output, "shared_head.norm") @ oracle.lm_head.weight.T
 
 
-@pytest.mark.parametrize("absorbed", [False, True], ids=["expanded", "absorbed"])
-def test_tiny_equals_transformers(tmp_path: Path, absorbed: bool) -> None:
-    oracle = PredictionOracle(reload_with_prediction(TINY, tmp_path / "c"), TINY)
+@torch.no_grad()
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_layer_and_head_equal_transformers(absorbed: bool, tmp_path: Path) -> None:
+    ids = torch.randint(0, 2048, (2, 40), generator=torch.Generator().manual_seed(0))
+    oracle = reload_oracle(TINY)
+    states = oracle.model(ids[:, :-1], use_cache=False).last_hidden_state  # behind the last norm
+    embedded = oracle.model.embed_tokens(ids[:, 1:])
+    expected, logits = theirs(states, embedded)
+
     checkpoint = Checkpoint.open(TINY)
-    model = load_model(checkpoint, absorbed=absorbed)
-    (prediction,) = load_predictions(checkpoint, absorbed=absorbed)
-    ids = torch.randint(0, 2048, (2, 61), generator=torch.Generator().manual_seed(0))
-    for chunks in ([60], [40, 1, 1, 18]):
-        for found, expected in zip(
-            predict(model, prediction, ids, chunks), oracle(ids), strict=True
-        ):
-            assert relative(found, expected) < TOLERANCE
+    config = checkpoint.config
+    blocks = {block.name: block for block in model_blocks(checkpoint)}
+    eager = {
+        name: load_block(config, blocks[name].layer or "head", blocks[name].bindings, checkpoint,
+                         "float32", absorbed=absorbed)
+        for name in ("mtp.0", "mtp.0.head")
+    }  # fmt: skip
+    eager["mtp.0"].norm = torch.nn.Identity()  # transformers gives what it has normed already
+    inputs = {"hidden": states, "embedded": embedded, "past_lengths": torch.zeros(2).long()}
+    angles = oracle.model.rotary_emb(states, torch.arange(39).unsqueeze(0))
+    half = config.qk_rope_head_dim // 2
+    inputs |= {
+        name: x[..., :half].expand(2, -1, -1)
+        for name, x in zip(("cos", "sin"), angles, strict=True)
+    }
+    inputs |= {s.name: torch.zeros(s.shape(2, 39)) for s in layer_states(config, LAYER)}
+    found = run_block(eager["mtp.0"], inputs)["hidden_out"]
+    assert relative(found, expected) < 2e-5
+    found = run_block(eager["mtp.0.head"], {"hidden": found})["logits"]
+    assert relative(found, logits) < 2e-5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, SHAPES["fewer_groups"], SHAPES["tied"], SHAPES["attention_bias"], SHAPES["odd_sizes"],
-     dict(indexer_types=["full", "shared", "full"])],
-    ids=["plain", "fewer_groups", "tied", "attention_bias", "odd_sizes", "shared_before"],
-)  # fmt: skip
-def test_random_weights_equal_transformers(tmp_path: Path, changes: dict[str, object]) -> None:
-    """With more positions than the indexer keeps."""
-    model = make_oracle(**changes)
-    save(model, tmp_path)
-    compare(PredictionOracle(model, last_layers_predict(tmp_path)), tmp_path, "indexed")
+def test_bundle_has_the_layer_beside_the_pass(tmp_path: Path) -> None:
+    export_checkpoint(TINY, tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    with glm_trt.load(tmp_path / "b") as runtime:
+        assert isinstance(runtime, OnnxruntimeRuntime)
+        bundle = runtime.bundle
+        assert [block.name for block in bundle.prediction_blocks] == ["mtp.0", "mtp.0.head"]
+        assert bundle.kinds[-1] == "mtp_sparse_indexed" and len(bundle.blocks) == 8
+        assert "mtp_sparse_indexed" not in runtime._sessions  # no pass needs it
+        norm = bundle.prediction_blocks[1].bindings[0]
+        assert norm.tensors == ("model.layers.6.shared_head.norm.weight",)
 
 
-def test_full_attention_equals_transformers(tmp_path: Path) -> None:
-    """The prediction layer of a decoder that has no indexer."""
-    model = make_hybrid("all_full")
-    save_hybrid(model, tmp_path)
-    compare(PredictionOracle(model, last_layers_predict(tmp_path)), tmp_path, "full")
+def test_checkpoint_without_the_layer_has_none_of_it(tmp_path: Path) -> None:
+    """transformers drops it, and leaves the number in the config."""
+    save(make_oracle(num_nextn_predict_layers=1), tmp_path / "c")
+    checkpoint = Checkpoint.open(tmp_path / "c")
+    assert checkpoint.config.num_nextn_predict_layers == 1
+    assert [block.name for block in model_blocks(checkpoint)][-1] == "head"
 
 
-def compare(oracle: PredictionOracle, directory: Path, kind: str) -> None:
-    checkpoint = Checkpoint.open(directory)
-    assert mtp_kind(checkpoint.config) == f"mtp_sparse_{kind}"
-    model, (prediction,) = load_model(checkpoint), load_predictions(checkpoint)
-    assert (prediction.layer.self_attn.indexer is None) == (kind == "full")
-    ids = torch.randint(0, checkpoint.config.vocab_size, (2, 41))
-    for chunks in ([40], [17, 1, 22]):
-        for found, expected in zip(
-            predict(model, prediction, ids, chunks), oracle(ids), strict=True
-        ):
-            assert relative(found, expected) < TOLERANCE
+@pytest.mark.parametrize("fault", ["eh_proj.weight", "enorm.weight", "norm.weight"])
+def test_a_wrong_weight_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from glm_trt.engines.python import onnxruntime_backend
 
+    quantize_checkpoint(TINY, tmp_path / "c", "fp8")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    bound = b.bound_tensor
 
-def test_none_where_none_is_stored(tmp_path: Path) -> None:
-    """A config may announce a layer that transformers did not save."""
-    save(make_oracle(), tmp_path)
-    data = json.loads((tmp_path / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
-    (tmp_path / "config.json").write_text(json.dumps(data))
-    checkpoint = Checkpoint.open(tmp_path)
-    assert not checkpoint.has_mtp
-    assert load_predictions(checkpoint) == []
+    def wrong(binding: b.Binding, *rest: Any) -> Any:
+        array = bound(binding, *rest)
+        mtp = any("layers.6" in name for name in binding.tensors)
+        if binding.name == fault and (mtp or fault == "norm.weight"):
+            array = np.roll(array, array.shape[-1] // 2, -1)
+        return array
 
+    if fault == "norm.weight":  # of the MTP layer alone: the head's is another block's
+        of_layer = onnxruntime_backend.OnnxruntimeRuntime._load
 
-def test_a_further_layer_is_normed_as_its_head_norms(tmp_path: Path) -> None:
-    save(make_oracle(), tmp_path)
-    checkpoint = Checkpoint.open(last_layers_predict(tmp_path, count=2))
-    model, (first, second) = load_model(checkpoint), load_predictions(checkpoint)
-    assert torch.equal(first.layer.norm.weight, model.head.norm.weight)
-    assert torch.equal(second.layer.norm.weight, first.head.norm.weight)
-    assert not torch.equal(second.layer.norm.weight, second.head.norm.weight)
+        def load(self: OnnxruntimeRuntime, block: Any) -> None:
+            swap = wrong if block.name == "mtp.0" else bound
+            monkeypatch.setattr(onnxruntime_backend, "bound_tensor", swap)
+            if block.name == "mtp.0":
+                self._shared.clear()
+            of_layer(self, block)
 
-
-def test_of_a_hybrid_it_attends_as_those_layers_that_are_not_linear() -> None:
-    config = ModelConfig.from_dict(preset_config("glm-5.1-hybrid", "full"))
-    extended = with_mtp_layers(config)
-    assert extended.attention_kinds == (*config.attention_kinds, "full")
-    assert (extended.num_hidden_layers, extended.num_nextn_predict_layers) == (79, 0)
-    assert extended.mlp_layer_types[-1] == "sparse"
-
-
-def test_order_is_that_of_the_trained_layer() -> None:
-    """docs/prediction.md: the other order of the concatenation guesses nothing."""
-    checkpoint = Checkpoint.open(TINY)
-    model, ((layer, head),) = load_model(checkpoint), load_predictions(checkpoint)
-    text = (ROOT / "model" / "config.py").read_text()
-    ids = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text).ids[: 6 * 162]
-    rows, count = torch.tensor(ids).reshape(6, 162), 160
-    hidden, step, _ = model.decode(rows, model.empty_states(6, 162), torch.zeros(6).long())
-    step = Step(step.cos[:, :count], step.sin[:, :count], step.past_lengths)
-    chosen = model.head(hidden)[:, 1:-1].argmax(-1)  # the model's own token t+2
-
-    def measure() -> tuple[float, float]:
-        specs = kind_states(model.config, "indexed")
-        state = {spec.name: torch.zeros(spec.shape(6, count)) for spec in specs}
-        embedded = model.embedding.embed_tokens(rows[:, 1:-1])
-        logits = head(layer(hidden[:, :count], embedded, state, step).hidden)
-        entropy = cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten())
-        return float(entropy), float((logits.argmax(-1) == chosen).float().mean())
-
-    entropy, agreement = measure()
-    halves = layer.eh_proj.weight.data.chunk(2, dim=1)
-    layer.eh_proj.weight.data = torch.cat(halves[::-1], dim=1)
-    other_entropy, other_agreement = measure()
-    assert agreement > 0.35 and other_agreement < 0.1
-    assert entropy < other_entropy - 2
+        monkeypatch.setattr(OnnxruntimeRuntime, "_load", load)
+    else:
+        monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
+    report = validate_bundle(tmp_path / "b")
+    assert [block["name"] for block in report["blocks"] if not block["ok"]] == ["mtp.0"]
