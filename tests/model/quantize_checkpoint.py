@@ -1,6 +1,6 @@
 """Quantising a checkpoint as the published FP8 and NVFP4 ones are: for tests, and to try with.
 
-    python tests/model/quantize_checkpoint.py CHECKPOINT OUTPUT --precision fp8|nvfp4 [--dequantized]
+    python tests/model/quantize_checkpoint.py IN OUT --precision fp8|nvfp4 [--dequantized]
 
 Nothing of glm_trt is used: what is written here is what glm_trt must understand. FP8 as in the
 release of GLM-5.1 (e4m3, blocks of 128 x 128, `weight_scale_inv`; the list of exclusions with its
