@@ -19,7 +19,7 @@ from glm_trt.export import manifest as m
 from glm_trt.export.materialize import bound_bytes, materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import block_kind
+from glm_trt.model.config import block_kind, read_config
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
@@ -165,13 +165,12 @@ def _write_contents(
         write_atomically(partial / "tokenizer" / path.name, path.read_bytes())
         tokenizer.append(f"tokenizer/{path.name}")
     names = [graph["file"] for graph in graphs] + ["bindings.json", *tokenizer]
-    config_text = (checkpoint.directory / "config.json").read_text(encoding="utf-8")
     return {
         "format": m.FORMAT,
         "format_version": m.FORMAT_VERSION,
         "key": key,
         "versions": _versions(),
-        "config": json.loads(config_text),
+        "config": read_config(checkpoint.directory),
         "dtypes": list(dtypes),
         "max_seq_len": max_seq_len,
         "materialized": options.materialize,
@@ -252,8 +251,9 @@ def _export_key(
     checkpoint: Checkpoint, shards: list[dict[str, Any]], settings: dict[str, Any]
 ) -> str:
     digest = hashlib.sha256()
-    for name in ("config.json", *(path.name for path in checkpoint.tokenizer_files)):
-        digest.update(name.encode() + (checkpoint.directory / name).read_bytes())
+    digest.update(json.dumps(read_config(checkpoint.directory)).encode())
+    for path in checkpoint.tokenizer_files:
+        digest.update(path.name.encode() + path.read_bytes())
     digest.update(json.dumps([shards, settings, _versions()]).encode())
     for package in ("model", "plugins", "export"):
         root = Path(str(files("glm_trt"))) / package

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 128  # rows and columns of an FP8 scale
-GROUP = 16  # columns of an NVFP4 scale
+from glm_trt.model.quantization import FP8_BLOCK, NVFP4_GROUP
+
+BLOCK = FP8_BLOCK[0]  # rows and columns of an FP8 scale
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
@@ -35,5 +36,5 @@ def dequantize_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor) -> Tens
     """
     table = torch.tensor(E2M1, dtype=global_scale.dtype, device=codes.device)
     pairs = torch.stack([codes & 15, (codes >> 4) & 15], dim=-1).flatten(-2)  # low bits first
-    scales = e4m3_values(scale, global_scale.dtype).repeat_interleave(GROUP, 1)
+    scales = e4m3_values(scale, global_scale.dtype).repeat_interleave(NVFP4_GROUP, 1)
     return table[pairs.int()] * scales * global_scale

@@ -30,11 +30,12 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.precision, self.operators = quantization.precision, operators
-        self.names = [part.suffix.removeprefix(".") for part in quantization.parts((1, 1))]
+        self.names: list[str] = []
         for part in quantization.parts((outputs, inputs)):
             dtype = torch.float32 if part.dtype == "float32" else torch.int8
             name = part.suffix.removeprefix(".")
             self.register_parameter(name, empty_parameter(part.shape or (1,), dtype))
+            self.names.append(name)
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,10 +10,6 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-# What is stored but has no dtype in onnxruntime's own view of NumPy: as it is typed in a graph.
-_TYPED = {
-    np.dtype(ml_dtypes.bfloat16): (np.uint16, onnx.TensorProto.BFLOAT16),
-}
 ELEMENT_TYPES: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): onnx.TensorProto.FLOAT,
     np.dtype(np.float16): onnx.TensorProto.FLOAT16,
@@ -24,7 +20,7 @@ ELEMENT_TYPES: dict[np.dtype[Any], int] = {
 
 def ort_value(array: NDArray[Any]) -> ort.OrtValue:
     """A view of `array`, which the caller keeps alive."""
-    if array.dtype in _TYPED:
-        plain, kind = _TYPED[array.dtype]
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(plain), kind)
+    if array.dtype == ml_dtypes.bfloat16:  # which onnxruntime does not know of NumPy
+        kind = ELEMENT_TYPES[array.dtype]
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
     return ort.OrtValue.ortvalue_from_numpy(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from glm_trt.engines.python.large_weights import keep_stored
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.safetensors_file import TensorFiles
 from glm_trt.validate.validation import validate_bundle
@@ -113,6 +115,24 @@ def block_inputs(runtime: OnnxruntimeRuntime, block: BundleBlock, length: int) -
         "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
         "past_lengths": np.zeros(1, np.int64),
     }  # fmt: skip
+
+
+def test_modelopt_file_comes_into_the_bundle(tmp_path: Path) -> None:
+    """The bundle knows how its weights are stored where `config.json` does not say so."""
+    quantize_checkpoint(TINY, tmp_path / "c", "nvfp4")
+    path = tmp_path / "c" / "config.json"
+    config = json.loads(path.read_text())
+    ignored = config.pop("quantization_config")["ignore"]
+    modelopt = {"quant_algo": "NVFP4", "exclude_modules": ignored}
+    path.write_text(json.dumps(config))
+    (tmp_path / "c" / "hf_quant_config.json").write_text(json.dumps({"quantization": modelopt}))
+    options = ExportOptions(dtypes=("float32",))
+    assert export_checkpoint(tmp_path / "c", tmp_path / "b", options)
+    assert Bundle.open(tmp_path / "b").config == Checkpoint.open(tmp_path / "c").config
+    assert not export_checkpoint(tmp_path / "c", tmp_path / "b", options)
+    modelopt["exclude_modules"] += ["model.embed_tokens"]
+    (tmp_path / "c" / "hf_quant_config.json").write_text(json.dumps({"quantization": modelopt}))
+    assert export_checkpoint(tmp_path / "c", tmp_path / "b", options)
 
 
 def test_materialised_bundle_is_the_same(place: Path, tmp_path: Path) -> None:
