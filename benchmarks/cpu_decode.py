@@ -28,7 +28,8 @@ from transformers import DynamicCache, GlmMoeDsaConfig, GlmMoeDsaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from glm_trt.engines.bundle import Bundle
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.config import ModelConfig
 
@@ -97,12 +98,12 @@ class Transformers:
 class Onnxruntime:
     """The onnxruntime backend of a bundle."""
 
-    def __init__(self, runtime: OnnxruntimeRuntime) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.name = runtime, OURS
 
     def run(self, prompt: np.ndarray, new_tokens: int) -> Run:
         """As in `Side`."""
-        sequence = self.runtime.start(1, prompt.shape[1] + new_tokens)
+        sequence = self.runtime.backend.batch(1, prompt.shape[1] + new_tokens)
         ids, tokens, marks = prompt, [], [time.perf_counter()]
         for _ in range(new_tokens):
             ids = sequence.step(ids)[:, -1].argmax(-1, keepdims=True)
@@ -174,7 +175,7 @@ def measure(
     model = GlmMoeDsaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     rng = np.random.default_rng(0)
     prompt = rng.integers(1, bundle.config.vocab_size, (1, prompt_tokens))
-    with OnnxruntimeRuntime(bundle, threads) as runtime:
+    with Runtime(OnnxruntimeBackend(bundle, threads)) as runtime:
         sides: list[Side] = [Transformers(model, experts) for experts in EXPERTS]
         sides.append(Onnxruntime(runtime))
         runs: list[dict[str, Run]] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+    from glm_trt.engines.python.runtime import Runtime
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -18,7 +18,7 @@ def load(
     *,
     checkpoint: str | Path | None = None,
     threads: int | None = None,
-) -> OnnxruntimeRuntime:
+) -> Runtime:
     """Open a bundle for running; use the result as a context manager.
 
     Parameters
@@ -37,9 +37,10 @@ def load(
     """
     # Loaded here so that `import glm_trt` is instant.
     from glm_trt.engines.bundle import Bundle
-    from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+    from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+    from glm_trt.engines.python.runtime import Runtime
     from glm_trt.model.errors import MissingCapabilityError
 
     if backend != "onnxruntime":
         raise MissingCapabilityError(f"backend {backend!r}: only onnxruntime can run bundles yet")
-    return OnnxruntimeRuntime(Bundle.open(bundle, checkpoint), threads)
+    return Runtime(OnnxruntimeBackend(Bundle.open(bundle, checkpoint), threads))

@@ -48,15 +48,15 @@ def validate_bundle(
         results = []
         for block in bundle.blocks:
             progress(f"comparing {block.name}")
-            results.append(walk_block(bundle, block, reference, runtime, flows))
-        dtype = runtime.dtype
+            results.append(walk_block(bundle, block, reference, runtime.backend, flows))
+        dtype = runtime.backend.dtype
         end_to_end = end_to_end_entry(flows, results[-1], dtype)
         for block in bundle.prediction_blocks:
             progress(f"comparing {block.name}")
             if block.layer is not None:
                 for flow in flows:
                     start_prediction(flow)
-            results.append(walk_block(bundle, block, reference, runtime, flows))
+            results.append(walk_block(bundle, block, reference, runtime.backend, flows))
     blocks = [block_entry(result, dtype) for result in results]
     return {
         "format": "glm-trt validation",

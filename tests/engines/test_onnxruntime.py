@@ -36,7 +36,7 @@ def test_logits_equal_transformers(tmp_path: Path, shape: str) -> None:
                 expected = oracle(ids, use_cache=False).logits.numpy()
             found = runtime.forward(ids.numpy())
             assert relative(found, expected) < TOLERANCE, (batch, length)
-        sequence = runtime.start(1)
+        sequence = runtime.backend.batch(1)
         steps = [sequence.step(ids.numpy()[:, i : i + 1]) for i in range(length)]
         assert relative(np.concatenate(steps, axis=1), found) < TOLERANCE
 
@@ -54,8 +54,8 @@ def test_hybrid_logits_equal_transformers(tmp_path: Path, name: str) -> None:
                 expected = oracle(torch.from_numpy(ids), use_cache=False).logits.numpy()
             assert relative(runtime.forward(ids), expected) < TOLERANCE, (batch, length)
         for cuts in (range(1, 150), (2, 65, 66, 67, 129)):
-            sequence = runtime.start(2)
-            pieces = [sequence.step(p, all_logits=True) for p in np.split(ids, cuts, axis=1)]
+            sequence = runtime.backend.batch(2)
+            pieces = [sequence.step(p, logits="all") for p in np.split(ids, cuts, axis=1)]
             assert relative(np.concatenate(pieces, axis=1), expected) < TOLERANCE, cuts
         ids = ids[:, :20]
         found = runtime.generate(ids, 12, eos_token_ids=())
@@ -74,7 +74,7 @@ def test_rows_of_different_lengths_equal_each_alone(tmp_path: Path, name: str) -
     rng = np.random.default_rng(0)
     lengths = np.array([[40, 1, 7], [100, 3, 0], [1, 1, 1]])
     with glm_trt.load(tmp_path / "b") as runtime:
-        together, alone = runtime.start(3), [runtime.start(1) for _ in range(3)]
+        together, alone = runtime.backend.batch(3), [runtime.backend.batch(1) for _ in range(3)]
         for appended in lengths:
             ids = rng.integers(0, 97, (3, appended.max()))
             found = together.step(ids, lengths=appended)
@@ -99,8 +99,8 @@ def test_growing_states_change_nothing(tiny_bundle: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 2048, (2, 290))
     with glm_trt.load(tiny_bundle) as runtime:
         whole = runtime.forward(ids)
-        sequence = runtime.start(2)
-        pieces = [sequence.step(ids[:, a:b], all_logits=True) for a, b in
+        sequence = runtime.backend.batch(2)
+        pieces = [sequence.step(ids[:, a:b], logits="all") for a, b in
                   ((0, 100), (100, 101), (101, 128), (128, 129), (129, 290))]  # fmt: skip
     assert relative(np.concatenate(pieces, axis=1), whole) < TOLERANCE
 

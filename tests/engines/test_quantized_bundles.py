@@ -20,7 +20,8 @@ from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import large_weights, onnxruntime_backend
 from glm_trt.engines.python.cut_session import CutSession
 from glm_trt.engines.python.large_weights import keep_stored
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
@@ -53,9 +54,10 @@ def test_logits_and_tokens_equal_the_dequantised_model(place: Path) -> None:
         expected = oracle(ids, use_cache=False).logits.numpy()
     continued = oracle.generate(ids[:1, :9], max_new_tokens=20, do_sample=False)[0, 9:].tolist()
     for rewrites in (True, False):  # experts one by one, and the graphs in plain onnxruntime
-        with OnnxruntimeRuntime(Bundle.open(place / "b"), rewrites=rewrites) as runtime:
+        backend = OnnxruntimeBackend(Bundle.open(place / "b"), rewrites=rewrites)
+        with Runtime(backend) as runtime:
             assert relative(runtime.forward(ids.numpy()), expected) < 1e-5, rewrites
-            sequence = runtime.start(2)
+            sequence = backend.batch(2)
             steps = [sequence.step(piece) for piece in np.split(ids.numpy(), 60, axis=1)]
             assert relative(np.concatenate(steps, axis=1), expected) < 1e-5, rewrites
             tokens = runtime.generate(ids[:1, :9].numpy(), 20, eos_token_ids=())
@@ -85,7 +87,7 @@ def test_only_experts_that_are_reached_are_read(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with glm_trt.load(place / "b") as runtime:
-        assert isinstance(runtime, OnnxruntimeRuntime)
+        assert isinstance(runtime.backend, OnnxruntimeBackend)
         block = next(x for x in runtime.bundle.blocks if x.kind.startswith("sparse"))
         read: set[str] = set()
         tensor = TensorFiles.tensor
@@ -95,21 +97,21 @@ def test_only_experts_that_are_reached_are_read(
             return tensor(files, name)
 
         monkeypatch.setattr(TensorFiles, "tensor", recorded)
-        inputs = block_inputs(runtime, block, 3)
-        outputs = runtime.run_block(block, inputs)
+        inputs = block_inputs(runtime.bundle, block, 3)
+        outputs = runtime.backend.run_block(block, inputs)
         reached = {str(expert) for expert in np.unique(outputs["expert_indices"])}
         assert {name.split(".")[5] for name in read} == reached and len(reached) < 16
         # Mapped: what the session is given is the file's own memory.
-        stacked = runtime._weights[block.name]["mlp.experts.gate_up_proj"]
+        stacked = runtime.backend._weights[block.name]["mlp.experts.gate_up_proj"]
         (gate, _), name = stacked.modules(3, 2), stacked.binding.tensors[0].format(expert=3)
         assert np.shares_memory(gate, tensor(runtime.bundle.weights, name))
 
 
-def block_inputs(runtime: OnnxruntimeRuntime, block: BundleBlock, length: int) -> dict[str, Any]:
-    config, generator = runtime.bundle.config, np.random.default_rng(0)
+def block_inputs(bundle: Bundle, block: BundleBlock, length: int) -> dict[str, Any]:
+    config, generator = bundle.config, np.random.default_rng(0)
     angles = generator.uniform(0, 6, (1, length, config.qk_rope_head_dim // 2))
     states = {x.name: np.zeros(x.shape(1, length), np.float32)
-              for x in runtime.bundle.states(block)}  # fmt: skip
+              for x in bundle.states(block)}  # fmt: skip
     return states | {
         "hidden": generator.standard_normal((1, length, config.hidden_size)).astype(np.float32),
         "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
@@ -179,11 +181,14 @@ def test_large_weights_stay_as_they_are_stored(
     monkeypatch.setattr(large_weights, "SLICE_NUMBERS", 500)
     for name in ("c", "s"):
         with glm_trt.load(tmp_path / f"b{name}") as runtime:
-            assert isinstance(runtime, OnnxruntimeRuntime)
-            assert isinstance(runtime._sessions["sparse_indexed"], CutSession)
+            assert isinstance(runtime.backend, OnnxruntimeBackend)
+            assert isinstance(runtime.backend._sessions["sparse_indexed"], CutSession)
             kind = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-            assert runtime._inputs["head"]["lm_head.weight"] == f"tensor({kind[dtype]})"
-            assert runtime._inputs["embedding"]["embed_tokens.weight"] == f"tensor({kind[dtype]})"
+            assert runtime.backend._inputs["head"]["lm_head.weight"] == f"tensor({kind[dtype]})"
+            assert (
+                runtime.backend._inputs["embedding"]["embed_tokens.weight"]
+                == f"tensor({kind[dtype]})"
+            )
             assert relative(runtime.forward(ids), expected) < 1e-6
             assert runtime.generate(ids, 5) == runtime.generate(ids, 5)
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import rewrites as r
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
@@ -325,7 +326,7 @@ def test_runtimes_with_and_without_agree(tmp_path: Path, shape: str) -> None:
     ids = np.random.default_rng(0).integers(0, 97, (2, 30))
     logits, tokens = [], []
     for rewrites in (True, False):
-        with OnnxruntimeRuntime(Bundle.open(tmp_path / "b"), 2, rewrites) as runtime:
+        with Runtime(OnnxruntimeBackend(Bundle.open(tmp_path / "b"), 2, rewrites)) as runtime:
             logits.append(runtime.forward(ids))
             tokens.append(runtime.generate(ids[:, :3], 20, eos_token_ids=()))
     assert relative(*logits) < 2e-6

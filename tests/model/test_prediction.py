@@ -19,7 +19,7 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import (
 )
 
 import glm_trt
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint, model_blocks
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
@@ -112,11 +112,11 @@ def test_layer_and_head_equal_transformers(absorbed: bool, tmp_path: Path) -> No
 def test_bundle_has_the_layer_beside_the_pass(tmp_path: Path) -> None:
     export_checkpoint(TINY, tmp_path / "b", ExportOptions(dtypes=("float32",)))
     with glm_trt.load(tmp_path / "b") as runtime:
-        assert isinstance(runtime, OnnxruntimeRuntime)
+        assert isinstance(runtime.backend, OnnxruntimeBackend)
         bundle = runtime.bundle
         assert [block.name for block in bundle.prediction_blocks] == ["mtp.0", "mtp.0.head"]
         assert bundle.kinds[-1] == "mtp_sparse_indexed" and len(bundle.blocks) == 8
-        assert "mtp_sparse_indexed" not in runtime._sessions  # no pass needs it
+        assert "mtp_sparse_indexed" not in runtime.backend._sessions  # no pass needs it
         norm = bundle.prediction_blocks[1].bindings[0]
         assert norm.tensors == ("model.layers.6.shared_head.norm.weight",)
 
@@ -147,16 +147,16 @@ def test_a_wrong_weight_is_found_there(
         return array
 
     if fault == "norm.weight":  # of the MTP layer alone: the head's is another block's
-        of_layer = onnxruntime_backend.OnnxruntimeRuntime._load
+        of_layer = onnxruntime_backend.OnnxruntimeBackend._load
 
-        def load(self: OnnxruntimeRuntime, block: Any) -> None:
+        def load(self: OnnxruntimeBackend, block: Any) -> None:
             swap = wrong if block.name == "mtp.0" else bound
             monkeypatch.setattr(onnxruntime_backend, "bound_tensor", swap)
             if block.name == "mtp.0":
                 self._shared.clear()
             of_layer(self, block)
 
-        monkeypatch.setattr(OnnxruntimeRuntime, "_load", load)
+        monkeypatch.setattr(OnnxruntimeBackend, "_load", load)
     else:
         monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
     report = validate_bundle(tmp_path / "b")

@@ -15,7 +15,7 @@ from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
 from glm_trt.engines.bundle import BundleBlock
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeRuntime
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import TensorFiles
@@ -118,12 +118,12 @@ FAULTS = [half_split_rotation, stale_state, overwritten_state, one_position_late
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
-    run = OnnxruntimeRuntime.run_block
+    run = OnnxruntimeBackend.run_block
 
-    def faulty(self: OnnxruntimeRuntime, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
         return fault(lambda b, i: run(self, b, i), block, inputs)
 
-    monkeypatch.setattr(OnnxruntimeRuntime, "run_block", faulty)
+    monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
     report = validate_bundle(bundle)
     assert not report["ok"]
     json.dumps(report, allow_nan=False)
@@ -176,12 +176,12 @@ def last_token_taken_for_padding(run: Run, block: BundleBlock, inputs: Arrays) -
 def test_a_fault_of_linear_layers_is_found_there(
     hybrid: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
-    run = OnnxruntimeRuntime.run_block
+    run = OnnxruntimeBackend.run_block
 
-    def faulty(self: OnnxruntimeRuntime, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
         return fault(lambda b, i: run(self, b, i), block, inputs)
 
-    monkeypatch.setattr(OnnxruntimeRuntime, "run_block", faulty)
+    monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
     report = validate_bundle(hybrid)
     assert [b["name"] for b in report["blocks"] if not b["ok"]] == ["layer.1", "layer.5"]
 
@@ -325,9 +325,9 @@ def test_command_writes_reports(
     assert json.loads(capsys.readouterr().out)["ok"] is True
     assert json.loads((directory / "report.json").read_text())["ok"] is True
 
-    run = OnnxruntimeRuntime.run_block
+    run = OnnxruntimeBackend.run_block
     monkeypatch.setattr(
-        OnnxruntimeRuntime, "run_block",
+        OnnxruntimeBackend, "run_block",
         lambda self, block, inputs: not_a_number(lambda b, i: run(self, b, i), block, inputs),
     )  # fmt: skip
     assert main(["validate", str(bundle), "--report", str(directory)]) == 1
