@@ -62,16 +62,47 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-seq-len", type=int, metavar="N", help="longest sequence to serve")
     sub.add_argument("--materialize", action="store_true", help="copy the weights into the bundle")
 
-    sub = command("run", "continue a prompt", _run, "BUNDLE")
+    sub = command("run", "continue a prompt, or hold a conversation", _run, "BUNDLE")
     prompt = sub.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--input-ids", metavar="1,2,3", type=_ids)
-    sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    prompt.add_argument(
+        "--chat", action="store_true",
+        help="answer each line of the standard input, by the checkpoint's chat template",
+    )  # fmt: skip
+    sub.add_argument("--system", metavar="TEXT", help="the first message of a conversation")
+    sub.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="default: 32; 1024 for each answer of a chat",
+    )
     sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
     sub.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy"
     )
+    sub.add_argument("--top-k", type=int, default=0, metavar="N", help="only the N best tokens")
+    sub.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="only the best, of this mass together"
+    )
+    sub.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P",
+        help="only those at least P times as probable as the best",
+    )  # fmt: skip
+    sub.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling")
+    sub.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end there (may be repeated)"
+    )
+    sub.add_argument(
+        "--logprobs", type=int, metavar="N",
+        help="with --json: log-probabilities of each token and of the N most probable ones",
+    )  # fmt: skip
+    sub.add_argument(
+        "--drafts", type=int, default=0, metavar="N",
+        help="tokens that the multi-token-prediction layer drafts for each pass: the same text, "
+        "in fewer passes",
+    )  # fmt: skip
     sub.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
 
     sub = command("build", "build TensorRT engines, with no GPU where tensorrt-rtx is", _build,
@@ -163,35 +194,35 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.max_new_tokens < 1:
-        raise GlmTrtError(f"--max-new-tokens: expected at least 1, found {options.max_new_tokens}")
-    if options.temperature < 0:
-        raise GlmTrtError(f"--temperature: expected 0 or more, found {options.temperature}")
+    from glm_trt.engines.python.sampling import Sampling
+    from glm_trt.run_command import RunOptions, run_chat, run_prompt
+
+    new_tokens = options.max_new_tokens
+    if new_tokens is None:
+        new_tokens = 1024 if options.chat else 32
+    if new_tokens < 1:
+        raise GlmTrtError(f"--max-new-tokens: expected at least 1, found {new_tokens}")
+    if options.system is not None and not options.chat:
+        raise GlmTrtError("--system: a message of a conversation; use it with --chat")
+    if options.logprobs is not None and not options.json:
+        raise GlmTrtError("--logprobs: printed with --json only")
+    settings = RunOptions(
+        options.prompt,
+        options.input_ids,
+        options.chat,
+        options.system,
+        new_tokens,
+        Sampling(
+            options.temperature, options.top_k, options.top_p, options.min_p,
+            options.repetition_penalty, options.seed,
+        ),
+        tuple(options.stop),
+        options.logprobs,
+        options.drafts,
+        options.json,
+    )  # fmt: skip
     with glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint) as runtime:
-        tokenizer = _tokenizer(runtime.bundle)
-        ids = options.input_ids
-        if options.prompt is not None:
-            if tokenizer is None:
-                raise GlmTrtError(
-                    f"{options.bundle}: has no tokenizer.json (its checkpoint had none); "
-                    "use --input-ids"
-                )
-            ids = tokenizer.encode(options.prompt).ids
-            if not ids:
-                raise GlmTrtError("--prompt: expected at least one token, found none")
-        (tokens,) = runtime.generate(
-            [ids],
-            options.max_new_tokens,
-            temperature=options.temperature,
-            seed=options.seed,
-        )
-    text = None if tokenizer is None else tokenizer.decode(tokens)
-    if options.json:
-        print(json.dumps({"input_ids": ids, "token_ids": tokens, "text": text}))
-    elif text is None:
-        print(",".join(map(str, tokens)))
-    else:
-        print((options.prompt or "") + text)
+        (run_chat if options.chat else run_prompt)(runtime, settings)
     return 0
 
 
@@ -240,13 +271,6 @@ def _validate(options: argparse.Namespace) -> int:
     if options.report and not options.json:
         print(f"  report        {options.report / 'report.md'}")
     return 0 if report["ok"] else 1
-
-
-def _tokenizer(bundle: Any) -> Any:
-    from tokenizers import Tokenizer
-
-    path = bundle.tokenizer_file("tokenizer.json")
-    return None if path is None else Tokenizer.from_file(str(path))
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from glm_trt.model.linear import Linears
 from glm_trt.model.operators import (
     EagerOperators,
     at_least_float32,
+    by_query_slices,
     positions_of,
     selection_mask,
 )
@@ -210,13 +211,18 @@ class Attention(nn.Module):
         keys = torch.cat([key_nope, key_rope], dim=-1)
         query = torch.cat([q_nope.reshape(batch, length, self.heads, self.nope), q_rope], dim=-1)
         keys, values = keys.squeeze(1).transpose(1, 2), values.squeeze(1).transpose(1, 2)
-        dots = torch.matmul(query.transpose(1, 2), keys.transpose(-1, -2)) * self.scale
-        if indices is None:
-            positions = positions_of(past_lengths, length).unsqueeze(-1)
-            visible = torch.arange(cache.shape[2], device=cache.device) <= positions
-        else:
-            visible = selection_mask(indices, cache.shape[2])  # [B, S, C]
-        hidden = ~visible.unsqueeze(1)
-        dots = at_least_float32(dots.masked_fill(hidden, float("-inf")))
-        output = torch.matmul(torch.softmax(dots, dim=-1).to(values.dtype), values)  # [B, H, S, V]
-        return output.transpose(1, 2).reshape(batch * length, -1)
+        columns = torch.arange(cache.shape[2], device=cache.device)
+
+        def of(part: slice) -> Tensor:
+            dots = torch.matmul(query[:, part].transpose(1, 2), keys.transpose(-1, -2)) * self.scale
+            if indices is None:
+                positions = positions_of(past_lengths + part.start, dots.shape[2])
+                visible = columns <= positions.unsqueeze(-1)
+            else:
+                visible = selection_mask(indices[:, part], cache.shape[2])  # [B, S, C]
+            dots = dots.masked_fill(~visible.unsqueeze(1), float("-inf"))
+            weights = torch.softmax(at_least_float32(dots), dim=-1).to(values.dtype)
+            return torch.matmul(weights, values).transpose(1, 2)  # [B, S, H, V]
+
+        output = by_query_slices(query.shape, cache.shape[2], of)
+        return output.reshape(batch * length, -1)

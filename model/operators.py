@@ -20,6 +20,7 @@ from glm_trt.model.dequantize import BLOCK, dequantize_fp8, dequantize_nvfp4
 
 Product: TypeAlias = "Callable[[Tensor], Tensor]"
 SLICE_NUMBERS = 1 << 20  # of a weight, dequantised at once
+SCORES_AT_ONCE = 1 << 26  # of attention and indexers
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -205,12 +206,17 @@ class EagerOperators:
         K = min(index_topk, C). A query at position p sees positions 0 … p.
         """
         capacity = keys.shape[2]
-        scores = self.indexer_scores(query, keys, weights, scale)
-        positions = positions_of(past_lengths, query.shape[1]).unsqueeze(-1)
-        hidden = torch.arange(capacity, device=keys.device) > positions
-        chosen = first_largest(scores.masked_fill(hidden, float("-inf")), min(index_topk, capacity))
-        chosen = chosen.masked_fill(chosen > positions, capacity).sort(dim=-1).values
-        return chosen.masked_fill(chosen == capacity, -1).int()
+        columns = torch.arange(capacity, device=keys.device)
+
+        def of(part: slice) -> Tensor:
+            scores = self.indexer_scores(query[:, part], keys, weights[:, part], scale)
+            positions = positions_of(past_lengths + part.start, scores.shape[1]).unsqueeze(-1)
+            scores = scores.masked_fill(columns > positions, float("-inf"))
+            chosen = first_largest(scores, min(index_topk, capacity))
+            chosen = chosen.masked_fill(chosen > positions, capacity).sort(dim=-1).values
+            return chosen.masked_fill(chosen == capacity, -1).int()
+
+        return by_query_slices(query.shape, capacity, of)
 
     def sparse_mla(
         self, query: Tensor, cache: Tensor, indices: Tensor, *, scale: float, value_width: int
@@ -219,11 +225,15 @@ class EagerOperators:
 
         query [B, S, H, R+rope], cache [B, 1, C, R+rope], indices int32 [B, S, K] → [B, S, H, R].
         """
-        dots = torch.matmul(query, cache.transpose(-1, -2)) * scale
-        selected = selection_mask(indices, cache.shape[2])
-        dots = at_least_float32(dots).masked_fill(~selected.unsqueeze(2), float("-inf"))
-        probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
-        return torch.matmul(probabilities, cache[..., :value_width])
+
+        def of(part: slice) -> Tensor:
+            dots = torch.matmul(query[:, part], cache.transpose(-1, -2)) * scale
+            selected = selection_mask(indices[:, part], cache.shape[2])
+            dots = at_least_float32(dots).masked_fill(~selected.unsqueeze(2), float("-inf"))
+            probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
+            return torch.matmul(probabilities, cache[..., :value_width])
+
+        return by_query_slices(query.shape, cache.shape[2], of)
 
     def causal_mla(
         self,
@@ -239,15 +249,19 @@ class EagerOperators:
         query [B, S, H, R+rope], cache [B, 1, C, R+rope], past_lengths [B] → [B, S, H, R].
         What stands behind the sequence in the cache may be NaN.
         """
-        length = query.shape[1]
         columns = torch.arange(cache.shape[2], device=cache.device)
-        hidden = columns > positions_of(past_lengths, length).unsqueeze(-1)  # [B, S, C]
-        dots = torch.matmul(query, cache.transpose(-1, -2)) * scale
-        dots = at_least_float32(dots).masked_fill(hidden.unsqueeze(2), float("-inf"))
-        probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
-        unwritten = columns >= (past_lengths + length).unsqueeze(-1)  # [B, C]
+        unwritten = columns >= (past_lengths + query.shape[1]).unsqueeze(-1)  # [B, C]
         values = cache[..., :value_width].masked_fill(unwritten[:, None, :, None], 0.0)
-        return torch.matmul(probabilities, values)
+
+        def of(part: slice) -> Tensor:
+            dots = torch.matmul(query[:, part], cache.transpose(-1, -2)) * scale
+            positions = positions_of(past_lengths + part.start, dots.shape[1])
+            hidden = columns > positions.unsqueeze(-1)  # [B, S, C]
+            dots = at_least_float32(dots).masked_fill(hidden.unsqueeze(2), float("-inf"))
+            probabilities = torch.softmax(dots, dim=-1).to(query.dtype)
+            return torch.matmul(probabilities, values)
+
+        return by_query_slices(query.shape, cache.shape[2], of)
 
     def causal_conv_with_state(
         self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
@@ -342,6 +356,18 @@ def product_by_slices(x: Tensor, shape: tuple[int, ...], of: Callable[[slice], T
         part = slice(start, min(start + step, rows))
         y[:, part] = F.linear(x, of(part))
     return y
+
+
+def by_query_slices(shape: tuple[int, ...], capacity: int, of: Callable[[slice], Tensor]) -> Tensor:
+    """What `of` gives of all queries [B, S, H, ·], axis 1 being theirs: of as many at a time as
+    have `SCORES_AT_ONCE` scores with `capacity` positions. Queries know nothing of each other.
+    """
+    batch, length, heads, _ = shape
+    step = max(SCORES_AT_ONCE // max(batch * heads * capacity, 1), 1)
+    if length <= step:
+        return of(slice(0, length))
+    parts = range(0, length, step)
+    return torch.cat([of(slice(a, min(a + step, length))) for a in parts], dim=1)
 
 
 def _rounded_to_e4m3(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_
 
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
 # Tokens of one sequence in a pass. Fewer than the least would be slower than the memory is worth.
-SCORES_BYTES, LEAST_TOKENS, MOST_TOKENS = 1 << 28, 16, 512
+SCORES_BYTES, LEAST_TOKENS, MOST_TOKENS = 1 << 27, 32, 512
 
 
 class OnnxruntimeBackend:

@@ -241,6 +241,11 @@ class Session:
         self._failure: Exception | None = None
 
     @property
+    def has_text(self) -> bool:
+        """Whether requests get text, not IDs alone."""
+        return self._text is not None
+
+    @property
     def statistics(self) -> Statistics:
         """Passes, tokens and drafts so far."""
         return self._drafts.statistics

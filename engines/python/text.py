@@ -71,7 +71,7 @@ class Text:
         GlmTrtError
             If there is no template, or it refuses the messages.
         """
-        template, names = self._template()
+        template, names = self._template("tool_use" if variables.get("tools") else "default")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -85,8 +85,10 @@ class Text:
             raise GlmTrtError(f"{self._bundle.directory}: chat template: {error}") from error
         return self.encode(text, with_prefix=False)
 
-    def _template(self) -> tuple[str, dict[str, str]]:
-        """The template, and the special tokens that it may name."""
+    def _template(self, preferred: str) -> tuple[str, dict[str, str]]:
+        """The template, and the special tokens that it may name. Of several the one called
+        `preferred`, else "default".
+        """
         config: dict[str, Any] = {}
         path = self._bundle.tokenizer_file(TOKENIZER_CONFIG)
         if path is not None:
@@ -99,7 +101,8 @@ class Text:
         path = self._bundle.tokenizer_file(TEMPLATE_FILE)
         template = path.read_text() if path is not None else config.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next((x["template"] for x in template if x["name"] == "default"), None)
+            by_name = {entry["name"]: entry["template"] for entry in template}
+            template = by_name.get(preferred, by_name.get("default"))
         if not isinstance(template, str):
             raise BundleError(
                 f"{self._bundle.directory}: no chat template (neither {TEMPLATE_FILE} nor "

@@ -1,0 +1,158 @@
+"""`glm-trt run`: a prompt continued, or a conversation held, as it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from glm_trt.engines.python.runtime import Runtime
+from glm_trt.engines.python.sampling import Sampling
+from glm_trt.engines.python.session import CANCELLED, GenerateOptions, Request, Session, Token
+from glm_trt.engines.python.text import Text
+from glm_trt.model.errors import GlmTrtError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command was asked for. One of `prompt`, `input_ids` and `chat` is given."""
+
+    prompt: str | None
+    input_ids: list[int] | None
+    chat: bool
+    system: str | None
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    logprobs: int | None
+    drafts: int
+    json: bool
+
+
+def run_prompt(runtime: Runtime, options: RunOptions) -> None:
+    """Print the prompt's continuation while it comes, or all about it as JSON at the end."""
+    ids = options.input_ids
+    if ids is None:
+        ids = _text(runtime).encode(options.prompt or "")
+        if not ids:
+            raise GlmTrtError("--prompt: expected at least one token, found none")
+    session = runtime.session(max_batch=1, drafts=options.drafts)
+    if options.prompt is not None and not options.json:
+        _write(options.prompt)
+    request = _generate(session, ids, options, keep=False, prefix=None)
+    if options.json:
+        print(json.dumps(_described(session, request)))
+
+
+def run_chat(runtime: Runtime, options: RunOptions) -> None:
+    """Answer each line of stdin; what was said before is not run again."""
+    text, session = _text(runtime), runtime.session(max_batch=1, drafts=options.drafts)
+    messages = [] if options.system is None else [{"role": "system", "content": options.system}]
+    previous: Request | None = None
+    for line in _lines(quiet=options.json):
+        messages.append({"role": "user", "content": line})
+        ids = text.chat(messages)
+        prefix = None if previous is None else previous.snapshot
+        previous = _generate(session, ids, options, keep=True, prefix=prefix)
+        messages.append({"role": "assistant", "content": previous.text or ""})
+        if options.json:
+            print(json.dumps(_described(session, previous)), flush=True)
+
+
+def _generate(
+    session: Session, ids: list[int], options: RunOptions, keep: bool, prefix: Any
+) -> Request:
+    """One request, streamed; interrupting a conversation ends the answer, not the conversation."""
+    wanted = GenerateOptions(
+        options.max_new_tokens, options.sampling, options.stop, None, options.logprobs, keep
+    )
+    printed = _Printer(has_text=session.has_text)
+    request = session.submit(
+        ids, wanted, prefix=prefix, on_token=None if options.json else printed.token
+    )
+    began = time.monotonic()
+    try:
+        session.run()
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        request.cancel()
+        session.run()
+    if not options.json:
+        _write("\n")
+        if sys.stderr.isatty():
+            print(_summary(session, request, time.monotonic() - began), file=sys.stderr)
+    return request
+
+
+class _Printer:
+    """Prints text as it comes, or token IDs where there is no tokenizer."""
+
+    def __init__(self, has_text: bool) -> None:
+        self._has_text, self._between = has_text, ""
+
+    def token(self, token: Token) -> None:
+        """One more."""
+        if self._has_text:
+            _write(token.text or "")
+        else:
+            _write(f"{self._between}{token.token_id}")
+            self._between = ","
+
+
+def _described(session: Session, request: Request) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "input_ids": request.prompt,
+        "token_ids": request.tokens,
+        "text": request.text,
+        "finish_reason": request.finish_reason,
+        "reused_tokens": request.reused,
+    }
+    if request.options.logprobs is not None:
+        result |= {"logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
+    if session.statistics.drafted:
+        result["draft_acceptance"] = session.statistics.acceptance
+    return result
+
+
+def _summary(session: Session, request: Request, seconds: float) -> str:
+    parts = [f"{len(request.tokens)} tokens in {seconds:.1f} s"]
+    if request.reused:
+        parts.append(f"{request.reused} of {len(request.prompt)} of the prompt not run again")
+    if (acceptance := session.statistics.acceptance) is not None:
+        parts.append(f"{acceptance:.0%} of the drafts accepted")
+    if request.finish_reason == CANCELLED:
+        parts.append("interrupted")
+    return f"({'; '.join(parts)})"
+
+
+def _lines(quiet: bool) -> Iterator[str]:
+    """What the user says, line by line; with a mark to write behind on a terminal."""
+    mark = sys.stdin.isatty() and not quiet
+    while True:
+        if mark:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            if mark:
+                print(file=sys.stderr)
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _text(runtime: Runtime) -> Text:
+    if runtime.text is None:
+        raise GlmTrtError(
+            f"{runtime.bundle.directory}: has no tokenizer.json (its checkpoint had none); "
+            "use --input-ids"
+        )
+    return runtime.text
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,109 @@
+"""`glm-trt run` as a user runs it: streams, conversations, JSON, mistakes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm_trt.cli import main
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    code = main(["run", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_prompts(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, plain, errors = run(capsys, tiny_bundle, "--prompt", "def main():")
+    assert (code, errors) == (0, "") and plain.startswith("def main():\n")
+    assert run(capsys, tiny_bundle, "--prompt", "def main():", "--drafts", 2)[1] == plain
+    code, text, _ = run(
+        capsys, tiny_bundle, "--prompt", "def main():", "--json", "--drafts", 2, "--logprobs", 2
+    )
+    result = json.loads(text)
+    assert "def main():" + result["text"] + "\n" == plain
+    assert len(result["token_ids"]) == len(result["logprobs"]) == 32
+    assert 0 < result["draft_acceptance"] < 1 and result["finish_reason"] == "length"
+    code, text, _ = run(capsys, tiny_bundle, "--prompt", "def main():", "--stop", "Return")
+    assert text == plain[: plain.index("Return")] + "\n"
+    ids = ",".join(map(str, result["input_ids"]))
+    sampled = [
+        run(capsys, tiny_bundle, "--input-ids", ids, "--temperature", 1, "--seed", seed)[1]
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_it_streams(tiny_bundle: Path) -> None:
+    """The first characters are there before the last token is."""
+    command = [sys.executable, "-m", "glm_trt.cli", "run", str(tiny_bundle), "--prompt", "import",
+               "--max-new-tokens", "600"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(12).startswith(b"import")
+        assert process.poll() is None
+        process.stdout.close()  # as `| head` does
+        assert process.wait() == 0
+
+
+def test_conversation(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "import os\n\nclass A:\nand then?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    code, text, _ = run(
+        capsys, tiny_bundle, "--chat", "--system", "x = 1", "--json", "--max-new-tokens", 9
+    )
+    answers = [json.loads(line) for line in text.splitlines()]
+    assert code == 0 and len(answers) == 3
+    assert answers[0]["reused_tokens"] == 0
+    for before, after in itertools.pairwise(answers):
+        # All of what was run before, unless its text is split into other tokens now.
+        both = [*before["input_ids"], *before["token_ids"]]
+        assert after["input_ids"][: len(before["input_ids"])] == before["input_ids"]
+        assert len(before["input_ids"]) <= after["reused_tokens"] < len(both)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    _, plain, _ = run(
+        capsys, tiny_bundle, "--chat", "--system", "x = 1", "--max-new-tokens", 9, "--drafts", 1
+    )
+    assert plain == "".join(answer["text"] + "\n" for answer in answers)
+
+
+def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(TINY, tmp_path / "c", ignore=shutil.ignore_patterns("tokenizer*"))
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    code, text, _ = run(capsys, tmp_path / "b", "--input-ids", "5,6", "--max-new-tokens", 3)
+    assert code == 0 and len(text.split(",")) == 3
+    for arguments in (["--prompt", "x"], ["--chat"]):
+        code, text, errors = run(capsys, tmp_path / "b", *arguments)
+        assert (code, text) == (2, "") and "has no tokenizer.json" in errors
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--prompt", ""], "--prompt"),
+    (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["--prompt", "x", "--temperature", "-1"], "temperature"),
+    (["--prompt", "x", "--top-p", "0"], "top_p"),
+    (["--prompt", "x", "--drafts", "-1"], "drafts"),
+    (["--prompt", "x", "--system", "y"], "--chat"),
+    (["--prompt", "x", "--logprobs", "1"], "--json"),
+    (["--prompt", "x", "--stop", ""], "stop"),
+    (["--input-ids", "5000"], "input_ids"),
+])  # fmt: skip
+def test_mistakes(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, text, errors = run(capsys, tiny_bundle, *arguments)
+    assert code == 2 and message in errors and text in ("", "x")
