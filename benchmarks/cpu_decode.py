@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
+from glm_trt.engines.python.session import GenerateOptions
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.config import ModelConfig
 
@@ -96,20 +97,22 @@ class Transformers:
 
 
 class Onnxruntime:
-    """The onnxruntime backend of a bundle."""
+    """The runtime as its users have it: a session, on the onnxruntime backend of a bundle."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.name = runtime, OURS
 
     def run(self, prompt: np.ndarray, new_tokens: int) -> Run:
         """As in `Side`."""
-        sequence = self.runtime.backend.batch(1, prompt.shape[1] + new_tokens)
-        ids, tokens, marks = prompt, [], [time.perf_counter()]
-        for _ in range(new_tokens):
-            ids = sequence.step(ids)[:, -1].argmax(-1, keepdims=True)
-            tokens.append(int(ids[0, 0]))
-            marks.append(time.perf_counter())
-        return Run(marks[1] - marks[0], marks[-1] - marks[1], tokens)
+        session = self.runtime.session(max_batch=1)
+        marks = [time.perf_counter()]
+        request = session.submit(
+            prompt[0],
+            GenerateOptions(new_tokens, eos_token_ids=()),
+            on_token=lambda _: marks.append(time.perf_counter()),
+        )
+        session.run()
+        return Run(marks[1] - marks[0], marks[-1] - marks[1], request.tokens)
 
 
 def first_difference(runs: dict[str, list[int]]) -> str | None:
