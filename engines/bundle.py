@@ -43,11 +43,11 @@ class Bundle:
         self.directory, self.manifest, self.weights = directory, manifest, weights
         self.weights_directory = weights_directory
         self.config = ModelConfig.from_dict(manifest["config"], f"{directory}: config")
-        bindings: dict[str, Any] = json.loads((directory / manifest["bindings"]).read_text())
+        bindings = _read_bindings(directory / manifest["bindings"])
         blocks = [
             BundleBlock(
                 entry["name"], entry["kind"], entry.get("layer"),
-                tuple(Binding.from_dict(x) for x in bindings[entry["name"]]),
+                bindings[entry["name"]],
             )
             for entry in manifest["blocks"]
         ]  # fmt: skip
@@ -104,9 +104,10 @@ class Bundle:
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Where generation stops: generation_config.json's ids, else the config's."""
-        path = self.tokenizer_file("generation_config.json")
-        if path is not None:
-            ids = json.loads(path.read_text()).get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (ids,)
-        return self.config.eos_token_ids
+        return tuple(self.manifest["model"]["eos_token_ids"])
+
+
+def _read_bindings(path: Path) -> dict[str, tuple[Binding, ...]]:
+    """Block name → bindings. The manifest vouches for the content, so it is only parsed."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return {name: tuple(Binding.from_dict(x) for x in rows) for name, rows in content.items()}

@@ -19,10 +19,11 @@ from glm_trt.export import manifest as m
 from glm_trt.export.materialize import bound_bytes, materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import block_kind, read_config
+from glm_trt.model.config import ModelConfig, block_kind, read_config
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.safetensors_file import SafetensorsFile
+from glm_trt.model.states import layer_states
 from glm_trt.model.tensors import mtp_layers
 
 # Reading every weight once finds NaN and gives each shard a hash; for more weights than this it is
@@ -171,6 +172,8 @@ def _write_contents(
         "key": key,
         "versions": _versions(),
         "config": read_config(checkpoint.directory),
+        "model": _model_entry(checkpoint),
+        "states": _states_entry(checkpoint.config, blocks),
         "dtypes": list(dtypes),
         "max_seq_len": max_seq_len,
         "materialized": options.materialize,
@@ -185,6 +188,30 @@ def _write_contents(
         "tokenizer": tokenizer,
         "files": {name: m.file_entry(partial / name) for name in names},
         "engines": [],
+    }
+
+
+def _model_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a runtime needs to know of the model, so that it need not derive it from the config."""
+    config = checkpoint.config
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "rotary_width": config.qk_rope_head_dim // 2,
+        "index_topk": config.index_topk,
+        "eos_token_ids": list(checkpoint.eos_token_ids()),
+    }
+
+
+def _states_entry(config: ModelConfig, blocks: list[Block]) -> dict[str, Any]:
+    """Of each kind that has states: name, axes and dtype, in the order of its graph's inputs."""
+    layers = {block.kind: block.layer for block in blocks if block.layer is not None}
+    return {
+        kind: [
+            {"name": spec.name, "axes": list(spec.axes), "dtype": spec.dtype}
+            for spec in layer_states(config, layer)
+        ]
+        for kind, layer in layers.items()
     }
 
 

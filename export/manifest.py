@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import jsonschema
 
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import sha256_of, write_atomically
+from glm_trt.model.strict_json import RepeatedName, parse_json
 
 FILE_NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "glm-trt bundle", 3
+FORMAT, FORMAT_VERSION = "glm-trt bundle", 4
 _NO_DIGEST = "0" * 64
 
 Manifest = dict[str, Any]
@@ -28,6 +30,11 @@ def schema() -> dict[str, Any]:
     """The published JSON Schema of the manifest."""
     text = files("glm_trt.export").joinpath("manifest.schema.json").read_text(encoding="utf-8")
     return json.loads(text)
+
+
+@cache
+def _validator() -> jsonschema.protocols.Validator:
+    return jsonschema.Draft202012Validator(schema())
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
@@ -46,27 +53,34 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / FILE_NAME
     try:
         data = path.read_bytes()
-        manifest = json.loads(data)
+        manifest = parse_json(data)
     except FileNotFoundError:
         raise BundleError(f"{path}: not found; {bundle} is not a finished bundle") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error
+    except RepeatedName as error:
+        raise BundleError(f"{path}: {error.name}: listed twice") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: not JSON") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{path}: not the manifest of a glm-trt bundle")
     if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
+        version = manifest.get("format_version")
+        found = version if type(version) is int else "no number"
         raise BundleError(
             f"{path}: format version: expected {FORMAT_VERSION}, found {found}; export again"
         )
-    found = str(manifest.get("sha256"))
-    blank = data.replace(found.encode(), _NO_DIGEST.encode(), 1)
+    found = manifest.get("sha256")
+    blank = data.replace(str(found).encode(), _NO_DIGEST.encode(), 1)
     expected = hashlib.sha256(blank).hexdigest()
     if found != expected:
-        raise BundleError(f"{path}: altered: SHA-256 says {found}, the content gives {expected}")
-    try:
-        jsonschema.validate(manifest, schema())
-    except jsonschema.ValidationError as error:
-        raise BundleError(f"{path}: {error.json_path}: {error.message}") from error
+        raise BundleError(f"{path}: altered: its SHA-256 is not the one that it says")
+    failures = sorted(
+        (error.json_path, str(error.validator)) for error in _validator().iter_errors(manifest)
+    )
+    if failures:
+        place, rule = failures[0]
+        raise BundleError(f"{path}: {place}: breaks the manifest's schema ({rule})")
     del manifest["sha256"]
     return manifest
 

@@ -22,10 +22,11 @@ from glm_trt.model.tensors import (
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     "special_tokens_map.json",
     "chat_template.jinja",
 )
@@ -84,6 +85,31 @@ class Checkpoint:
         """The tokenizer's files that exist; a checkpoint may have none."""
         paths = (self.directory / name for name in TOKENIZER_FILES)
         return tuple(path for path in paths if path.is_file())
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Where generation stops: generation_config.json's ids, else the config's.
+
+        Raises
+        ------
+        CheckpointError
+            If that file is not JSON, or its ids are not tokens.
+        """
+        path = self.directory / GENERATION_CONFIG
+        if not path.is_file():
+            return self.config.eos_token_ids
+        try:
+            ids = json.loads(path.read_text()).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: expected a JSON object: {error}") from error
+        if ids is None:
+            return self.config.eos_token_ids
+        ids = ids if isinstance(ids, list) else [ids]
+        vocabulary = self.config.vocab_size
+        if not all(type(i) is int and 0 <= i < vocabulary for i in ids):
+            raise CheckpointError(
+                f"{path}: eos_token_id: expected tokens below {vocabulary}, found {ids}"
+            )
+        return tuple(ids)
 
     def info(self, name: str) -> TensorInfo:
         """Shape, dtype and place of a tensor."""

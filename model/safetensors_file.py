@@ -7,21 +7,22 @@ The safetensors library copies (NumPy) or needs torch; a runtime needs neither, 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.model.errors import CheckpointError
+from glm_trt.model.strict_json import RepeatedName, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 SAMPLES, SAMPLE_BYTES = 16, 4096
+_FIELDS = ("dtype", "shape", "data_offsets")
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F32": ("float32", np.dtype(np.float32)),
     "F16": ("float16", np.dtype(np.float16)),
@@ -46,6 +47,13 @@ class TensorInfo:
     def bytes(self) -> int:
         """Its size."""
         return math.prod(self.shape) * _DTYPES_BY_NAME[self.dtype].itemsize
+
+
+def _sizes(value: Any, count: int | None = None) -> TypeGuard[list[int]]:
+    """Whether `value` is a list of whole numbers of 0 or more, `count` of them if that is given."""
+    if not isinstance(value, list) or (count is not None and len(value) != count):
+        return False
+    return all(type(n) is int and n >= 0 for n in value)
 
 
 class SafetensorsFile:
@@ -102,21 +110,20 @@ class SafetensorsFile:
 
     def _parse(self, header: bytes, start: int) -> dict[str, TensorInfo]:
         try:
-            entries = json.loads(header, object_pairs_hook=self._unique)
+            entries = parse_json(header)
+        except RepeatedName as error:
+            what = f"{error.name}: listed twice in the header"
+            raise CheckpointError(f"{self.path}: {what}") from None
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: header is not JSON: {error}") from error
+            raise CheckpointError(f"{self.path}: header is not JSON") from error
+        if not isinstance(entries, dict):
+            raise CheckpointError(f"{self.path}: header: expected a JSON object")
         entries.pop("__metadata__", None)
         spans: list[tuple[int, int, str]] = []
         tensors: dict[str, TensorInfo] = {}
         for name, entry in entries.items():
-            try:
-                kind, shape = entry["dtype"], tuple(entry["shape"])
-                begin, end = entry["data_offsets"]
-                numbers = [*shape, begin, end]
-                if any(type(n) is not int or n < 0 for n in numbers):
-                    raise ValueError(f"not whole numbers: {numbers}")
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{self.path}: {name}: malformed entry: {error}") from error
+            kind, shape, offsets = self._entry(name, entry)
+            begin, end = offsets
             if kind not in _DTYPES:
                 expected = ", ".join(_DTYPES)
                 raise CheckpointError(
@@ -124,6 +131,10 @@ class SafetensorsFile:
                 )
             dtype_name, dtype = _DTYPES[kind]
             size = math.prod(shape) * dtype.itemsize
+            if size >= 1 << 63:
+                raise CheckpointError(
+                    f"{self.path}: {name}: {kind} {shape} are more bytes than a file can have"
+                )
             if end - begin != size:
                 raise CheckpointError(
                     f"{self.path}: {name}: expected {size} bytes for {kind} {shape}, "
@@ -134,13 +145,16 @@ class SafetensorsFile:
         self._check_spans(sorted(spans), start)
         return tensors
 
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in seen:
-                raise CheckpointError(f"{self.path}: {name}: listed twice in the header")
-            seen[name] = value
-        return seen
+    def _entry(self, name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """Dtype, shape and data_offsets, of the types that they must have."""
+        fields = entry if isinstance(entry, dict) else {}
+        kind, shape, offsets = (fields.get(name) for name in _FIELDS)
+        if not isinstance(kind, str) or not _sizes(shape) or not _sizes(offsets, 2):
+            raise CheckpointError(
+                f"{self.path}: {name}: expected a dtype, a shape and two data_offsets, in whole "
+                "numbers of 0 or more"
+            )
+        return kind, tuple(shape), tuple(offsets)
 
     def _check_spans(self, spans: list[tuple[int, int, str]], start: int) -> None:
         position = 0
