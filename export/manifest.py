@@ -66,9 +66,9 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(f"{path}: not the manifest of a glm-trt bundle")
     if manifest.get("format_version") != FORMAT_VERSION:
         version = manifest.get("format_version")
-        found = version if type(version) is int else "no number"
+        number = version if type(version) is int else "no number"
         raise BundleError(
-            f"{path}: format version: expected {FORMAT_VERSION}, found {found}; export again"
+            f"{path}: format version: expected {FORMAT_VERSION}, found {number}; export again"
         )
     found = manifest.get("sha256")
     blank = data.replace(str(found).encode(), _NO_DIGEST.encode(), 1)

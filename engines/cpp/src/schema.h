@@ -1,0 +1,22 @@
+// The part of JSON Schema that the manifest's schema uses.
+#pragma once
+
+#include "json.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace glm_trt
+{
+
+//! A rule that a value breaks: where ("$.blocks[0]"), and its name ("required").
+using Failure = std::pair<std::string, std::string>;
+
+//! Every rule of `schema` that `value` breaks. Throws std::logic_error for a rule that this does not know.
+std::vector<Failure> failuresOf(Json const& value, Json const& schema);
+
+//! The schema of bundles' manifests, export/manifest.schema.json, which is compiled in.
+Json const& manifestSchema();
+
+} // namespace glm_trt

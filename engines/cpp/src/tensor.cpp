@@ -1,0 +1,46 @@
+#include "tensor.h"
+
+#include <array>
+
+namespace glm_trt
+{
+namespace
+{
+
+struct Kind
+{
+    Dtype dtype;
+    char const* name;
+    size_t size;
+};
+
+// In the order of the enumeration.
+constexpr std::array<Kind, 6> kKinds{{{Dtype::kFloat32, "float32", 4}, {Dtype::kFloat16, "float16", 2},
+    {Dtype::kBFloat16, "bfloat16", 2}, {Dtype::kFloat8E4M3, "float8_e4m3fn", 1}, {Dtype::kInt8, "int8", 1},
+    {Dtype::kUint8, "uint8", 1}}};
+
+} // namespace
+
+std::optional<Dtype> dtypeOf(std::string_view name)
+{
+    for (auto const& kind : kKinds)
+    {
+        if (name == kind.name)
+        {
+            return kind.dtype;
+        }
+    }
+    return std::nullopt;
+}
+
+char const* nameOf(Dtype dtype)
+{
+    return kKinds[static_cast<size_t>(dtype)].name;
+}
+
+size_t sizeOf(Dtype dtype)
+{
+    return kKinds[static_cast<size_t>(dtype)].size;
+}
+
+} // namespace glm_trt
