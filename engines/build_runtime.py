@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
 SOURCE = Path(__file__).resolve().parent / "cpp"
 
@@ -30,7 +31,7 @@ def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) 
     RuntimeBuildError
         If CMake or the compiler fails; the message has the last lines of what they said.
     MissingCapabilityError
-        If there is no CMake.
+        If there is no CMake, or TensorRT's or CUDA's headers are missing.
     """
     cmake = _cmake()
     options = {
@@ -39,6 +40,8 @@ def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) 
         # Sanitizers want line numbers, and tests of them no more optimisation than that.
         "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitize else "Release",
     }
+    options["TENSORRT_INCLUDE_DIR"] = str(tensorrt_headers())
+    options["CUDA_INCLUDE_DIR"] = str(cuda_headers())
     spec = find_spec("nlohmann_json")
     if spec is not None and spec.origin is not None:
         options["GLM_TRT_JSON_INCLUDE_DIR"] = str(Path(spec.origin).parent / "include")

@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from glm_trt.plugins.common.codegen import (
     operators_cpp,
 )
 from glm_trt.plugins.common.launch import Plan
+from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 from glm_trt.plugins.library import LIBRARY
 
 OPERATORS = (
@@ -150,31 +150,6 @@ def _compile_cpp(generated: Path, library: Path) -> None:
         temporary.unlink(missing_ok=True)
         raise BuildError(f"{compiler} failed:\n{result.stderr[-4000:]}")
     temporary.replace(library)
-
-
-def tensorrt_headers() -> Path:
-    """The folder of NvInfer.h: under TENSORRT_ROOT, the system's, or the header wheel's."""
-    spec = find_spec("kernel_lens")
-    wheel = Path(spec.origin).parent / "include" / "tensorrt" if spec and spec.origin else None
-    root = os.environ.get("TENSORRT_ROOT")
-    places = [Path(root) / "include"] if root else []
-    places += [Path("/usr/include/x86_64-linux-gnu"), Path("/usr/local/tensorrt/include")]
-    for place in [*places, *([wheel] if wheel else [])]:
-        if (place / "NvInfer.h").is_file():
-            return place
-    raise MissingCapabilityError(
-        "TensorRT's headers (NvInfer.h) are missing: set TENSORRT_ROOT to your SDK, or run "
-        "`make setup`"
-    )
-
-
-def cuda_headers() -> Path:
-    """The folder of cuda.h: Triton's wheel carries one."""
-    spec = find_spec("triton")
-    place = Path(spec.origin).parent / "backends/nvidia/include" if spec and spec.origin else None
-    if place is None or not (place / "cuda.h").is_file():
-        raise MissingCapabilityError("Triton is missing: run `make setup`")
-    return place
 
 
 def _description(cubins: Mapping[Variant, Cubin]) -> str:

@@ -162,6 +162,7 @@ void Bundle::read(Json const& manifest, Json const& bindings)
     }
     Json const& model = manifest.at("model");
     mMaxSeqLen = manifest.at("max_seq_len").get<int64_t>();
+    mDtype = manifest.at("checkpoint").at("dtype").get<std::string>();
     mVocabSize = model.at("vocab_size").get<int64_t>();
     mHiddenSize = model.at("hidden_size").get<int64_t>();
     mRotaryWidth = model.at("rotary_width").get<int64_t>();

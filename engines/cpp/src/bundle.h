@@ -100,6 +100,11 @@ public:
     {
         return mIndexTopk;
     }
+    //! The checkpoint's dtype, which engines are built in.
+    std::string const& dtype() const
+    {
+        return mDtype;
+    }
     std::vector<int64_t> const& eosTokenIds() const
     {
         return mEosTokenIds;
@@ -120,6 +125,7 @@ private:
     int64_t mHiddenSize{0};
     int64_t mRotaryWidth{0};
     int64_t mIndexTopk{0};
+    std::string mDtype;
     std::vector<int64_t> mEosTokenIds;
 };
 

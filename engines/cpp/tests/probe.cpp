@@ -109,10 +109,14 @@ void sampleAll(std::string const& path)
         auto const position = take<int64_t>(next);
         std::vector<int64_t> occurred(static_cast<size_t>(take<int64_t>(next)));
         std::vector<float> logits(static_cast<size_t>(take<int64_t>(next)));
-        std::memcpy(occurred.data(), next, occurred.size() * sizeof(int64_t));
-        next += occurred.size() * sizeof(int64_t);
-        std::memcpy(logits.data(), next, logits.size() * sizeof(float));
-        next += logits.size() * sizeof(float);
+        for (auto& id : occurred)
+        {
+            id = take<int64_t>(next);
+        }
+        for (auto& logit : logits)
+        {
+            logit = take<float>(next);
+        }
         auto const vocab = static_cast<int64_t>(logits.size());
         int64_t const token = choose(logits.data(), vocab, sampling, position, occurred);
         auto const [chosen, top] = logProbabilities(logits.data(), vocab, token, 2);

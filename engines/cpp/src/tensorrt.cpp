@@ -1,0 +1,271 @@
+#include "tensorrt.h"
+
+#include "file.h"
+#include "glm_trt/errors.h"
+
+#include <NvInferRuntime.h>
+#include <algorithm>
+#include <cstdio>
+#include <dlfcn.h>
+#include <mutex>
+
+namespace glm_trt
+{
+namespace
+{
+
+class Logger : public nvinfer1::ILogger
+{
+public:
+    void log(Severity severity, char const* message) noexcept override
+    {
+        if (severity <= Severity::kWARNING)
+        {
+            std::fprintf(stderr, "TensorRT: %s\n", message);
+        }
+        if (severity <= Severity::kERROR)
+        {
+            try
+            {
+                std::lock_guard<std::mutex> const lock(mMutex);
+                mLast = message;
+            }
+            catch (...)
+            {
+                // Without memory there is no message to keep.
+            }
+        }
+    }
+    std::string last()
+    {
+        std::lock_guard<std::mutex> const lock(mMutex);
+        return mLast;
+    }
+
+private:
+    std::mutex mMutex;
+    std::string mLast;
+};
+
+//! The library, opened; never closed, as plugins and engines may outlive whoever opened it.
+class Library
+{
+public:
+    explicit Library(std::string const& backend)
+    {
+        // The name with the version of the headers: another one would not fit.
+        std::string const name = backend == "tensorrt" ? "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR)
+                                                       : "libtensorrt_rtx.so.1";
+        void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL);
+        if (library == nullptr)
+        {
+            throw MissingCapabilityError("backend " + backend + ": " + name + " cannot be loaded: " + dlerror());
+        }
+        auto const version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
+        create = reinterpret_cast<void* (*)(void*, int32_t)>(dlsym(library, "createInferRuntime_INTERNAL"));
+        if (version == nullptr || create == nullptr)
+        {
+            throw MissingCapabilityError("backend " + backend + ": " + name + " is not a TensorRT runtime");
+        }
+        // Classes of ours derive from TensorRT's, whose layout is that of a major version.
+        if (int32_t const major = version() / 10000; major != NV_TENSORRT_MAJOR)
+        {
+            throw MissingCapabilityError("backend " + backend + ": " + name + " has major version "
+                + std::to_string(major) + ", but this runtime was built with the headers of "
+                + std::to_string(NV_TENSORRT_MAJOR) + ": build it with TENSORRT_ROOT set to that library's SDK");
+        }
+    }
+
+    void* (*create)(void*, int32_t);
+};
+
+struct TensorRt // what all engines of a bundle share
+{
+    explicit TensorRt(std::string const& backend)
+        : library(backend)
+        , runtime(static_cast<nvinfer1::IRuntime*>(library.create(&logger, NV_TENSORRT_VERSION)))
+    {
+        if (runtime == nullptr)
+        {
+            throw MissingCapabilityError("backend " + backend + ": no runtime: " + logger.last());
+        }
+    }
+
+    Logger logger;
+    Library library;
+    std::unique_ptr<nvinfer1::IRuntime> runtime;
+};
+
+class TensorRtExecution : public Execution
+{
+public:
+    TensorRtExecution(std::shared_ptr<TensorRt> session, std::unique_ptr<nvinfer1::IExecutionContext> context,
+        Device& device, std::string kind)
+        : mSession(std::move(session))
+        , mContext(std::move(context))
+        , mDevice(device)
+        , mKind(std::move(kind))
+    {
+    }
+    void setAddress(std::string const& name, std::byte* address) override
+    {
+        expect(mContext->setTensorAddress(name.c_str(), address), "address of " + name);
+    }
+    void setShape(std::string const& name, std::vector<int64_t> const& shape) override
+    {
+        nvinfer1::Dims dims{};
+        dims.nbDims = static_cast<int32_t>(shape.size());
+        std::copy(shape.begin(), shape.end(), dims.d);
+        expect(mContext->setInputShape(name.c_str(), dims), "shape of " + name);
+    }
+    void run() override
+    {
+        expect(mContext->enqueueV3(static_cast<cudaStream_t>(mDevice.stream())), "run");
+    }
+
+private:
+    void expect(bool good, std::string const& what)
+    {
+        if (!good)
+        {
+            throw Error(mKind + ": TensorRT refused its " + what + ": " + mSession->logger.last());
+        }
+    }
+
+    std::shared_ptr<TensorRt> mSession;
+    std::unique_ptr<nvinfer1::IExecutionContext> mContext;
+    Device& mDevice;
+    std::string mKind;
+};
+
+class TensorRtEngine : public Engine
+{
+public:
+    TensorRtEngine(
+        std::shared_ptr<TensorRt> session, EngineFile const& file, Device& device)
+        : mSession(std::move(session))
+        , mDevice(device)
+        , mKind(file.kind)
+    {
+        std::string const plan = FileReader(file.path).rest();
+        mEngine.reset(mSession->runtime->deserializeCudaEngine(plan.data(), plan.size()));
+        if (mEngine == nullptr)
+        {
+            throw BundleError(file.path.string() + ": cannot be loaded (built with " + file.backend + " "
+                + file.backendVersion + " for " + file.target + "): " + mSession->logger.last());
+        }
+        for (int32_t i = 0; i < mEngine->getNbIOTensors(); ++i)
+        {
+            char const* name = mEngine->getIOTensorName(i);
+            auto const dims = mEngine->getTensorShape(name);
+            auto const type = mEngine->getTensorDataType(name);
+            auto const mode = mEngine->getTensorIOMode(name);
+            mIo.push_back({name, mode == nvinfer1::TensorIOMode::kINPUT, bytesOf(type),
+                std::vector<int64_t>(dims.d, dims.d + std::max(dims.nbDims, 0))});
+        }
+        for (auto const& [profile, axes] : file.profiles.items())
+        {
+            mMaxTokens = std::max(mMaxTokens, axes.at("sequence").at(2).get<int64_t>());
+        }
+    }
+
+    std::vector<IoTensor> const& io() const override
+    {
+        return mIo;
+    }
+    size_t scratchBytes() const override
+    {
+        int64_t most = 0;
+        for (int32_t profile = 0; profile < mEngine->getNbOptimizationProfiles(); ++profile)
+        {
+            most = std::max(most, mEngine->getDeviceMemorySizeForProfileV2(profile));
+        }
+        return static_cast<size_t>(most);
+    }
+    int64_t maxTokens() const override
+    {
+        return mMaxTokens;
+    }
+    std::unique_ptr<Execution> execution(int profile, std::byte* scratch) override
+    {
+        using nvinfer1::ExecutionContextAllocationStrategy;
+        std::unique_ptr<nvinfer1::IExecutionContext> context(
+            mEngine->createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
+        auto* stream = static_cast<cudaStream_t>(mDevice.stream());
+        if (context == nullptr || !context->setOptimizationProfileAsync(profile, stream))
+        {
+            throw Error(mKind + ": no execution context: " + mSession->logger.last());
+        }
+        context->setDeviceMemoryV2(scratch, mEngine->getDeviceMemorySizeForProfileV2(profile));
+        return std::make_unique<TensorRtExecution>(mSession, std::move(context), mDevice, mKind);
+    }
+
+private:
+    static size_t bytesOf(nvinfer1::DataType type)
+    {
+        switch (type)
+        {
+        case nvinfer1::DataType::kINT64: return 8;
+        case nvinfer1::DataType::kFLOAT:
+        case nvinfer1::DataType::kINT32: return 4;
+        case nvinfer1::DataType::kHALF:
+        case nvinfer1::DataType::kBF16: return 2;
+        default: return 1;
+        }
+    }
+
+    std::shared_ptr<TensorRt> mSession;
+    Device& mDevice;
+    std::string mKind;
+    std::unique_ptr<nvinfer1::ICudaEngine> mEngine;
+    std::vector<IoTensor> mIo;
+    int64_t mMaxTokens{1};
+};
+
+} // namespace
+
+std::map<std::string, std::shared_ptr<Engine>> loadTensorRtEngines(
+    Bundle const& bundle, std::string const& backend, std::string const& dtype, Device& device)
+{
+    std::string const target = device.target();
+    std::map<std::string, EngineFile const*> files;
+    bool needsLibrary = false;
+    for (auto const& file : bundle.engines())
+    {
+        if (file.backend == backend && file.target == target && file.dtype == dtype)
+        {
+            files[file.kind] = &file;
+            needsLibrary = needsLibrary || file.pluginLibrary.has_value();
+        }
+    }
+    for (auto const& block : bundle.blocks())
+    {
+        if (files.count(block.kind) == 0)
+        {
+            throw BundleError(bundle.directory().string() + ": no engine of " + block.kind + " in " + dtype + " for "
+                + target + " (" + backend + "); build it: glm-trt build " + bundle.directory().string()
+                + " --backend " + backend + " --target " + target);
+        }
+    }
+    auto session = std::make_shared<TensorRt>(backend);
+    if (needsLibrary)
+    {
+        auto const path = bundle.pluginLibrary();
+        if (!path || session->runtime->getPluginRegistry().loadLibrary(path->c_str()) == nullptr)
+        {
+            throw BundleError(bundle.directory().string() + ": its plugin library cannot be loaded: "
+                + session->logger.last());
+        }
+    }
+    std::map<std::string, std::shared_ptr<Engine>> engines;
+    for (auto const& block : bundle.blocks())
+    {
+        if (engines.count(block.kind) == 0)
+        {
+            engines[block.kind] = std::make_shared<TensorRtEngine>(session, *files.at(block.kind), device);
+        }
+    }
+    return engines;
+}
+
+} // namespace glm_trt
