@@ -2,12 +2,13 @@
 CHECKPOINT ?= tests/data/glm-5.1-tiny
 BUNDLE ?= build/$(notdir $(patsubst %/,%,$(CHECKPOINT)))
 PROMPT ?= def main():
+PREFIX ?= build/runtime-installed
 # The first that is new enough and starts; a name in PATH alone may be an empty shim.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run test bench gpu lint clean
+.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install test bench gpu lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -44,6 +45,20 @@ report: setup ## the same, written to BUNDLE-report
 
 run: setup ## continue PROMPT with BUNDLE
 	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"
+
+runtime: setup ## build the C++ runtime, build/runtime: library, glm-trt-run
+	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime
+
+install: runtime ## install the C++ runtime to PREFIX
+	$(BIN)/python -m cmake --install build/runtime --prefix "$(PREFIX)"
+
+runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan
+	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+	$(BIN)/ctest --test-dir build/runtime-sanitized --output-on-failure
+
+fuzz: setup ## a million cases of each fuzzer of the C++ runtime
+	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
 test: setup ## run every test
 	$(BIN)/pytest -n auto

@@ -33,7 +33,7 @@ def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) 
     MissingCapabilityError
         If there is no CMake, or TensorRT's or CUDA's headers are missing.
     """
-    cmake = _cmake()
+    cmake = cmake_command()
     options = {
         "GLM_TRT_SANITIZE": "ON" if sanitize else "OFF",
         "GLM_TRT_BUILD_TESTS": "ON" if tests else "OFF",
@@ -51,7 +51,14 @@ def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) 
     return output
 
 
-def _cmake() -> list[str]:
+def cmake_command() -> list[str]:
+    """How CMake is called.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If there is none.
+    """
     if find_spec("cmake") is not None:  # the wheel: of the version that everything was tried with
         return [sys.executable, "-m", "cmake"]
     if shutil.which("cmake"):
