@@ -17,6 +17,7 @@ from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 BACKENDS = ("tensorrt", "tensorrt-rtx")
 # What is in data centres and on desks; bfloat16 needs sm80.
 RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+OTHERWISE = "; tensorrt-rtx builds without one"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -105,14 +106,25 @@ def load_flavour(backend: str) -> Flavour:
         ) from None
 
 
-def present_target() -> str:
-    """The target of the first GPU, asked of the driver, which needs no other library."""
+def present_target(what: str = "backend 'tensorrt'", instead: str = OTHERWISE) -> str:
+    """The target of the first GPU, asked of the driver, which needs no other library.
+
+    Parameters
+    ----------
+    what : needs it; for the error.
+    instead : what to do without one; for the error.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If there is no driver, or no GPU.
+    """
+    needs = f"{what} needs a GPU"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise MissingCapabilityError(
-            "backend 'tensorrt' needs a GPU: no NVIDIA driver (libcuda.so.1) is on this machine; "
-            "tensorrt-rtx builds without one"
+            f"{needs}: no NVIDIA driver (libcuda.so.1) is on this machine{instead}"
         ) from None
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     status = (
@@ -123,7 +135,6 @@ def present_target() -> str:
     )
     if status:
         raise MissingCapabilityError(
-            f"backend 'tensorrt' needs a GPU: the NVIDIA driver finds none (CUDA error {status}); "
-            "tensorrt-rtx builds without one"
+            f"{needs}: the NVIDIA driver finds none (CUDA error {status}){instead}"
         )
     return f"sm{major.value}{minor.value}"

@@ -24,9 +24,10 @@ def load(
     Parameters
     ----------
     bundle : directory that `glm-trt export` wrote; every hash in it is checked.
-    backend : "onnxruntime". Running TensorRT engines is not built yet.
+    backend : "onnxruntime", on any machine; "tensorrt" or "tensorrt-rtx" run the bundle's engines
+        for the GPU that is present, in the checkpoint's dtype.
     checkpoint : where the weights lie, if not where the bundle says.
-    threads : CPU threads, all cores if None; the first runtime of a process sets it.
+    threads : CPU threads of onnxruntime, all cores if None.
 
     Raises
     ------
@@ -37,10 +38,12 @@ def load(
     """
     # Loaded here so that `import glm_trt` is instant.
     from glm_trt.engines.bundle import Bundle
-    from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
     from glm_trt.engines.python.runtime import Runtime
-    from glm_trt.model.errors import MissingCapabilityError
 
-    if backend != "onnxruntime":
-        raise MissingCapabilityError(f"backend {backend!r}: only onnxruntime can run bundles yet")
-    return Runtime(OnnxruntimeBackend(Bundle.open(bundle, checkpoint), threads))
+    if backend == "onnxruntime":
+        from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+
+        return Runtime(OnnxruntimeBackend(Bundle.open(bundle, checkpoint), threads))
+    from glm_trt.engines.python.tensorrt_backend import open_backend
+
+    return Runtime(open_backend(Bundle.open(bundle, checkpoint), backend))

@@ -1,0 +1,399 @@
+"""The TensorRT backend on a device and engines of the test's own: host memory, and plain
+onnxruntime that runs the bundle's graphs on what lies at the addresses that were set. What is not
+TensorRT's own is the backend's real code; that TensorRT has what the backend calls is checked
+against its module.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from checkpoints import make_oracle, save
+from hybrids import make_hybrid, save_hybrid
+
+import glm_trt
+from glm_trt.cli import main
+from glm_trt.engines.bundle import Bundle
+from glm_trt.engines.python import tensorrt_backend, tensorrt_engine
+from glm_trt.engines.python.runtime import Runtime
+from glm_trt.engines.python.sampling import Sampling
+from glm_trt.engines.python.session import GenerateOptions, Session
+from glm_trt.engines.python.tensorrt_backend import TensorrtBackend
+from glm_trt.engines.python.tensorrt_engine import Engine, Io, load_engines
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.manifest import read_manifest, write_manifest
+from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
+from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
+from glm_trt.model.states import STATE_AXES
+from glm_trt.validate.validation import validate_bundle
+
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+LENGTH = 150
+MAX_TOKENS = 24
+NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+         "tensor(int8)": np.int8}  # fmt: skip
+
+
+class HostDevice:
+    """See `Device`. Memory that nothing was written to is NaN."""
+
+    stream, target = 0, "sm00"
+
+    def __init__(self, can_record: bool = True, memory: int = 1 << 34) -> None:
+        self.can_record, self.left = can_record, memory
+        self.memory: dict[int, Any] = {}
+        self.replayed = 0
+        self._recording: list[Callable[[], None]] | None = None
+        self.closed = False
+
+    def allocate(self, size: int) -> int:
+        raw = np.full(size + 256, 0xFF, np.uint8)
+        address = -(-raw.ctypes.data // 256) * 256
+        self.memory[address] = (raw, size)
+        self.left -= size
+        return address
+
+    def free(self, address: int) -> None:
+        self.left += self.memory.pop(address)[1]
+
+    def view(self, address: int, size: int) -> Any:
+        inside = any(a <= address and address + size <= a + n for a, (_, n) in self.memory.items())
+        assert inside, "beyond what was allocated"
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def queue(self, work: Callable[[], None]) -> None:
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
+    def upload(self, address: int, array: Any) -> None:
+        assert self._recording is None and array.flags.c_contiguous
+        self.view(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+    def download(self, address: int, array: Any) -> None:
+        array.reshape(-1).view(np.uint8)[:] = self.view(address, array.nbytes)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        def work() -> None:
+            self.view(target, size)[:] = self.view(source, size)
+
+        self.queue(work)
+
+    def clear(self, address: int, size: int) -> None:
+        self.queue(lambda: self.view(address, size).fill(0))
+
+    def free_bytes(self) -> int:
+        return self.left
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        if not self.can_record:
+            return None
+        self._recording = recorded = []
+        work()
+        self._recording = None
+
+        def replay() -> None:
+            self.replayed += 1
+            for item in recorded:
+                item()
+
+        return replay
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class GraphEngine:
+    """See `Engine`: the graph of a kind, with batch 1 and the capacity of engines."""
+
+    scratch_bytes = 1000
+
+    def __init__(self, bundle: Bundle, kind: str, device: HostDevice) -> None:
+        self.device, self.max_tokens, self.kind = device, MAX_TOKENS, kind
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        path = bundle.graph_path(kind, "float32")
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        capacity = bundle.max_seq_len
+        selected = min(bundle.config.index_topk, capacity)
+        inputs = {x.name for x in self.session.get_inputs()}
+        self.io = {
+            x.name: Io(x.name, x.name in inputs, np.dtype(NUMPY[x.type]),
+                       self.fixed(x, capacity, selected))
+            for x in (*self.session.get_inputs(), *self.session.get_outputs())
+        }  # fmt: skip
+
+    @staticmethod
+    def fixed(value: Any, capacity: int, selected: int) -> tuple[int, ...]:
+        base = value.name.removesuffix("_out")
+        if base in STATE_AXES:
+            sizes = {"batch": 1, "capacity": capacity}
+            pairs = zip(value.shape, STATE_AXES[base], strict=True)
+            return tuple(sizes.get(axis, size) for size, axis in pairs)
+        if base in ("past_lengths", "lengths"):
+            return (1,)
+        if base == "expert_indices":
+            return (-1, value.shape[1])
+        if base in ("topk_indices", "shared_indices"):
+            return (1, -1, selected)
+        opened = [1, -1]
+        return tuple(
+            opened[i] if i < 2 and isinstance(size, str) else size
+            for i, size in enumerate(value.shape)
+        )
+
+    def execution(self, profile: int, scratch: int) -> GraphExecution:
+        return GraphExecution(self, profile)
+
+
+class GraphExecution:
+    """See `Execution`; it refuses what TensorRT would."""
+
+    def __init__(self, engine: GraphEngine, profile: int) -> None:
+        self.engine, self.profile = engine, profile
+        self.addresses: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
+
+    def set_address(self, name: str, address: int) -> None:
+        assert name in self.engine.io and address % 256 == 0, (name, address)
+        self.addresses[name] = address
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        wanted = self.engine.io[name].shape
+        (tokens,) = [b for a, b in zip(wanted, shape, strict=True) if a < 0]
+        low, high = ((1, 1), (2, self.engine.max_tokens))[self.profile]
+        assert low <= tokens <= high, "outside the profile"
+        self.tokens[name] = tokens
+
+    def run(self) -> None:
+        engine = self.engine
+        missing = engine.io.keys() - self.addresses.keys()
+        assert not missing, f"{engine.kind}: no address of {missing}"
+        opened = {x.name for x in engine.io.values() if x.is_input and -1 in x.shape}
+        (tokens,) = {self.tokens[name] for name in opened}
+        addresses = dict(self.addresses)
+        engine.device.queue(lambda: self.work(addresses, tokens))
+
+    def work(self, addresses: dict[str, int], tokens: int) -> None:
+        device, io = self.engine.device, self.engine.io.values()
+        feeds = {
+            x.name: device.view(addresses[x.name], x.bytes(tokens)).view(x.dtype)
+            .reshape(x.shape_for(tokens)).copy()
+            for x in io if x.is_input
+        }  # fmt: skip
+        names = [x.name for x in io if not x.is_input]
+        for name, array in zip(names, self.engine.session.run(names, feeds), strict=True):
+            x = self.engine.io[name]
+            assert array.shape == x.shape_for(tokens) and array.dtype == x.dtype, name
+            contiguous = np.ascontiguousarray(array)
+            target = device.view(addresses[name], array.nbytes)
+            target[:] = contiguous.reshape(-1).view(np.uint8)
+
+
+def open_double(bundle: Bundle, device: HostDevice) -> TensorrtBackend:
+    engines: dict[str, Engine] = {k: GraphEngine(bundle, k, device) for k in bundle.kinds}
+    return TensorrtBackend(bundle, engines, "float32", device)
+
+
+@pytest.fixture(scope="module", params=["tiny", "linear_first", "shared_across", "hybrid_mtp"])
+def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    place: Path = tmp_path_factory.mktemp(request.param)
+    if request.param == "tiny":
+        shutil.copytree(TINY, place / "c")
+    elif request.param == "hybrid_mtp":
+        make_checkpoint(CheckpointOptions("glm-5.1-hybrid", "tiny"), place / "c")
+    else:
+        save_hybrid(make_hybrid(request.param), place / "c")
+    options = ExportOptions(dtypes=("float32",), max_seq_len=LENGTH)
+    export_checkpoint(place / "c", place / "b", options)
+    return place / "b"
+
+
+@pytest.fixture(params=[True, False], ids=["recorded", "queued"])
+def runtimes(bundle: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Runtime, Runtime]]:
+    """onnxruntime's, and that of the backend."""
+    device = HostDevice(request.param)
+    with glm_trt.load(bundle) as expected, Runtime(open_double(expected.bundle, device)) as found:
+        yield expected, found
+        assert (device.replayed > 0) == request.param
+    assert device.closed and not device.memory
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def run(session: Session, prompts: list[list[int]], options: GenerateOptions) -> list[list[int]]:
+    requests = [session.submit(ids, options) for ids in prompts]
+    session.run()
+    return [request.tokens for request in requests]
+
+
+def test_as_on_onnxruntime(runtimes: tuple[Runtime, Runtime]) -> None:
+    """Logits; batches that change; prompts in chunks with every remainder; drafts; snapshots."""
+    expected, found = runtimes
+    rng = np.random.default_rng(0)
+    vocabulary = min(found.bundle.config.vocab_size, 97)
+    ids = rng.integers(1, vocabulary, (2, 60))
+    assert relative(found.forward(ids), expected.forward(ids)) < 2e-5
+    prompts = [rng.integers(1, vocabulary, n).tolist() for n in (1, 24, 25, 26, 49, 7, 140)]
+    drafts = (0, 2) if found.bundle.prediction_blocks else (0,)
+    for sampling in (Sampling(), Sampling(0.8, top_k=20, seed=2)):
+        options = GenerateOptions(12, sampling, eos_token_ids=())
+        tokens = run(expected.session(max_batch=3), prompts, options)
+        for count in drafts:
+            session = found.session(max_batch=3, drafts=count)
+            assert run(session, prompts, options) == tokens, (sampling, count)
+    session = found.session(drafts=drafts[-1])
+    first = session.submit(prompts[4], GenerateOptions(5, eos_token_ids=(), keep=True))
+    session.run()
+    longer = [*first.sequence, 3, 4]
+    second = session.submit(longer, GenerateOptions(5, eos_token_ids=()), prefix=first.snapshot)
+    session.run()
+    assert second.tokens == expected.generate([longer], 5, eos_token_ids=())[0]
+    cuttable = first.snapshot is not None and first.snapshot.state.cuttable
+    assert (second.reused > 40) == (cuttable or not drafts[-1])
+    with pytest.raises(GlmTrtError, match=f"sequence of {LENGTH + 1} tokens"):
+        found.forward([[1] * (LENGTH + 1)])
+
+
+def test_validation(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validator judges it as any other backend."""
+    monkeypatch.setattr(
+        tensorrt_backend, "open_backend", lambda opened, _: open_double(opened, HostDevice())
+    )
+    monkeypatch.setattr("glm_trt.validate.validation.version", lambda name: "0")
+    try:
+        report = validate_bundle(bundle, "tensorrt-rtx")
+    except AssertionError as error:
+        # Its longest pieces are beyond what the double's engines take.
+        assert "outside the profile" in str(error)
+    else:
+        assert report["ok"]
+
+
+def small(tmp_path: Path) -> Bundle:
+    save(make_oracle(num_hidden_layers=2), tmp_path / "c")
+    options = ExportOptions(dtypes=("float32",), max_seq_len=40)
+    export_checkpoint(tmp_path / "c", tmp_path / "b", options)
+    return Bundle.open(tmp_path / "b")
+
+
+def test_memory_is_accounted_before_it_is_taken(tmp_path: Path) -> None:
+    opened = small(tmp_path)
+    enough = HostDevice()
+    backend = open_double(opened, enough)
+    rows = backend.batch(3)
+    used = (1 << 34) - enough.left
+    weights = sum(backend.weight_sizes().values())
+    assert weights < used < 1.5 * weights + 1_000_000
+    assert rows.lengths.tolist() == [0, 0, 0]
+    for memory, what in ((weights // 2, "the weights"), (weights + 20_000, "activations")):
+        device = HostDevice(memory=memory)
+        with pytest.raises(MissingCapabilityError, match=f"too little memory for {what}"):
+            open_double(opened, device)
+    device = HostDevice(memory=used)
+    backend = open_double(opened, device)
+    held = backend.batch(3)
+    with pytest.raises(MissingCapabilityError, match=r"the states of a sequence: .* kv_cache"):
+        backend.batch(1)
+    del held  # whose memory comes back
+    backend.batch(3)
+    backend.close()
+    assert not device.memory
+
+
+def with_engines(tmp_path: Path, version: str, library: bool) -> Bundle:
+    opened = small(tmp_path)
+    manifest = read_manifest(opened.directory)
+    for kind in opened.kinds:
+        name = f"engines/tensorrt-rtx/sm00/float32/{kind}.plan"
+        path = opened.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not a plan")
+        manifest["files"][name] = {"bytes": 10, "sha256": "0" * 64}
+        manifest["engines"].append(
+            {"backend": "tensorrt-rtx", "backend_version": version, "target": "sm00", "kind": kind,
+             "dtype": "float32", "file": name, "key": "0" * 64, "graph_sha256": "0" * 64,
+             "bytes": 10, "seconds": 1, "peak_memory_bytes": 1, "layers": 1,
+             "profiles": {"decode": {"sequence": [1, 1, 1]}}, "plugins": [],
+             "plugin_library": "0" * 64 if library else None}
+        )  # fmt: skip
+    write_manifest(opened.directory, manifest)
+    opened.manifest["engines"] = manifest["engines"]
+    return opened
+
+
+def test_engines_that_cannot_be_used(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="the texts name its version")
+    device = HostDevice()
+    missing = "no engine of embedding in float32 for sm00.*glm-trt build"
+    with pytest.raises(BundleError, match=missing):
+        load_engines(small(tmp_path / "none"), "tensorrt-rtx", "float32", device)
+    old = with_engines(tmp_path / "old", "0.9", False)
+    both = rf"built with tensorrt-rtx 0.9, this is {trt.__version__}"
+    with pytest.raises(BundleError, match=both):
+        load_engines(old, "tensorrt-rtx", "float32", device)
+
+
+def test_without_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_bundle: Path
+) -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("this machine has a driver")
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        code = main(["run", str(tiny_bundle), "--input-ids", "1", "--backend", backend, "--json"])
+        output = capsys.readouterr()
+        assert code == 3 and output.out == ""
+        assert "no NVIDIA driver (libcuda.so.1)" in output.err and output.err.count("\n") == 1
+    with pytest.raises(GlmTrtError, match="expected onnxruntime or tensorrt or tensorrt-rtx"):
+        glm_trt.load(tiny_bundle, "cuda")
+    assert json.loads((tiny_bundle / "manifest.json").read_text())["format_version"] == 4
+
+
+def test_tensorrt_has_what_is_called() -> None:
+    """Every attribute that the engine module asks of TensorRT's objects is there."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="its module is asked")
+    tree = ast.parse(Path(str(tensorrt_engine.__file__)).read_text())
+    objects = {"engine": trt.ICudaEngine, "_engine": trt.ICudaEngine, "runtime": trt.Runtime,
+               "_context": trt.IExecutionContext, "context": trt.IExecutionContext, "trt": trt,
+               "_trt": trt}  # fmt: skip
+    asked = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            of = node.value
+            name = of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")
+            if name in objects and node.attr not in Engine.__annotations__ | {"execution": 0}:
+                asked.add((name.lstrip("_"), node.attr))
+                assert hasattr(objects[name], node.attr), f"{name}.{node.attr}"
+    assert len(asked) > 15
+    assert hasattr(trt.IPluginRegistry, "load_library")
+
+
+def test_the_driver_has_what_is_called() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="its module is asked")
+    from glm_trt.engines.python import device
+
+    tree = ast.parse(Path(str(device.__file__)).read_text())
+    calls = {
+        node.value for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and str(node.value).startswith("cu")
+    }  # fmt: skip
+    assert len(calls) > 14
+    for call in calls:
+        assert hasattr(driver, call), call
