@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install test bench gpu lint clean
+.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test bench gpu lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -55,6 +55,10 @@ install: runtime ## install the C++ runtime to PREFIX
 runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan
 	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
 	$(BIN)/ctest --test-dir build/runtime-sanitized --output-on-failure
+
+wheel: plugins ## a wheel with the plugin library and the C++ runtime, in dist
+	$(MAKE) install PREFIX=build/runtime-installed
+	$(BIN)/python -m glm_trt.engines.build_wheel --runtime build/runtime-installed
 
 fuzz: setup ## a million cases of each fuzzer of the C++ runtime
 	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests

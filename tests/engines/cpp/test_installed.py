@@ -6,12 +6,15 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glm_trt.engines.build_runtime import build_runtime, cmake_command
+from glm_trt.engines.build_wheel import build_wheel
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "engines" / "cpp" / "examples" / "simple.cpp"
@@ -158,3 +161,22 @@ def test_the_command(installed: Path, tmp_path: Path, tiny_bundle: Path) -> None
         for backend in ("tensorrt", "tensorrt-rtx"):
             done = run(command, tiny_bundle, *ids, "--backend", backend, "--json", status=3)
             assert done.stdout == "" and done.stderr.count("\n") == 1 and DRIVER in done.stderr
+
+
+def test_the_wheel(installed: Path, library: Path, tmp_path: Path) -> None:
+    """It carries both libraries, which are found where it is unpacked."""
+    wheel = build_wheel(tmp_path / "dist", library, installed)
+    assert "none-any" not in wheel.name
+    place = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place)
+    code = "from glm_trt.plugins.library import find_library; print(find_library())"
+    found = run(
+        sys.executable, "-c", code, env=os.environ | {"PYTHONPATH": str(place)}, cwd=tmp_path
+    )
+    assert found.stdout.strip() == str(place / "glm_trt" / "plugins" / library.name)
+    prefix = place / "glm_trt" / "engines" / "runtime"
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT)
+    shutil.copy(EXAMPLE, tmp_path)
+    run(*cmake_command(), "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(*cmake_command(), "--build", tmp_path / "b")

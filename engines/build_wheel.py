@@ -1,0 +1,86 @@
+"""A wheel with the built libraries: `python -m glm_trt.engines.build_wheel --output dist`.
+
+The plugin library lies where `find_library` looks for it; the installed C++ runtime, with headers and
+what CMake and pkg-config read, in `glm_trt/engines/runtime`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.plugins.library import LIBRARY
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("glm_trt", "model", "plugins", "export", "engines", "validate")
+FILES = ("pyproject.toml", "README.md", "LICENSE")
+
+
+class WheelError(GlmTrtError):
+    """The wheel could not be built."""
+
+
+def build_wheel(output: Path, plugins: Path, runtime: Path) -> Path:
+    """Build the wheel in `output`; its path.
+
+    Parameters
+    ----------
+    plugins : the plugin library.
+    runtime : the tree that `cmake --install` made of the C++ runtime.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If one of them is not there.
+    WheelError
+        If setuptools refuses.
+    """
+    for path, job in ((plugins, "make plugins"), (runtime / "include", "make install")):
+        if not path.exists():
+            raise MissingCapabilityError(f"{path}: missing; build it first ({job})")
+    with tempfile.TemporaryDirectory() as directory:
+        # Of a copy: what is built never lies among the sources.
+        source = Path(directory)
+        for name in PACKAGES:
+            ignored = shutil.ignore_patterns("__pycache__", "*.so", "runtime")
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+        for name in FILES:
+            shutil.copy(ROOT / name, source)
+        shutil.copy(plugins, source / "plugins" / LIBRARY)
+        shutil.copytree(runtime, source / "engines" / "runtime")
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        command = [
+            sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+            f"--config-settings=--build-option=--plat-name={platform}",
+            "--wheel-dir", str(output), str(source),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise WheelError(f"pip wheel failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    return max(output.glob("glm_trt-*.whl"), key=lambda path: path.stat().st_mtime)
+
+
+def main() -> int:
+    """The command of this module; its exit codes are those of `glm-trt`."""
+    parser = argparse.ArgumentParser(description="Build a wheel with the built libraries.")
+    parser.add_argument("--output", type=Path, default=Path("dist"), metavar="DIR")
+    parser.add_argument("--plugins", type=Path, default=Path("build/plugins") / LIBRARY)
+    parser.add_argument("--runtime", type=Path, default=Path("build/runtime-installed"))
+    options = parser.parse_args()
+    try:
+        wheel = build_wheel(options.output, options.plugins, options.runtime)
+    except GlmTrtError as error:
+        print(f"wheel: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
