@@ -1,6 +1,6 @@
 """A wheel with the built libraries: `python -m glm_trt.engines.build_wheel --output dist`.
 
-The plugin library lies where `find_library` looks for it; the installed C++ runtime, with headers and
+The plugin library lies where `find_library` looks for it; the C++ runtime, with headers and
 what CMake and pkg-config read, in `glm_trt/engines/runtime`.
 """
 

@@ -78,6 +78,7 @@ def _generate(
         session.run()
     except KeyboardInterrupt:
         if not keep:
+            print(flush=True)  # behind what was streamed
             raise
         request.cancel()
         session.run()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
+from glm_trt.model.errors import GlmTrtError
 
 Array = NDArray[Any]
 # Of which tokens of a pass logits are wanted.
@@ -96,6 +97,21 @@ class Batch(Protocol):
     def restore(self, row: int, state: RowState, length: int, prediction_length: int) -> None:
         """Put the first `length` tokens of `state` into `row`: all, unless it is cuttable."""
         ...
+
+
+def check_room(past: Array, appended: Array, limit: int) -> None:
+    """Refuse to append so many tokens [n] to sequences of `past` [n] if one would be too long.
+
+    Raises
+    ------
+    GlmTrtError
+        If a sequence would have more than `limit` tokens.
+    """
+    longest = int((past + appended).max())
+    if longest > limit:
+        raise GlmTrtError(
+            f"sequence of {longest} tokens: the bundle was exported for {limit} (--max-seq-len)"
+        )
 
 
 class Backend(Protocol):

@@ -10,8 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
-from glm_trt.engines.python.backend import Array, Kept, RowState
-from glm_trt.model.errors import GlmTrtError
+from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
 from glm_trt.model.states import StateSpec
 
 if TYPE_CHECKING:
@@ -124,11 +123,7 @@ class OnnxruntimeBatch:
         rows = slice(first, first + count)
         past = self.lengths[rows].copy()
         appended = np.full(count, added) if lengths is None else np.asarray(lengths)
-        longest, limit = int((past + appended).max()), self._bundle.max_seq_len
-        if longest > limit:
-            raise GlmTrtError(
-                f"sequence of {longest} tokens: the bundle was exported for {limit} (--max-seq-len)"
-            )
+        check_room(past, appended, self._bundle.max_seq_len)
         capacity = self._reserve(rows, int(past.max()) + added)  # padding is written too
         kept = {"none": 0, "last": 1, "all": added}[logits]
         key = ("step", first, count, added, kept, capacity)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
-from glm_trt.engines.python.backend import Array, Kept, RowState
+from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
 from glm_trt.engines.python.device import DeviceMemory
 from glm_trt.engines.python.tensorrt_engine import Stage
 from glm_trt.model.bindings import NUMPY_DTYPES
@@ -137,11 +137,7 @@ class TensorrtBatch:
         rows = slice(first, first + count)
         past = self.lengths[rows].copy()
         appended = np.full(count, added) if lengths is None else np.asarray(lengths)
-        longest, limit = int((past + appended).max()), self._backend.bundle.max_seq_len
-        if longest > limit:
-            raise GlmTrtError(
-                f"sequence of {longest} tokens: the bundle was exported for {limit} (--max-seq-len)"
-            )
+        check_room(past, appended, self._backend.bundle.max_seq_len)
         if self._predicts and added > self._backend.max_tokens:
             raise GlmTrtError(
                 f"a pass of {added} tokens: the engines take {self._backend.max_tokens}"

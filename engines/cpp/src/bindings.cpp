@@ -22,20 +22,10 @@ size_t elements(std::vector<int64_t> const& shape)
         [](size_t product, int64_t size) { return product * static_cast<size_t>(size); });
 }
 
-std::string tuple(std::vector<int64_t> const& shape)
-{
-    std::string text;
-    for (int64_t const size : shape)
-    {
-        text += (text.empty() ? "" : ", ") + std::to_string(size);
-    }
-    return "(" + text + (shape.size() == 1 ? ",)" : ")");
-}
-
 [[noreturn]] void fail(Binding const& binding, std::vector<int64_t> const& given)
 {
     throw CheckpointError(binding.tensors.at(0) + ": input " + binding.name + " expects shape "
-        + tuple(binding.shape) + ", " + binding.transform + " gives " + tuple(given));
+        + asTuple(binding.shape) + ", " + binding.transform + " gives " + asTuple(given));
 }
 
 void expectShape(Binding const& binding, std::vector<int64_t> const& given)

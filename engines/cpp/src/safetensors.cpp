@@ -26,17 +26,6 @@ struct Code
 constexpr std::array<Code, 6> kCodes{{{"F32", Dtype::kFloat32}, {"F16", Dtype::kFloat16}, {"BF16", Dtype::kBFloat16},
     {"F8_E4M3", Dtype::kFloat8E4M3}, {"U8", Dtype::kUint8}, {"I8", Dtype::kInt8}}};
 
-//! Numbers as Python writes a tuple: (), (5,), (2, 3).
-std::string tuple(std::vector<int64_t> const& numbers)
-{
-    std::string text = "(";
-    for (size_t i = 0; i < numbers.size(); ++i)
-    {
-        text += (i ? ", " : "") + std::to_string(numbers[i]);
-    }
-    return text + (numbers.size() == 1 ? ",)" : ")");
-}
-
 //! Whether `value` is a list of whole numbers of 0 or more; puts them into `numbers`.
 bool readSizes(Json const* value, std::vector<int64_t>& numbers)
 {
@@ -128,12 +117,12 @@ TensorInfo readEntry(std::string const& path, std::string const& name, Json cons
     if (!bytes)
     {
         throw CheckpointError(
-            path + ": " + name + ": " + code + " " + tuple(shape) + " are more bytes than a file can have");
+            path + ": " + name + ": " + code + " " + asTuple(shape) + " are more bytes than a file can have");
     }
     if (offsets[1] - offsets[0] != *bytes)
     {
         throw CheckpointError(path + ": " + name + ": expected " + std::to_string(*bytes) + " bytes for " + code + " "
-            + tuple(shape) + ", found " + std::to_string(offsets[1] - offsets[0]));
+            + asTuple(shape) + ", found " + std::to_string(offsets[1] - offsets[0]));
     }
     spans.emplace_back(offsets[0], offsets[1], name);
     return {known->dtype, std::move(shape), static_cast<size_t>(offsets[0]), static_cast<size_t>(*bytes)};

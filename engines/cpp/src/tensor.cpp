@@ -43,4 +43,14 @@ size_t sizeOf(Dtype dtype)
     return kKinds[static_cast<size_t>(dtype)].size;
 }
 
+std::string asTuple(std::vector<int64_t> const& shape)
+{
+    std::string text;
+    for (int64_t const size : shape)
+    {
+        text += (text.empty() ? "" : ", ") + std::to_string(size);
+    }
+    return "(" + text + (shape.size() == 1 ? ",)" : ")");
+}
+
 } // namespace glm_trt

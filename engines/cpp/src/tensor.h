@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -24,6 +25,8 @@ enum class Dtype
 std::optional<Dtype> dtypeOf(std::string_view name);
 char const* nameOf(Dtype dtype);
 size_t sizeOf(Dtype dtype);
+//! A shape as Python writes a tuple: (), (5,), (2, 3).
+std::string asTuple(std::vector<int64_t> const& shape);
 
 //! Bytes that someone else owns.
 struct TensorView
