@@ -201,7 +201,7 @@ class Session:
     backend : what runs the passes.
     text : the tokenizer; None to give IDs alone.
     max_batch : sequences at once; further requests wait.
-    prefill_chunk : tokens of a prompt in a pass, what the backend says if None.
+    prefill_chunk : tokens of a prompt in a pass, at most what the backend says (if None, that).
     drafts : how many tokens the prediction layer foretells in each pass (speculative decoding).
         They change which passes are run, not which tokens come.
 
@@ -307,6 +307,7 @@ class Session:
             self._admit()
         if self._admitting is not None:
             self._prefill(self._admitting)
+            self._remove_done()  # its first token may have been its last
         if self._decoding:
             self._decode()
         self._remove_done()
@@ -347,8 +348,8 @@ class Session:
     def _prefill(self, request: Request) -> None:
         """Run the next chunk of the prompt; after the last one the request decodes."""
         row, begin = len(self._decoding), self._prefilled
-        most = self._chunk or self._backend.most_tokens(len(request.prompt))
-        end = min(begin + most, len(request.prompt))
+        most = self._backend.most_tokens(len(request.prompt))
+        end = min(begin + min(self._chunk or most, most), len(request.prompt))
         ids = np.array([request.prompt[begin:end]])
         is_last = end == len(request.prompt)
         logits = self._batch.step(ids, first=row, logits="last" if is_last else "none")

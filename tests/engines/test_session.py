@@ -225,6 +225,29 @@ def test_what_a_callback_raises_ends_its_request_alone(runtime: Runtime, source:
     assert good.tokens == runtime.generate([source[:10]], 10, eos_token_ids=())[0]
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_logits_that_are_none_end_their_request_alone(
+    runtime: Runtime, source: list[int], monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """At its first token, and at a later one."""
+    session = runtime.session()
+    good = session.submit(source[:10], options(8))
+    bad = session.submit(source[:40], options(8))
+    chosen = Request.choose
+
+    def choose(request: Request, logits: Any, drafts: Sequence[int] = ()) -> int:
+        if request is bad and len(request.tokens) == place:
+            logits = np.full_like(logits, np.nan)
+        return chosen(request, logits, drafts)
+
+    monkeypatch.setattr(Request, "choose", choose)
+    with pytest.raises(GlmTrtError, match="NaN at token 0"):
+        session.run()
+    session.run()
+    assert bad.finish_reason == "cancelled" and len(bad.tokens) == place
+    assert good.tokens == runtime.generate([source[:10]], 8, eos_token_ids=())[0]
+
+
 def test_ends(tmp_path: Path) -> None:
     save(make_oracle(), tmp_path / "c")
     export_checkpoint(
@@ -237,6 +260,12 @@ def test_ends(tmp_path: Path) -> None:
         session.run()
         assert len(full.tokens) == 4 and full.finish_reason == "length"
         assert none.tokens == [] and none.finish_reason == "length" and none.text is None
+        longest = session.submit([5] * 20, options(50))
+        single = session.submit([7, 8, 9], options(1))
+        other = session.submit([7, 8, 9], options(3))
+        session.run()
+        assert len(longest.tokens) == 1 and longest.finish_reason == "length"
+        assert single.tokens == other.tokens[:1] and len(other.tokens) == 3
         unrun = session.submit([5], options(5))
         unrun.cancel()
         assert not session.step() and unrun.finish_reason == "cancelled"
