@@ -194,7 +194,6 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.engines.python.sampling import Sampling
     from glm_trt.run_command import RunOptions, run_chat, run_prompt
 
     new_tokens = options.max_new_tokens
@@ -212,10 +211,7 @@ def _run(options: argparse.Namespace) -> int:
         options.chat,
         options.system,
         new_tokens,
-        Sampling(
-            options.temperature, options.top_k, options.top_p, options.min_p,
-            options.repetition_penalty, options.seed,
-        ),
+        _sampling(options),
         tuple(options.stop),
         options.logprobs,
         options.drafts,
@@ -224,6 +220,19 @@ def _run(options: argparse.Namespace) -> int:
     with glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint) as runtime:
         (run_chat if options.chat else run_prompt)(runtime, settings)
     return 0
+
+
+def _sampling(options: argparse.Namespace) -> Any:
+    from glm_trt.engines.python.sampling import Sampling
+
+    try:
+        return Sampling(
+            options.temperature, options.top_k, options.top_p, options.min_p,
+            options.repetition_penalty, options.seed,
+        )  # fmt: skip
+    except GlmTrtError as error:  # by the name that was typed
+        name, _, rest = str(error).partition(":")
+        raise GlmTrtError(f"--{name.replace('_', '-')}:{rest}") from None
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -63,14 +63,18 @@ class Device(Protocol):
 class Gpu:
     """The first GPU, through NVIDIA's bindings of the CUDA driver; see `Device`.
 
+    Parameters
+    ----------
+    what : needs it; for the error.
+
     Raises
     ------
     MissingCapabilityError
         If there is no driver or no GPU.
     """
 
-    def __init__(self) -> None:
-        self.target = present_target("running engines", instead="")
+    def __init__(self, what: str) -> None:
+        self.target = present_target(what, instead="")
         from cuda.bindings import driver
 
         self._driver = driver

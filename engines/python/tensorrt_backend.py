@@ -176,7 +176,7 @@ def open_backend(bundle: Bundle, backend: str) -> TensorrtBackend:
     """
     if backend not in BACKENDS:
         raise GlmTrtError(f"backend {backend!r}: expected onnxruntime or {' or '.join(BACKENDS)}")
-    device, dtype = Gpu(), bundle.manifest["checkpoint"]["dtype"]
+    device, dtype = Gpu(f"backend {backend!r}"), bundle.manifest["checkpoint"]["dtype"]
     try:
         return TensorrtBackend(bundle, load_engines(bundle, backend, dtype, device), dtype, device)
     except BaseException:

@@ -95,7 +95,7 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (["--prompt", ""], "--prompt"),
     (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
     (["--prompt", "x", "--temperature", "-1"], "temperature"),
-    (["--prompt", "x", "--top-p", "0"], "top_p"),
+    (["--prompt", "x", "--top-p", "0"], "--top-p: expected"),
     (["--prompt", "x", "--drafts", "-1"], "drafts"),
     (["--prompt", "x", "--system", "y"], "--chat"),
     (["--prompt", "x", "--logprobs", "1"], "--json"),

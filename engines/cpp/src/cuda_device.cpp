@@ -37,13 +37,13 @@ struct Driver
     CUresult (*graphExecDestroy)(CUgraphExec);
     CUresult (*getErrorName)(CUresult, char const**);
 
-    Driver()
+    explicit Driver(std::string const& what)
     {
         void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
         if (library == nullptr)
         {
             throw MissingCapabilityError(
-                "running engines needs a GPU: no NVIDIA driver (libcuda.so.1) is on this machine");
+                what + " needs a GPU: no NVIDIA driver (libcuda.so.1) is on this machine");
         }
         find(library, "cuInit", init);
         find(library, "cuDeviceGet", deviceGet);
@@ -124,11 +124,12 @@ private:
 class CudaDevice : public Device
 {
 public:
-    CudaDevice()
+    explicit CudaDevice(std::string const& what)
+        : mDriver(what)
     {
         if (CUresult const result = mDriver.init(0); result != CUDA_SUCCESS || mDriver.deviceGet(&mDevice, 0) != 0)
         {
-            throw MissingCapabilityError("running engines needs a GPU: the NVIDIA driver finds none (CUDA error "
+            throw MissingCapabilityError(what + " needs a GPU: the NVIDIA driver finds none (CUDA error "
                 + std::to_string(result) + ")");
         }
         CUcontext context = nullptr;
@@ -234,9 +235,9 @@ private:
 
 } // namespace
 
-std::unique_ptr<Device> openGpu()
+std::unique_ptr<Device> openGpu(std::string const& what)
 {
-    return std::make_unique<CudaDevice>();
+    return std::make_unique<CudaDevice>(what);
 }
 
 } // namespace glm_trt

@@ -39,9 +39,9 @@ public:
     virtual std::string target() = 0;
 };
 
-//! The first GPU, through the driver, which is opened when this is called.
+//! The first GPU, through the driver, which is opened when this is called. what: needs it; for the error.
 //! Throws MissingCapabilityError where there is no driver or no GPU.
-std::unique_ptr<Device> openGpu();
+std::unique_ptr<Device> openGpu(std::string const& what);
 
 //! A piece of a device's memory.
 class DeviceBuffer

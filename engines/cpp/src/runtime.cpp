@@ -34,7 +34,7 @@ Runtime Runtime::load(std::string const& directory, LoadOptions const& options)
     }
     auto impl = std::unique_ptr<Impl>(new Impl{Bundle::open(directory, options.checkpoint), {}, {}, {}});
     impl->dtype = options.dtype.empty() ? impl->bundle.dtype() : options.dtype;
-    impl->device = openGpu();
+    impl->device = openGpu("backend '" + options.backend + "'");
     impl->engines = loadTensorRtEngines(impl->bundle, options.backend, impl->dtype, *impl->device);
     return Runtime(std::move(impl));
 }
