@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
 from glm_trt.engines.build_worker import Request, Result
@@ -227,7 +229,8 @@ def _cached_or_built(
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=engines) as directory:
         built = Path(directory) / "engine.plan"
-        result = _run_worker(bundle, plan, built, flavour.environment(Path(directory)))
+        request = _request(bundle, plan.entry, bundle / plan.graph, built, plan.embed)
+        result = _run_worker(plan.entry, request, flavour.environment(Path(directory)))
         _forget(bundle, manifest, previous)
         place = bundle / plan.entry["file"]
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -252,18 +255,48 @@ def _forget(bundle: Path, manifest: m.Manifest, entries: list[dict[str, Any]]) -
         (bundle / entry["file"]).unlink(missing_ok=True)
 
 
-def _run_worker(bundle: Path, plan: _Plan, built: Path, environment: dict[str, str]) -> Result:
-    library = plan.entry["plugin_library"]
-    request: Request = {
-        "backend": plan.entry["backend"],
-        "target": plan.target,
-        "graph": str(bundle / plan.graph),
+def build_marked(
+    bundle: Path, entry: dict[str, Any], names: Collection[str], directory: Path
+) -> Path:
+    """The engine of `entry` once more, in `directory`, with inner values of its graph as outputs.
+
+    Of the named values those are marked that the graph has and that are tensors of activations: a
+    value with fewer than two axes may be a shape, which TensorRT keeps elsewhere.
+
+    Raises
+    ------
+    BuildError
+        If TensorRT refuses the graph or crashes.
+    """
+    graphs = {(g["kind"], g["dtype"]): g["file"] for g in m.read_manifest(bundle)["graphs"]}
+    model = onnx.load(bundle / graphs[entry["kind"], entry["dtype"]])
+    model.graph.output.extend(
+        value
+        for value in model.graph.value_info
+        if value.name in names and len(value.type.tensor_type.shape.dim) > 1
+    )
+    marked, built = directory / "marked.onnx", directory / "marked.plan"
+    onnx.save(model, marked)
+    environment = load_flavour(entry["backend"]).environment(directory)
+    _run_worker(entry, _request(bundle, entry, marked, built, embed=False), environment)
+    return built
+
+
+def _request(bundle: Path, entry: dict[str, Any], graph: Path, built: Path, embed: bool) -> Request:
+    return {
+        "backend": entry["backend"],
+        "target": entry["target"],
+        "graph": str(graph),
         "plan": str(built),
-        "profiles": plan.entry["profiles"],
+        "profiles": entry["profiles"],
         "options": BUILDER_OPTIONS,
-        "plugins": str(bundle / PLUGINS) if library else None,
-        "embed": plan.embed,
+        "plugins": str(bundle / PLUGINS) if entry["plugin_library"] else None,
+        "embed": embed,
     }
+
+
+def _run_worker(entry: dict[str, Any], request: Request, environment: dict[str, str]) -> Result:
+    built = Path(request["plan"])
     done = subprocess.run(
         WORKER, input=json.dumps(request), capture_output=True, text=True, errors="replace",
         env=os.environ | environment,
@@ -274,8 +307,8 @@ def _run_worker(bundle: Path, plan: _Plan, built: Path, environment: dict[str, s
     lines = [line for line in done.stderr.splitlines() if line.strip() and NOISE not in line]
     log = "\n  ".join(lines[-LOG_LINES:]) or "(nothing)"
     raise BuildError(
-        f"{plan.kind} in {plan.entry['dtype']} for {plan.target} ({plan.entry['backend']} "
-        f"{plan.entry['backend_version']}): the builder's process {_ending(done.returncode)}; "
+        f"{entry['kind']} in {entry['dtype']} for {entry['target']} ({entry['backend']} "
+        f"{entry['backend_version']}): the builder's process {_ending(done.returncode)}; "
         f"its last log lines:\n  {log}"
     )
 

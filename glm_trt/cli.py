@@ -15,6 +15,7 @@ from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.presets import PRESETS, SCALES
 from glm_trt.model.quantization import PRECISIONS
 from glm_trt.progress import print_table
+from glm_trt.validate.names import SUBJECTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -126,12 +127,26 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     sub = command("validate", "compare a bundle with the eager model", _validate, "BUNDLE")
-    sub.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
-    sub.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.md")
+    _add_subject(sub)
+    _add_judgement(sub)
     sub.add_argument(
-        "--checkpoint", type=Path, help="where the checkpoint lies, if it moved; what a "
-        "materialized bundle is compared with",
+        "--save", type=Path, metavar="DIR", help="keep what was seen, for glm-trt diff"
+    )
+    sub.add_argument(
+        "--text", type=Path, metavar="FILE", help="measure the perplexity on this text"
+    )
+
+    sub = command("diff", "judge and compare two runs saved by validate --save", _diff, "A", "B")
+    _add_judgement(sub)
+
+    sub = command(
+        "bisect", "find the first block out of tolerance, and the operator in it that is wrong",
+        _bisect, "BUNDLE",
     )  # fmt: skip
+    _add_subject(sub)
+    sub.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write a small reproducer there"
+    )
 
     command("inspect", "show what a bundle holds", _inspect, "BUNDLE")
 
@@ -168,6 +183,39 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--mtp", action="store_true", help="hold and read the MTP layers too")
     sub.add_argument("--chart", type=Path, metavar="FILE.svg|png", help="draw memory by context")
     return parser
+
+
+def _add_subject(sub: argparse.ArgumentParser) -> None:
+    """What is validated, and on what."""
+    sub.add_argument(
+        "--backend", choices=SUBJECTS, metavar="BACKEND",
+        help="; ".join(f"{name}: {what}" for name, what in SUBJECTS.items())
+        + " (default: onnxruntime; graph for a --dtype that onnxruntime has not)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--dtype", choices=(*DTYPES, "float64"), metavar="DTYPE",
+        help="of graph, kernels and eager (default: the checkpoint's)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--checkpoint", type=Path, help="where the checkpoint lies, if it moved; what a "
+        "materialized bundle is compared with",
+    )  # fmt: skip
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the random ids")
+    sub.add_argument(
+        "--longest", type=int, metavar="N", help="tokens of the longest case (default: 768)"
+    )
+
+
+def _add_judgement(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--report", type=Path, metavar="DIR", help="write report.html, report.md and report.json"
+    )
+    sub.add_argument(
+        "--policy", type=Path, metavar="FILE", help="TOML that tightens limits or waives problems"
+    )
+    sub.add_argument(
+        "--baseline", type=Path, metavar="REPORT", help="fail where this earlier report was better"
+    )
 
 
 def _ids(text: str) -> list[int]:
@@ -268,17 +316,75 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from glm_trt.progress import Progress
-    from glm_trt.validate.report import summary
-    from glm_trt.validate.validation import validate_bundle, write_report
+    from dataclasses import replace
 
+    from glm_trt.progress import Progress
+    from glm_trt.validate.validation import validate_bundle
+
+    settings = replace(
+        _validation_options(options), policy=options.policy, baseline=options.baseline,
+        save=options.save,
+    )  # fmt: skip
+    _check_report(options)
     with Progress("validate", quiet=options.json) as progress:
-        report = validate_bundle(options.bundle, options.backend, options.checkpoint, progress)
+        report = validate_bundle(options.bundle, settings, progress)
+    return _print_report(report, options)
+
+
+def _validation_options(options: argparse.Namespace) -> Any:
+    from glm_trt.validate.cases import LONGEST, CaseOptions, read_text
+    from glm_trt.validate.subjects import default_subject
+    from glm_trt.validate.validation import ValidationOptions
+
+    if options.seed < 0:
+        raise GlmTrtError(f"--seed: expected 0 or more, found {options.seed}")
+    longest = LONGEST if options.longest is None else options.longest
+    if longest < 1:
+        raise GlmTrtError(f"--longest: expected at least 1, found {longest}")
+    text = getattr(options, "text", None)
+    return ValidationOptions(
+        options.backend or default_subject(options.dtype),
+        options.dtype,
+        options.checkpoint,
+        CaseOptions(longest, options.seed, None if text is None else read_text(text)),
+    )
+
+
+def _check_report(options: argparse.Namespace) -> None:
+    from glm_trt.validate.report_files import check_report_place
+
+    if options.report:
+        check_report_place(options.report)
+
+
+def _print_report(report: dict[str, Any], options: argparse.Namespace) -> int:
+    from glm_trt.validate.report_files import PAGE, write_report
+    from glm_trt.validate.report_text import summary
+
     if options.report:
         write_report(report, options.report)
     print(json.dumps(report) if options.json else summary(report))
     if options.report and not options.json:
-        print(f"  report        {options.report / 'report.md'}")
+        print(f"  report: {options.report / PAGE}")
+    return 0 if report["ok"] else 1
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from glm_trt.validate.diff import DiffOptions, diff_runs
+
+    _check_report(options)
+    report = diff_runs(options.a, options.b, DiffOptions(options.policy, options.baseline))
+    return _print_report(report, options)
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from glm_trt.progress import Progress
+    from glm_trt.validate.bisect import bisect_bundle, describe_finding
+
+    settings = _validation_options(options)
+    with Progress("bisect", quiet=options.json) as progress:
+        report = bisect_bundle(options.bundle, settings, options.output, progress)
+    print(json.dumps(report) if options.json else describe_finding(report))
     return 0 if report["ok"] else 1
 
 

@@ -120,20 +120,39 @@ def load_block(
         else:
             kind = DecoderLayer if int(layer) < config.num_hidden_layers else PredictionLayer
             block = kind(config, int(layer), absorbed, operators)
-    weights = {}
-    for binding in bindings:
-        module, _, name = binding.name.rpartition(".")
-        if b.is_large_stack(binding):
+    weights = load_weights(bindings, source, dtype)
+    for name, weight in list(weights.items()):
+        if isinstance(weight, Tensor):
+            continue
+        module, _, last = name.rpartition(".")
+        if isinstance(weight, nn.Module):
+            setattr(block, module, weight)
+        else:
             experts = block.get_submodule(module)
-            delattr(experts, name)
-            setattr(experts, name, ExpertStack(binding, source, dtype))
+            delattr(experts, last)
+            setattr(experts, last, weight)
+        del weights[name]
+    block.load_state_dict(weights, strict=True, assign=True)
+    return block.eval().requires_grad_(False)
+
+
+def load_weights(
+    bindings: Iterable[b.Binding], source: b.TensorSource, dtype: str
+) -> dict[str, Any]:
+    """The weights of one block by the names of its inputs: tensors, and what stands for those that
+    stay in their files (`ExpertStack`, `LargeEmbedding`, `LargeLinear`).
+    """
+    weights: dict[str, Any] = {}
+    for binding in bindings:
+        module = binding.name.rpartition(".")[0]
+        if b.is_large_stack(binding):
+            weights[binding.name] = ExpertStack(binding, source, dtype)
         elif module in _LARGE and math.prod(binding.shape) > b.LARGE:
-            setattr(block, module, _LARGE[module](binding, source, dtype))
+            weights[binding.name] = _LARGE[module](binding, source, dtype)
         else:
             tensor = as_torch(b.bound_tensor(binding, source))
             weights[binding.name] = tensor.to(_wanted(binding, dtype))
-    block.load_state_dict(weights, strict=True, assign=True)
-    return block.eval().requires_grad_(False)
+    return weights
 
 
 def load_model(

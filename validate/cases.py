@@ -1,30 +1,44 @@
-"""What a validation runs: prompts that the backend continues, and random ids."""
+"""What a validation runs: prompts continued greedily, a held text, and random ids.
+
+The continuations are the exact model's own. So every backend, dtype and machine runs the same
+tokens, and up to the first token that a backend would choose otherwise they are what it generates.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.validate.reference import Reference
 
 PROMPTS = (
     "def fibonacci(n):",
     "import os\n\n\nclass Reader:\n    def __init__(self, path):\n",
     "The quick brown fox jumps over the lazy dog. Die Würde des Menschen. 你好，世界。",
 )
-# No case is longer, whatever the model allows: the eager model in float64 is slow.
-LONGEST = 300
+NEW_TOKENS = 16
 DECODE_STEPS = 8
+# No case is longer, whatever the model allows: the eager model in float64 is slow.
+LONGEST = 768
+# Tokens of one pass: what engines take unless they are built for other sizes.
+MOST_TOKENS = 512
+HELD_TEXT = "held text"
+# Numbers: a model with fewer is held in float64 while prompts are continued.
+RESIDENT = 1 << 27
 
 
 @dataclass(frozen=True)
 class Case:
-    """Ids int64 [B, S]: the first `prefill` in one pass, then token by token.
+    """Ids int64 [B, S]: the first `prefill` in few passes, then token by token.
 
-    `continued` says that what follows the prefill are the backend's own greedy tokens.
+    `continued` says that what follows the prefill is the exact model's greedy continuation.
     """
 
     name: str
@@ -34,53 +48,130 @@ class Case:
 
     @property
     def pieces(self) -> list[tuple[int, int]]:
-        """Start and stop of each pass: the prefill, then one token each."""
-        length = self.ids.shape[1]
-        return [(0, self.prefill), *((i, i + 1) for i in range(self.prefill, length))]
+        """Start and stop of each pass: the prefill by `MOST_TOKENS`, then one token each."""
+        length, begins = self.ids.shape[1], range(0, self.prefill, MOST_TOKENS)
+        prefill = [(i, min(i + MOST_TOKENS, self.prefill)) for i in begins]
+        return [*prefill, *((i, i + 1) for i in range(self.prefill, length))]
 
 
-class Generator(Protocol):
-    """What can continue ids greedily."""
+@dataclass(frozen=True)
+class CaseOptions:
+    """What to run.
 
-    def generate(
-        self, input_ids: list[list[int]], max_new_tokens: int, *, eos_token_ids: tuple[int, ...]
-    ) -> list[list[int]]:
-        """The new tokens of each row."""
-        ...
-
-
-def make_cases(bundle: Bundle, backend: Generator, new_tokens: int = 16) -> list[Case]:
-    """Prompts where the bundle has a tokenizer, and random ids of several lengths and batches.
-
-    The longest random case exceeds `index_topk` where `LONGEST` allows, so that the indexer has
-    to choose.
+    Parameters
+    ----------
+    longest : tokens of the longest case at most.
+    seed : of the random ids.
+    text : to measure the perplexity on; None for the one that comes with the package.
     """
-    limit = bundle.max_seq_len
-    generator = np.random.default_rng(0)
+
+    longest: int = LONGEST
+    seed: int = 0
+    text: str | None = None
+
+
+def make_cases(
+    bundle: Bundle, reference: Reference, options: CaseOptions = CaseOptions()
+) -> list[Case]:
+    """Prompts and a text where the bundle has a tokenizer, and random ids of several lengths and
+    batches, shortest first.
+
+    One random case exceeds `index_topk` where `longest` allows, so that the indexer has to choose.
+    """
+    limit = min(bundle.max_seq_len, options.longest)
+    generator = np.random.default_rng(options.seed)
 
     def random(batch: int, length: int) -> NDArray[np.int64]:
         return generator.integers(0, bundle.config.vocab_size, (batch, length))
 
     cases = []
-    if limit > new_tokens:
+    if limit > NEW_TOKENS:
         texts = _prompt_ids(bundle) or {"random ids": random(1, 9)[0].tolist()}
-        for name, prompt in texts.items():
-            ids = prompt[: limit - new_tokens]
-            (continuation,) = backend.generate([ids], new_tokens, eos_token_ids=())
-            both = np.array([ids + continuation], np.int64)
-            cases.append(Case(f"prompt {name}", both, len(ids), continued=True))
-    above = min(limit, LONGEST, max(2 * bundle.config.index_topk, 96))
-    for batch, length in sorted({(1, 1), (2, min(limit, 23)), (1, above)}):
-        prefill = max(1, length // 2, length - DECODE_STEPS)
-        cases.append(Case(f"random {batch} x {length}", random(batch, length), prefill))
+        prompts = [ids[: limit - NEW_TOKENS] for ids in texts.values()]
+        continued = _continued(bundle, reference, prompts)
+        for name, prompt, ids in zip(texts, prompts, continued, strict=True):
+            cases.append(Case(f"prompt {name}", ids, len(prompt), continued=True))
+    if text := _held_ids(bundle, held_text(options)):
+        ids = np.array([text[:limit]], np.int64)
+        cases.append(Case(HELD_TEXT, ids, _prefill(ids.shape[1])))
+    above = min(limit, max(2 * bundle.config.index_topk, 96))
+    for batch, length in sorted({(1, 1), (2, min(limit, 23)), (1, above), (1, limit)}):
+        name = f"random {batch} x {length}"
+        cases.append(Case(name, random(batch, length), _prefill(length)))
     return sorted(cases, key=lambda case: case.ids.size)
 
 
-def _prompt_ids(bundle: Bundle) -> dict[str, list[int]]:
+def _prefill(length: int) -> int:
+    return max(1, length // 2, length - DECODE_STEPS)
+
+
+def _tokenized(bundle: Bundle, texts: list[str]) -> list[list[int]]:
     path = bundle.tokenizer_file("tokenizer.json")
     if path is None:
-        return {}
+        return []
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-    return {repr(prompt[:24]): tokenizer.encode(prompt).ids for prompt in PROMPTS}
+    return [tokenizer.encode(text).ids for text in texts]
+
+
+def _prompt_ids(bundle: Bundle) -> dict[str, list[int]]:
+    ids = _tokenized(bundle, list(PROMPTS))
+    return {repr(prompt[:24]): of for prompt, of in zip(PROMPTS, ids, strict=False)}
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises
+    ------
+    GlmTrtError
+        If it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GlmTrtError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GlmTrtError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def held_text(options: CaseOptions) -> str:
+    """What perplexity is measured on."""
+    if options.text is not None:
+        return options.text
+    return files("glm_trt.validate").joinpath("held_text.txt").read_text(encoding="utf-8")
+
+
+def _held_ids(bundle: Bundle, text: str) -> list[int]:
+    found = _tokenized(bundle, [text])
+    return found[0] if found and len(found[0]) > 1 else []
+
+
+def _continued(
+    bundle: Bundle, reference: Reference, prompts: list[list[int]]
+) -> list[NDArray[np.int64]]:
+    """Ids int64 [1, n + NEW_TOKENS] of each prompt with the exact model's greedy tokens.
+
+    One block at a time is in memory, unless the model is small.
+    """
+    from glm_trt.validate.walk import start, step_exact
+
+    numbers = sum(math.prod(x.shape) for block in bundle.blocks for x in block.bindings)
+    held = (
+        {block.name: reference.block(block, "float64") for block in bundle.blocks}
+        if numbers < RESIDENT
+        else {}
+    )
+    ids = [np.array([prompt + [0] * NEW_TOKENS], np.int64) for prompt in prompts]
+    flows = [start(Case("", of, len(prompt))) for of, prompt in zip(ids, prompts, strict=True)]
+    states: list[dict[str, dict[str, NDArray[np.float64]]]] = [{} for _ in prompts]
+    for i in range(NEW_TOKENS):
+        for block in bundle.blocks:
+            runner = held.get(block.name) or reference.block(block, "float64")
+            for flow, of in zip(flows, states, strict=True):
+                step_exact(bundle, block, runner, flow, i, of)
+        for flow, prompt in zip(flows, prompts, strict=True):
+            chosen = int(flow.values["exact"][i]["logits"][0, -1].argmax())
+            flow.case.ids[0, len(prompt) + i] = chosen
+    return ids

@@ -13,8 +13,8 @@ from glm_trt.validate.compare import Choices, score_noise
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
-# Output → the recorded scores it was chosen by.
-CHOSEN_BY = {"expert_indices": "expert_scores", "topk_indices": "position_scores"}
+# Output → the recorded scores it was chosen by, in the order in which a layer chooses.
+CHOSEN_BY = {"topk_indices": "position_scores", "expert_indices": "expert_scores"}
 
 
 def compare_choices(
@@ -24,6 +24,7 @@ def compare_choices(
     scores: tuple[Arrays, Arrays],
     pooled: Choices,
     place: str,
+    counted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Pool the backend's choice of output `name`; tokens [T] where all three chose alike.
 
@@ -31,31 +32,39 @@ def compare_choices(
     ----------
     outputs : of "exact", "rounded" and "found", by name.
     scores : those of the exact and of the rounded model, by name.
+    counted : tokens [T] that are pooled, all if None.
     """
     width = outputs["exact"][name].shape[-1]
     expected, rounded, found = (
         outputs[chain][name].reshape(-1, width) for chain in ("exact", "rounded", "found")
     )
-    exact_scores, rounded_scores = (of[CHOSEN_BY[name]].reshape(len(expected), -1) for of in scores)
-    noise = np.full(len(expected), score_noise(exact_scores, rounded_scores))
+    equal = np.ones(len(expected), bool)
+    of = equal.copy() if counted is None else counted
+
+    def by_token(by: str) -> tuple[Array, Array]:
+        exact, rounded = (chain[by].reshape(len(expected), -1)[of] for chain in scores)
+        return exact, rounded
+
+    exact_scores, rounded_scores = by_token(CHOSEN_BY[name])
+    noise = np.full(len(exact_scores), score_noise(exact_scores, rounded_scores))
     if name == "expert_indices" and config.n_group > 1:
-        exact_scores, doubtful = _limited_to_groups(config, scores)
+        exact_scores, doubtful = _limited_to_groups(config, exact_scores, by_token("group_scores"))
         noise[doubtful] = np.inf
-    equal = pooled.add(found, expected, (exact_scores, rounded_scores), noise, place)
+    equal[of] = pooled.add(found[of], expected[of], (exact_scores, rounded_scores), noise, place)
     return equal & (np.sort(rounded) == np.sort(expected)).all(-1)
 
 
 def _limited_to_groups(
-    config: ModelConfig, scores: tuple[Arrays, Arrays]
+    config: ModelConfig, scores: Array, of_groups: tuple[Array, Array]
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Expert scores [T, E] with −inf outside the kept groups, and tokens [T] where rounding may
-    decide which groups those are (then every group that may be kept is).
+    """`scores` of experts [T, E] with −inf outside the kept groups, and tokens [T] where rounding
+    may decide which groups those are (then every group that may be kept is).
     """
-    groups = scores[0]["group_scores"]
-    noise = score_noise(groups, scores[1]["group_scores"])
+    groups = of_groups[0]
+    noise = score_noise(*of_groups)
     boundary = -np.sort(-groups, axis=-1)[:, config.topk_group - 1, None]
     kept = groups >= boundary - 2 * noise
     doubtful = kept.sum(-1) > config.topk_group
     size = config.n_routed_experts // config.n_group
     inside = np.repeat(kept, size, axis=-1)
-    return np.where(inside, scores[0]["expert_scores"], -np.inf), doubtful
+    return np.where(inside, scores, -np.inf), doubtful

@@ -10,18 +10,38 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Bits of the significand behind the leading one, and the smallest normal exponent.
+PRECISION = {"float64": (52, -1022), "float32": (23, -126), "float16": (10, -14),
+             "bfloat16": (7, -126)}  # fmt: skip
+# Upper ends of the classes of differences, in units in the last place; the last class is open.
+ULP_EDGES = (0.0, 0.5, *(2.0**i for i in range(0, 25, 2)))
+
 
 @dataclass
 class Difference:
     """How far found values are from expected ones, pooled over many calls of `add`.
 
-    `relative` is the L2 norm of all differences over that of all expected values.
+    Attributes
+    ----------
+    dtype : whose units in the last place `ulps` counts.
+    squared, squared_expected : sums over all elements.
+    rows, fourth : how many rows there were, and the sum of the squares of their `squared`.
+    worst_row : the largest L2 difference of one row (a token, a position of a state), relative to
+        the row, or to the root mean square of all rows of its array where that is larger: a row
+        that is small by chance has lost its digits before.
+    ulps : how many elements differ by up to each of `ULP_EDGES`, and by more than the last.
+    worst : the element that differs most: place, coordinates, both values.
     """
 
+    dtype: str = "float32"
     squared: float = 0.0
     squared_expected: float = 0.0
+    rows: int = 0
+    fourth: float = 0.0
     elements: int = 0
     non_finite: int = 0
+    worst_row: float = 0.0
+    ulps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(ULP_EDGES) + 1, np.int64))
     worst: dict[str, Any] = field(default_factory=dict)
 
     def add(self, found: Array, expected: Array, place: str, rows: Array | None = None) -> None:
@@ -39,8 +59,21 @@ class Difference:
         if bad.any():
             self._note(np.inf, np.argwhere(bad)[0], found, expected, place)
         difference = np.where(finite & kept[..., None], np.abs(found - expected), 0.0)
-        self.squared += float(np.square(difference).sum())
-        self.squared_expected += float(np.square(expected[kept]).sum())
+        of_rows = np.square(difference).sum(-1)
+        expected_of_rows = np.where(kept, np.square(expected).sum(-1), 0.0)
+        self.squared += float(of_rows.sum())
+        self.fourth += float(np.square(of_rows).sum())
+        self.rows += int(kept.sum())
+        self.squared_expected += float(expected_of_rows.sum())
+        if of_rows.size:
+            usual = expected_of_rows.sum() / max(int(kept.sum()), 1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                of_rows = np.where(of_rows > 0, of_rows / np.maximum(expected_of_rows, usual), 0.0)
+            self.worst_row = max(self.worst_row, float(np.sqrt(of_rows.max())))
+        counted = finite & kept[..., None]
+        units = difference[counted] / _unit_in_last_place(expected[counted], self.dtype)
+        classes = np.searchsorted(ULP_EDGES, units)
+        self.ulps += np.bincount(classes, minlength=len(self.ulps))
         self.elements += int(kept.sum()) * found.shape[-1]
         if difference.size:
             at = np.unravel_index(int(difference.argmax()), difference.shape)
@@ -63,14 +96,44 @@ class Difference:
             return 0.0 if self.squared == 0 else float("inf")
         return float(np.sqrt(self.squared / self.squared_expected))
 
+    @property
+    def uncertainty(self) -> float:
+        """The relative standard error of `relative`, as an estimate from the rows that there were.
+
+        The squared errors of n rows scatter around their mean, so that their sum is known to
+        √(n · variance); its root, to half of that relatively.
+        """
+        if not self.squared:
+            return 0.0
+        variance = max(self.fourth - self.squared**2 / self.rows, 0.0)
+        return 0.5 * float(np.sqrt(variance)) / self.squared
+
+
+def _unit_in_last_place(x: Array, dtype: str) -> Array:
+    """Of each value in `dtype`."""
+    bits, smallest = PRECISION[dtype]
+    exponent = np.frexp(x)[1] - 1  # x = m · 2^exponent with 1 ≤ |m| < 2
+    return np.ldexp(1.0, np.maximum(exponent, smallest) - bits)
+
 
 @dataclass
 class Choices:
-    """Sets that were chosen by score, pooled: equal, a near tie, or wrong."""
+    """Sets that were chosen by score, pooled: equal, a near tie, or wrong.
+
+    Attributes
+    ----------
+    close : rows in which rounding could decide: the margin between the worst score that was to be
+        chosen and the best that was not is within rounding of both.
+    smallest_margin : the smallest of these margins.
+    largest_lost : the largest margin that a choice which differs has lost.
+    """
 
     rows: int = 0
     near_ties: int = 0
     wrong: int = 0
+    close: int = 0
+    smallest_margin: float = np.inf
+    largest_lost: float = 0.0
     first_wrong: str = ""
 
     def add(
@@ -92,11 +155,15 @@ class Choices:
         """
         exact, rounded = scores
         equal = np.ones(len(found), bool)
+        margins = _margins(exact, expected)
+        self.close += int((margins <= 2 * noise).sum())
+        self.smallest_margin = min(self.smallest_margin, float(margins.min(initial=np.inf)))
         for row in range(len(found)):
             problem = _unlike(found[row], expected[row], exact[row], rounded[row], noise[row])
             if problem is None:
                 continue
             equal[row] = False
+            self.largest_lost = max(self.largest_lost, _lost(found[row], expected[row], exact[row]))
             if not problem:
                 self.near_ties += 1
                 continue
@@ -110,6 +177,28 @@ def score_noise(exact: Array, rounded: Array) -> float:
     """The largest difference of two arrays of scores, where they are finite."""
     finite = np.isfinite(exact) & np.isfinite(rounded)
     return float(np.abs(exact[finite] - rounded[finite]).max(initial=0.0))
+
+
+def _margins(scores: Array, chosen: Array) -> Array:
+    """Of each row: the smallest chosen score minus the largest other one that is finite; ∞ where
+    there is no other.
+    """
+    taken = np.zeros(scores.shape, bool)
+    row, column = np.nonzero(chosen >= 0)
+    taken[row, chosen[row, column]] = True
+    lowest = np.where(taken, scores, np.inf).min(-1)
+    rest = np.where(taken, -np.inf, scores).max(-1, initial=-np.inf)
+    return np.where(np.isfinite(rest) & np.isfinite(lowest), lowest - rest, np.inf)
+
+
+def _lost(found: Array, expected: Array, exact: Array) -> float:
+    """How much better the best choice that was missed is than the worst that was made instead."""
+    within = found[(found >= 0) & (found < len(exact))]
+    lost = np.setdiff1d(expected[expected >= 0], within)
+    gained = np.setdiff1d(within, expected)
+    if not len(lost) or not len(gained) or not np.isfinite(exact[gained]).all():
+        return float("inf")
+    return float(exact[lost].max() - exact[gained].min())
 
 
 def _unlike(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from glm_trt.model.errors import CheckpointError
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.model.states import input_dtype
-from glm_trt.model.weights import TORCH_DTYPES, load_block
+from glm_trt.model.weights import TORCH_DTYPES, as_torch, load_block, load_weights
 
 Array = NDArray[Any]
 
@@ -60,17 +59,22 @@ class EagerBlock:
         tensors = {name: self._tensor(name, array) for name, array in inputs.items()}
         self.operators.scores.clear()
         outputs = run_block(self.block, tensors)
-        self.scores = {name: _array(scores) for name, scores in self.operators.scores.items()}
-        return {name: _array(tensor) for name, tensor in outputs.items()}
+        self.scores = {name: as_array(scores) for name, scores in self.operators.scores.items()}
+        return {name: as_array(tensor) for name, tensor in outputs.items()}
 
     def _tensor(self, name: str, array: Array) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        dtype = TORCH_DTYPES[input_dtype(name, self.dtype)]
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return as_tensor(name, array, self.dtype)
 
 
-def _array(tensor: Tensor) -> Array:
-    # NumPy has no bfloat16; float32 holds each of its values.
+def as_tensor(name: str, array: Array, dtype: str) -> Tensor:
+    """Input `name` of a block in `dtype`; integers stay as they are."""
+    tensor = as_torch(array)
+    wanted = TORCH_DTYPES[input_dtype(name, dtype)]
+    return tensor.to(wanted) if tensor.is_floating_point() else tensor
+
+
+def as_array(tensor: Tensor) -> Array:
+    """NumPy's: bfloat16, which it has not, as float32, which holds each of its values."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
@@ -79,12 +83,20 @@ class Reference:
 
     The bindings are made anew from the checkpoint, so that a wrong one in the bundle is found.
     A materialized bundle without its checkpoint is its own reference: `source` says so.
+
+    Parameters
+    ----------
+    checkpoint : where it lies if not where the bundle says.
+    own_bindings : take the bundle's bindings, right or wrong.
     """
 
-    def __init__(self, bundle: Bundle, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, checkpoint: Path | None = None, *, own_bindings: bool = False
+    ) -> None:
         self.bundle = bundle
         self.checkpoint: Checkpoint | None = None
-        if checkpoint is not None or not bundle.manifest["materialized"]:
+        given = checkpoint is not None or not bundle.manifest["materialized"]
+        if given and not own_bindings:
             self.checkpoint = Checkpoint.open(checkpoint or bundle.weights_directory)
             if self.checkpoint.config != bundle.config:
                 raise CheckpointError(
@@ -100,17 +112,24 @@ class Reference:
     def block(self, block: BundleBlock, dtype: str, *, absorbed: bool = False) -> EagerBlock:
         """`block` in `dtype`; expanded attention unless `absorbed`, as exported."""
         operators = RecordingOperators()
-        source: b.TensorSource = self.checkpoint or self.bundle.weights
         module = load_block(
             self.bundle.config,
             block.kind if block.layer is None else block.layer,
             self._bindings(block),
-            source,
+            self._source,
             dtype,
             absorbed=absorbed,
             operators=operators,
         )
         return EagerBlock(module, dtype, operators)
+
+    def weights(self, block: BundleBlock, dtype: str) -> dict[str, Any]:
+        """The weights of `block` as its graph takes them, by name; see `load_weights`."""
+        return load_weights(self._bindings(block), self._source, dtype)
+
+    @property
+    def _source(self) -> b.TensorSource:
+        return self.checkpoint or self.bundle.weights
 
     def _bindings(self, block: BundleBlock) -> list[b.Binding]:
         config, checkpoint = self.bundle.config, self.checkpoint

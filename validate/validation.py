@@ -2,92 +2,194 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-import glm_trt
-from glm_trt.model.errors import BundleError
-from glm_trt.model.files import write_atomically
-from glm_trt.validate.cases import make_cases
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.validate.baseline import compare_with_baseline
+from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
+from glm_trt.validate.environment import describe_backend, describe_environment
+from glm_trt.validate.measure import Measures
+from glm_trt.validate.policy import NO_POLICY, RUNTIME, Policy, read_policy
+from glm_trt.validate.recording import Recorder
 from glm_trt.validate.reference import Reference
-from glm_trt.validate.report import Report, block_entry, end_to_end_entry, markdown
-from glm_trt.validate.walk import start, start_prediction, walk_block
+from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
+from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
+from glm_trt.validate.subjects import Subject, as_backend, open_subject
+from glm_trt.validate.verdict import ALLOWED_RATIO, Report, judge, tolerances
+from glm_trt.validate.walk import (
+    Flow,
+    Observation,
+    runners_of,
+    start,
+    start_prediction,
+    walk_block,
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """How to validate.
+
+    Parameters
+    ----------
+    backend : one of `subjects.SUBJECTS`.
+    dtype : of the backend, where it has a choice; None for the checkpoint's.
+    checkpoint : where the checkpoint lies if it moved; for a materialized bundle, the checkpoint
+        to compare with (without it, the bundle's own weights are the reference).
+    cases : what to run.
+    policy : a policy file.
+    baseline : an earlier report, which this one is not to be worse than.
+    save : a directory to save the run in.
+    """
+
+    backend: str = "onnxruntime"
+    dtype: str | None = None
+    checkpoint: Path | None = None
+    cases: CaseOptions = field(default_factory=CaseOptions)
+    policy: Path | None = None
+    baseline: Path | None = None
+    save: Path | None = None
+
+
+def open_bundle(directory: Path, checkpoint: Path | None) -> Bundle:
+    """The bundle; its weights are looked for in `checkpoint` unless it has its own."""
+    from glm_trt.export.manifest import read_manifest
+
+    own = bool(read_manifest(directory)["materialized"])
+    return Bundle.open(directory, None if own else checkpoint)
 
 
 def validate_bundle(
     directory: Path,
-    backend: str = "onnxruntime",
-    checkpoint: Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    options: ValidationOptions = ValidationOptions(),
+    progress: Progress = lambda _: None,
 ) -> Report:
-    """Compare `backend` on the bundle with the eager model; the report's `ok` is the verdict.
-
-    Parameters
-    ----------
-    checkpoint : where the checkpoint lies if it moved; for a materialized bundle, the checkpoint
-        to compare with (without it, the bundle's own weights are the reference).
+    """Compare a backend on the bundle with the eager model; the report's `ok` is the verdict.
 
     Raises
     ------
     BundleError, CheckpointError
         If the bundle or its checkpoint is not sound.
+    PolicyError, ReportError, RecordingError
+        If the policy says nothing sensible, the baseline is of something else, or `save` is there
+        and is something else.
     MissingCapabilityError
         If the backend cannot run here.
     """
     began = time.monotonic()
     progress("loading")
-    moved = None if _is_materialized(directory) else checkpoint
-    with glm_trt.load(directory, backend, checkpoint=moved) as runtime:
-        bundle = runtime.bundle
-        reference = Reference(bundle, checkpoint)
-        progress("prompts")
-        flows = [start(case) for case in make_cases(bundle, runtime)]
-        results = []
-        for block in bundle.blocks:
-            progress(f"comparing {block.name}")
-            results.append(walk_block(bundle, block, reference, runtime.backend, flows))
-        dtype = runtime.backend.dtype
-        end_to_end = end_to_end_entry(flows, results[-1], dtype)
-        for block in bundle.prediction_blocks:
-            progress(f"comparing {block.name}")
-            if block.layer is not None:
-                for flow in flows:
-                    start_prediction(flow)
-            results.append(walk_block(bundle, block, reference, runtime.backend, flows))
-    blocks = [block_entry(result, dtype) for result in results]
+    bundle = open_bundle(directory, options.checkpoint)
+    subject = open_subject(bundle, options.backend, options.dtype)
+    try:
+        kinds = {block.name: (block.kind, block.layer) for block in all_blocks(bundle)}
+        policy = NO_POLICY
+        if options.policy:
+            policy = read_policy(options.policy, kinds, ALLOWED_RATIO[subject.dtype])
+        reference = Reference(bundle, options.checkpoint)
+        recorder = Recorder(options.save) if options.save else None
+        with recorder or nullcontext():
+            progress("continuing prompts")
+            cases = make_cases(bundle, reference, options.cases)
+            by_name = {name: kind for name, (kind, _) in kinds.items()}
+            measures = Measures(bundle.config, subject.dtype, cases, by_name)
+            walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
+            for name, observations in walked:
+                for seen in observations:
+                    measures.add(seen)
+                if recorder:
+                    recorder.write(name, observations)
+            context = _context(bundle, directory, options, subject, reference, cases)
+            context["kinds"] = [[name, kind, layer] for name, (kind, layer) in kinds.items()]
+            context["seconds"] = time.monotonic() - began
+            if recorder:
+                recorder.finish(context, bundle.manifest["config"], cases)
+    finally:
+        subject.close()
+    report = assemble(context, measures, policy)
+    if options.baseline:
+        report["baseline"] = baseline = compare_with_baseline(report, options.baseline)
+        report["ok"] = report["ok"] and baseline["ok"]
+    return report
+
+
+def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) -> Report:
+    """The report of what was measured."""
+    layers = {name: layer for name, _, layer in context["kinds"] if layer is not None}
+    judged = judge(measures, policy, layers)
+    report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
+    report |= {name: value for name, value in context.items() if name != "kinds"}
+    return report | {"policy": policy.to_dict(), "baseline": None, "compared": None} | judged
+
+
+def all_blocks(bundle: Bundle) -> list[BundleBlock]:
+    """Those of a pass, then those of prediction."""
+    return [*bundle.blocks, *bundle.prediction_blocks]
+
+
+def walk(
+    bundle: Bundle,
+    reference: Reference,
+    subject: Subject,
+    flows: list[Flow],
+    progress: Progress = lambda _: None,
+) -> Iterator[tuple[str, list[Observation]]]:
+    """What is seen of each block in turn, and of the runtime behind the head."""
+    for block in all_blocks(bundle):
+        progress(f"comparing {block.name}")
+        if block.prediction is not None and block.layer is not None:
+            for flow in flows:
+                start_prediction(flow)
+        runners = runners_of(reference, subject, block)
+        yield block.name, list(walk_block(bundle, block, runners, flows))
+        subject.release(block)
+        backend = as_backend(subject) if block.name == "head" else None
+        if backend and not reason_to_skip(bundle):
+            progress("running the runtime")
+            yield RUNTIME, list(runtime_observations(backend, flows))
+            for loaded in bundle.blocks:
+                subject.release(loaded)
+
+
+def _context(
+    bundle: Bundle,
+    directory: Path,
+    options: ValidationOptions,
+    subject: Subject,
+    reference: Reference,
+    cases: list[Case],
+) -> Report:
+    """The parts of a report that are not measured."""
+    skipped = reason_to_skip(bundle)
+    if as_backend(subject) is None:
+        skipped = f"{options.backend} has no runtime"
     return {
-        "format": "glm-trt validation",
-        "format_version": 1,
-        "ok": end_to_end["ok"] and all(block["ok"] for block in blocks),
-        "bundle": str(directory),
-        "bundle_key": bundle.manifest["key"],
-        "backend": backend,
-        "dtype": dtype,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": {
+            "directory": str(directory),
+            "key": bundle.manifest["key"],
+            "materialized": bundle.manifest["materialized"],
+            "max_seq_len": bundle.max_seq_len,
+        },
+        "backend": describe_backend(bundle, options.backend, subject.dtype),
         "reference": reference.source,
-        "versions": {name: version(name) for name in ("glm-trt", "torch", backend)},
-        "seconds": time.monotonic() - began,
+        "tolerance": tolerances(subject.dtype),
+        "environment": describe_environment(bundle),
+        "options": {
+            "longest": options.cases.longest,
+            "seed": options.cases.seed,
+            "text_sha256": hashlib.sha256(held_text(options.cases).encode()).hexdigest(),
+        },
         "cases": [
-            {"name": flow.case.name, "shape": list(flow.case.ids.shape),
-             "prefill": flow.case.prefill}
-            for flow in flows
+            {"name": case.name, "shape": list(case.ids.shape), "prefill": case.prefill}
+            for case in cases
         ],
-        "end_to_end": end_to_end,
-        "blocks": blocks,
-    }  # fmt: skip
-
-
-def write_report(report: Report, directory: Path) -> None:
-    """`report.json` and `report.md` in `directory`."""
-    if directory.exists() and not directory.is_dir():
-        raise BundleError(f"{directory}: exists and is not a directory")
-    write_atomically(directory / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    write_atomically(directory / "report.md", markdown(report).encode())
-
-
-def _is_materialized(directory: Path) -> bool:
-    from glm_trt.export.manifest import read_manifest
-
-    return bool(read_manifest(directory)["materialized"])
+        "runtime_skipped": skipped,
+    }

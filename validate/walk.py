@@ -2,82 +2,125 @@
 
 Each block runs twice per piece of a case. *Isolated*: all three get the exact model's input,
 rounded to the backend's dtype, so the difference is this block's own. *Propagated*: each gets
-what it made itself, so the difference is what has gathered so far.
+what it made itself, so the difference is what has gathered so far. Probes are isolated runs on
+inputs that no text gives: scores that tie, and rows with padding.
+
+What is seen is handed on as `Observation`s; memory holds one block and what it handed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
-from glm_trt.validate.choices import CHOSEN_BY, compare_choices
-from glm_trt.validate.compare import Choices, Difference
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.choices import CHOSEN_BY
+from glm_trt.validate.reference import EagerBlock, Reference
+from glm_trt.validate.subjects import Subject
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 CHAINS = ("exact", "rounded", "found")
+# In positions of caches that nothing has written, and in padding: nothing may read it.
+GARBAGE = 64.0
+PADDING = 3
+TIES_BEYOND = 8
 
 
-class Backend(Protocol):
-    """What can run one block on arrays."""
+@dataclass(frozen=True)
+class Observation:
+    """What the three chains made of one input of one block.
 
-    dtype: str
+    Attributes
+    ----------
+    mode : "isolated" (one pass), "propagated" (a whole case), or a probe: "ties", "padding".
+    begin : the position of the first token.
+    prefill : how many of the tokens are of the prefill.
+    tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a
+        capacity [B, 1, S, width] the positions that were written, of another all.
+    scores : of "exact" and "rounded", what experts and positions were chosen by.
+    changed : states of the backend of which other positions changed.
+    rows : tokens [B, S] that count, all if None.
+    inputs : what all three were given (isolated runs and probes).
+    """
 
-    def run_block(self, block: BundleBlock, inputs: Arrays) -> Arrays:
-        """All outputs of the block by name."""
-        ...
+    block: str
+    case: str
+    mode: str
+    begin: int
+    prefill: int
+    tensors: dict[str, Arrays]
+    scores: dict[str, Arrays] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    rows: NDArray[np.bool_] | None = None
+    inputs: Arrays | None = None
 
+    @property
+    def phase(self) -> str:
+        """Of an isolated run: "prefill" or "decode"; a probe's name."""
+        if self.mode == "isolated":
+            return "prefill" if self.prefill else "decode"
+        return self.mode
 
-@dataclass
-class Pair:
-    """The backend's difference from the exact model beside that of the eager model in its dtype."""
-
-    found: Difference = field(default_factory=Difference)
-    rounded: Difference = field(default_factory=Difference)
-
-    def add(self, outputs: dict[str, Array], place: str, rows: Array | None = None) -> None:
-        """Pool one tensor of the three chains."""
-        self.found.add(outputs["found"], outputs["exact"], place, rows)
-        self.rounded.add(outputs["rounded"], outputs["exact"], place, rows)
-
-
-@dataclass
-class BlockResult:
-    """What was measured of one block over all cases."""
-
-    block: BundleBlock
-    isolated: dict[str, Pair] = field(default_factory=dict)
-    choices: dict[str, Choices] = field(default_factory=dict)
-    overwritten: list[str] = field(default_factory=list)
-    propagated: Pair = field(default_factory=Pair)
-    set_aside: int = 0
+    @property
+    def place(self) -> str:
+        """Where this was, for people."""
+        tensors = self.tensors["exact"]
+        name = next(name for name in ("hidden_out", "logits") if name in tensors)
+        length = tensors[name].shape[1]
+        if self.mode in ("ties", "padding"):
+            return f"probe of {self.mode}"
+        return f"{self.case}, positions {self.begin}…{self.begin + length - 1}"
 
 
 @dataclass
 class Flow:
-    """What passes from block to block in one case: chain → piece → arrays by name.
-
-    `parted` [B, S] marks tokens in which a chain chose otherwise than the exact model in an
-    earlier block, or which follow such a token: rounding no longer explains their difference.
-    """
+    """What passes from block to block in one case: chain → piece → arrays by name."""
 
     case: Case
     values: dict[str, list[Arrays]]
-    parted: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Runners:
+    """The three chains of one block."""
+
+    exact: EagerBlock
+    rounded: EagerBlock
+    found: Callable[[Arrays], Arrays]
+    dtype: str
+
+    def run(self, chain: str, inputs: Arrays) -> Arrays:
+        """The outputs of one chain."""
+        runner: Callable[[Arrays], Arrays] = getattr(self, chain)
+        return runner(inputs)
+
+    def all(self, inputs: Arrays) -> dict[str, Arrays]:
+        """The outputs of every chain on the same input."""
+        return {chain: self.run(chain, inputs) for chain in CHAINS}
+
+
+def runners_of(reference: Reference, subject: Subject, block: BundleBlock) -> Runners:
+    """Load what runs `block`."""
+    return Runners(
+        reference.block(block, "float64"),
+        reference.block(block, subject.dtype, absorbed=True),
+        lambda inputs: subject.run_block(block, inputs),
+        subject.dtype,
+    )
 
 
 def start(case: Case) -> Flow:
     """Before the first block."""
-    batch, length = case.ids.shape
+    batch = case.ids.shape[0]
     pieces: list[Arrays] = [
         {
             "input_ids": case.ids[:, a:b],
@@ -86,8 +129,7 @@ def start(case: Case) -> Flow:
         }
         for a, b in case.pieces
     ]
-    values = {chain: [dict(piece) for piece in pieces] for chain in CHAINS}
-    return Flow(case, values, np.zeros((batch, length), bool))
+    return Flow(case, {chain: [dict(piece) for piece in pieces] for chain in CHAINS})
 
 
 def start_prediction(flow: Flow) -> None:
@@ -102,78 +144,100 @@ def start_prediction(flow: Flow) -> None:
 
 
 def walk_block(
-    bundle: Bundle, block: BundleBlock, reference: Reference, backend: Backend, flows: list[Flow]
-) -> BlockResult:
-    """Run `block` on every case, moving each flow past it."""
-    exact = reference.block(block, "float64")
-    rounded = reference.block(block, backend.dtype, absorbed=True)
-    runners: dict[str, Callable[[Arrays], Arrays]] = {
-        "exact": exact,
-        "rounded": rounded,
-        "found": lambda inputs: backend.run_block(block, inputs),
-    }
-    result = BlockResult(block)
+    bundle: Bundle, block: BundleBlock, runners: Runners, flows: list[Flow]
+) -> Iterator[Observation]:
+    """Run `block` on every case, moving each flow past it, and on its probes."""
     for flow in flows:
-        states = {chain: _empty_states(bundle, block, flow.case) for chain in CHAINS}
-        parted_here = np.zeros_like(flow.parted)
-        for i, (begin, end) in enumerate(flow.case.pieces):
-            place = f"{flow.case.name}, positions {begin}…{end - 1}"
-            _isolated(bundle, block, runners, flow.values["exact"][i], states["exact"],
-                      backend.dtype, result, place)  # fmt: skip
-            outputs = {}
+        states = {chain: _states(bundle, block, flow.case) for chain in CHAINS}
+        gathered: dict[str, list[Arrays]] = {chain: [] for chain in CHAINS}
+        for i, _ in enumerate(flow.case.pieces):
+            yield _isolated(bundle, block, runners, flow, i, states["exact"])
             for chain in CHAINS:
-                inputs = _fed(bundle, block, flow.values[chain][i], states[chain])
-                outputs[chain] = runners[chain](_cast(inputs, _dtype_of(chain, backend)))
-                states[chain] = {name: outputs[chain][f"{name}_out"] for name in states[chain]}
-                _pass_on(block, flow.values[chain][i], outputs[chain])
-            parted_here[:, begin:end] = _choices_differ(outputs, end - begin)
-        flow.parted |= parted_here
-        for i, (begin, end) in enumerate(flow.case.pieces):
-            rows = ~flow.parted[:, begin:end]
-            name = "logits" if block.kind == "head" else "hidden"
-            values = {chain: flow.values[chain][i][name] for chain in CHAINS}
-            result.propagated.add(values, f"{flow.case.name}, positions {begin}…{end - 1}", rows)
-            result.set_aside += int((~rows).sum())
-        flow.parted = np.logical_or.accumulate(flow.parted, axis=1)
-    return result
+                inputs = _fed(bundle.config, block, flow.values[chain][i], states[chain])
+                dtype = "float64" if chain == "exact" else runners.dtype
+                outputs = runners.run(chain, cast(inputs, dtype))
+                states[chain] = {name: outputs[f"{name}_out"] for name in states[chain]}
+                _pass_on(block, flow.values[chain][i], outputs)
+                gathered[chain].append(outputs)
+        yield _propagated(block, flow.case, gathered)
+    for mode, inputs, rows in _probes(bundle, block, flows):
+        given = cast(inputs, runners.dtype)
+        yield _run_isolated(bundle, block, runners, given, "", mode, rows)
+
+
+def step_exact(
+    bundle: Bundle,
+    block: BundleBlock,
+    runner: EagerBlock,
+    flow: Flow,
+    piece: int,
+    states: dict[str, Arrays],
+) -> None:
+    """Move the exact chain of one piece past `block`; `states` are those of each block."""
+    carried = states.get(block.name) or _states(bundle, block, flow.case)
+    values = flow.values["exact"][piece]
+    outputs = runner(cast(_fed(bundle.config, block, values, carried), "float64"))
+    states[block.name] = {name: outputs[f"{name}_out"] for name in carried}
+    _pass_on(block, values, outputs)
 
 
 def _isolated(
+    bundle: Bundle, block: BundleBlock, runners: Runners, flow: Flow, piece: int, states: Arrays
+) -> Observation:
+    inputs = _fed(bundle.config, block, flow.values["exact"][piece], states)
+    return _run_isolated(
+        bundle, block, runners, cast(inputs, runners.dtype), flow.case.name, "isolated", None,
+        flow.case.prefill,
+    )  # fmt: skip
+
+
+def _run_isolated(
     bundle: Bundle,
     block: BundleBlock,
-    runners: dict[str, Any],
-    values: Arrays,
-    states: Arrays,
-    dtype: str,
-    result: BlockResult,
-    place: str,
-) -> None:
-    specs = {spec.name: spec for spec in bundle.states(block)}
-    inputs = _cast(_fed(bundle, block, values, states), dtype)
-    outputs = {chain: runners[chain](inputs) for chain in CHAINS}
-    exact, rounded = runners["exact"], runners["rounded"]
+    runners: Runners,
+    inputs: Arrays,
+    case: str,
+    mode: str,
+    rows: NDArray[np.bool_] | None,
+    prefill: int = 0,
+) -> Observation:
+    outputs = runners.all(inputs)
     length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
     begin = int(inputs["past_lengths"][0]) if "past_lengths" in inputs else 0
-    rows = None
-    for name in CHOSEN_BY.keys() & outputs["exact"].keys():
-        pooled = result.choices.setdefault(name, Choices())
-        equal = compare_choices(
-            bundle.config, name, outputs, (exact.scores, rounded.scores), pooled, place
-        )
-        rows = equal if rows is None else rows & equal
-    for name, expected in outputs["exact"].items():
-        if name in CHOSEN_BY:
+    changed = []
+    for spec in bundle.states(block):
+        name = f"{spec.name}_out"
+        if not spec.has_capacity:
             continue
-        tensors = {chain: outputs[chain][name] for chain in CHAINS}
-        mask = None
-        spec = specs.get(name.removesuffix("_out"))
-        if spec is None:
-            mask = None if rows is None else rows.reshape(expected.shape[:-1])
-        elif spec.has_capacity:
-            if not _kept(tensors["found"], inputs[spec.name], begin, length):
-                result.overwritten.append(f"{name}, {place}")
-            tensors = {k: v[:, :, begin : begin + length] for k, v in tensors.items()}
-        result.isolated.setdefault(name, Pair()).add(tensors, place, mask)
+        if not _kept(outputs["found"][name], inputs[spec.name], begin, length):
+            changed.append(name)
+        for made in outputs.values():
+            made[name] = made[name][:, :, begin : begin + length]
+    scores = {"exact": runners.exact.scores, "rounded": runners.rounded.scores}
+    return Observation(
+        block.name, case, mode, begin, max(0, min(length, prefill - begin)), outputs, scores,
+        tuple(changed), rows, inputs,
+    )  # fmt: skip
+
+
+def _propagated(block: BundleBlock, case: Case, gathered: dict[str, list[Arrays]]) -> Observation:
+    """What the pieces of a case gave, after one another."""
+    batch = case.ids.shape[0]
+    names = ["logits" if block.kind == "head" else "hidden_out"]
+    names += [name for name in CHOSEN_BY if name in gathered["exact"][0]]
+    tensors = {
+        chain: {
+            name: np.concatenate([_by_token(made[name], batch) for made in gathered[chain]], axis=1)
+            for name in names
+        }
+        for chain in CHAINS
+    }
+    return Observation(block.name, case.name, "propagated", 0, case.prefill, tensors)
+
+
+def _by_token(array: Array, batch: int) -> Array:
+    """[B, S, ·] of what is [B, S, ·] or, of experts, [B·S, k]."""
+    return array if array.ndim == 3 else array.reshape(batch, -1, array.shape[-1])
 
 
 def _kept(found: Array, before: Array, begin: int, length: int) -> bool:
@@ -184,17 +248,54 @@ def _kept(found: Array, before: Array, begin: int, length: int) -> bool:
     )
 
 
-def _empty_states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
+def _states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
     batch, length = case.ids.shape
-    return {spec.name: np.zeros(spec.shape(batch, length)) for spec in bundle.states(block)}
+    return {
+        spec.name: np.full(spec.shape(batch, length), GARBAGE if spec.has_capacity else 0.0)
+        for spec in bundle.states(block)
+    }
 
 
-def _fed(bundle: Bundle, block: BundleBlock, values: Arrays, states: Arrays) -> Arrays:
+def _probes(
+    bundle: Bundle, block: BundleBlock, flows: list[Flow]
+) -> Iterator[tuple[str, Arrays, NDArray[np.bool_] | None]]:
+    """Inputs of a layer that no text gives, by the name of the probe."""
+    if block.layer is None:
+        return
+    config, kind = bundle.config, bundle.config.attention_kind(block.layer)
+    # A hidden state of zeros, behind zeros: whatever is chosen by its scores is chosen among ties.
+    past = min(bundle.max_seq_len - 1, config.index_topk * (kind != "linear") + TIES_BEYOND)
+    hidden = np.zeros((1, 1, config.hidden_size))
+    angles = np.zeros((1, 1, config.qk_rope_head_dim // 2))
+    values = {
+        "hidden": hidden, "embedded": hidden, "cos": angles + 1, "sin": angles,
+        "past_lengths": np.array([past]), "lengths": np.array([1]),
+        "topk_indices": np.arange(min(config.index_topk, past + 1), dtype=np.int32)[None, None],
+    }  # fmt: skip
+    states = {spec.name: np.zeros(spec.shape(1, past + 1)) for spec in bundle.states(block)}
+    yield "ties", _fed(config, block, values, states), None
+    widest = max(flows, key=lambda flow: flow.case.ids.shape[0])
+    if kind != "linear" or widest.case.prefill <= PADDING:
+        return
+    values = dict(widest.values["exact"][0])
+    # Behind this block already, whose input is gone: any hidden state will do.
+    hidden = values["hidden"].copy()
+    batch, length, _ = hidden.shape
+    lengths = np.full(batch, length)
+    lengths[-1] -= PADDING
+    rows = np.arange(length) < lengths[:, None]
+    hidden[~rows] = GARBAGE
+    states = {spec.name: np.zeros(spec.shape(batch, length)) for spec in bundle.states(block)}
+    values |= {"hidden": hidden, "lengths": lengths}
+    yield "padding", _fed(config, block, values, states), rows
+
+
+def _fed(config: ModelConfig, block: BundleBlock, values: Arrays, states: Arrays) -> Arrays:
     if block.name == "embedding":
         return {name: values[name] for name in ("input_ids", "past_lengths")}
     if block.layer is None:
         return {"hidden": values["hidden"]}
-    kind = bundle.config.attention_kind(block.layer)
+    kind = config.attention_kind(block.layer)
     names = ["hidden", "lengths"] if kind == "linear" else ["hidden", "cos", "sin", "past_lengths"]
     inputs = {name: values[name] for name in names} | states
     if block.prediction is not None:
@@ -204,11 +305,8 @@ def _fed(bundle: Bundle, block: BundleBlock, values: Arrays, states: Arrays) -> 
     return inputs
 
 
-def _dtype_of(chain: str, backend: Backend) -> str:
-    return "float64" if chain == "exact" else backend.dtype
-
-
-def _cast(inputs: Arrays, dtype: str) -> Arrays:
+def cast(inputs: Arrays, dtype: str) -> Arrays:
+    """The inputs of a block in `dtype`; integers stay as they are."""
     return {
         name: array
         if array.dtype.kind in "iu"
@@ -225,15 +323,3 @@ def _pass_on(block: BundleBlock, values: Arrays, outputs: Arrays) -> None:
             values[name] = outputs[name]
     if "hidden_out" in outputs:
         values["hidden"] = outputs["hidden_out"]
-
-
-def _choices_differ(outputs: dict[str, Arrays], length: int) -> NDArray[np.bool_]:
-    """Tokens [B, S] in which the backend or the rounded model chose otherwise than the exact."""
-    exact = outputs["exact"]
-    differ = np.zeros((1, 1), bool)
-    for name in CHOSEN_BY.keys() & exact.keys():
-        expected = np.sort(exact[name].reshape(-1, exact[name].shape[-1]))
-        for chain in ("rounded", "found"):
-            found = np.sort(outputs[chain][name].reshape(expected.shape))
-            differ = differ | (found != expected).any(-1).reshape(-1, length)
-    return differ

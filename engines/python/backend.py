@@ -139,6 +139,16 @@ class Backend(Protocol):
         """One block on arrays, all outputs by name; what validation compares."""
         ...
 
+    def mark(self, kind: str, names: tuple[str, ...]) -> None:
+        """Let `run_block` give these inner values of a kind's graph too, and no others, as far as
+        they exist where it runs; for finding a fault.
+        """
+        ...
+
+    def release(self, block: Any) -> None:
+        """Let go of a block's weights, where they can be loaded again when it next runs."""
+        ...
+
     def close(self) -> None:
         """Release everything."""
         ...

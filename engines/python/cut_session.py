@@ -84,7 +84,8 @@ class CutSession:
         outputs = {value.name: value for s in sessions for value in s.get_outputs()}
         self._inputs = [value for name, value in inputs.items() if name not in outputs]
         self._inputs = [value for value in self._inputs if value.name != node.output[0]]
-        self._outputs = [outputs[value.name] for value in model.graph.output]
+        wanted = [value.name for value in model.graph.output]
+        self._outputs = [outputs[name] for name in wanted if name in outputs]
 
     def get_inputs(self) -> list[Any]:
         """The inputs, but for the experts' weights."""

@@ -22,6 +22,7 @@ from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narro
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
+from glm_trt.model.errors import BundleError
 
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
 # Tokens of one sequence in a pass. Fewer than the least would be slower than the memory is worth.
@@ -38,11 +39,18 @@ class OnnxruntimeBackend:
     rewrites : run the rewritten graphs (`rewrites`), which hold the experts' weights in the
         kernel's layout: copied, where a float32 bundle with stacked experts is mapped otherwise.
         False runs the graphs as they are, which computes every expert for every token.
+    preload : load the weights of every block of a pass now, not when it first runs.
     """
 
     dtype = DTYPE
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, rewrites: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        rewrites: bool = True,
+        preload: bool = True,
+    ) -> None:
         self.bundle = bundle
         # As many parts of an expert as threads, if its width can be cut so.
         threads = threads or len(os.sched_getaffinity(0))
@@ -53,15 +61,15 @@ class OnnxruntimeBackend:
         self._sessions: dict[str, ort.InferenceSession | CutSession] = {}
         self._inputs: dict[str, dict[str, str]] = {}
         self._weights: dict[str, dict[str, Any]] = {}
-        self._arrays: list[Array] = []  # onnxruntime does not keep the mapped arrays alive
-        self._shared: dict[tuple[Any, ...], ort.OrtValue] = {}
-        for block in bundle.blocks:
+        self._shared: dict[tuple[Any, ...], tuple[ort.OrtValue, Array]] = {}
+        self._marked: dict[str, tuple[str, ...]] = {}
+        for block in bundle.blocks if preload else ():
             self._load(block)
 
     def _load(self, block: BundleBlock) -> None:
         """The session of the block's kind, and its weights; prediction blocks come when asked."""
         if block.kind not in self._sessions:
-            session = self._make_session(block)
+            session = self._make_session(block, self._marked.get(block.kind, ()))
             self._sessions[block.kind] = session
             self._inputs[block.kind] = {value.name: value.type for value in session.get_inputs()}
         self._weights[block.name] = dict(self._bind(x, block.kind) for x in block.bindings)
@@ -81,16 +89,32 @@ class OnnxruntimeBackend:
                 array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
             else:
                 array = bound_tensor(binding, self.bundle.weights, dtype)
-            self._arrays.append(array)
-            self._shared[key] = ort_value(array)
-        return binding.name + suffix, self._shared[key]
+            # onnxruntime does not keep a mapped array alive.
+            self._shared[key] = ort_value(array), array
+        return binding.name + suffix, self._shared[key][0]
+
+    def mark(self, kind: str, names: tuple[str, ...]) -> None:
+        """Let `run_block` give these inner values of a kind's graph too, and no others, as far as
+        the graph that runs still has them.
+        """
+        self._marked[kind] = names
+        self._sessions.pop(kind, None)
+        for block in (*self.bundle.blocks, *self.bundle.prediction_blocks):
+            if block.kind == kind:
+                self._weights.pop(block.name, None)
+
+    def release(self, block: BundleBlock) -> None:
+        """As in `Backend`: what no other block has, too."""
+        self._weights.pop(block.name, None)
+        held = {id(value) for weights in self._weights.values() for value in weights.values()}
+        for key in [key for key, (value, _) in self._shared.items() if id(value) not in held]:
+            del self._shared[key]
 
     def close(self) -> None:
         """Release sessions, weights and mapped files."""
         self._sessions.clear()
         self._weights.clear()
         self._shared.clear()
-        self._arrays.clear()
 
     def batch(self, rows: int, capacity: int = 1, *, predict: bool = False) -> OnnxruntimeBatch:
         """As in `Backend`."""
@@ -140,7 +164,7 @@ def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _make_session(
-    bundle: Bundle, threads: int, parts: int | None, block: BundleBlock
+    bundle: Bundle, threads: int, parts: int | None, block: BundleBlock, marked: tuple[str, ...]
 ) -> ort.InferenceSession | CutSession:
     """A session for the block's kind; of the rewritten graph if there are `parts` to cut the
     experts into.
@@ -152,11 +176,17 @@ def _make_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
 
-    def made(model: onnx.ModelProto) -> ort.InferenceSession:
-        graph = model.SerializeToString()
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    path = bundle.graph_path(block.kind, DTYPE)
 
-    model = onnx.load_model_from_string(bundle.graph_path(block.kind, DTYPE).read_bytes())
+    def made(model: onnx.ModelProto) -> ort.InferenceSession:
+        _mark(model, marked)
+        graph = model.SerializeToString()
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own have no base but this
+            raise BundleError(f"{path}: refused by onnxruntime: {error}") from None
+
+    model = onnx.load_model_from_string(path.read_bytes())
     if parts is None:
         return made(model)
 
@@ -170,6 +200,16 @@ def _make_session(
     }  # fmt: skip
     node = experts_node(model)
     if node is not None and (node.op_type != "MoeExperts" or _numbers(model, node) > LARGE):
+        _mark(model, marked)
         kept = ELEMENT_TYPES[NUMPY_DTYPES[stored[node.input[3]]]]
         return CutSession(model, kept, rewritten)
     return rewritten(keep_stored(model, mapped))
+
+
+def _mark(model: onnx.ModelProto, names: tuple[str, ...]) -> None:
+    """Make those of the named values that a node gives, and that are none, outputs."""
+    given = {name for node in model.graph.node for name in node.output}
+    outputs = {value.name for value in model.graph.output}
+    for name in names:
+        if name in given - outputs:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))

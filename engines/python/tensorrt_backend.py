@@ -7,7 +7,8 @@ with its own states and as many tokens as it has: nothing is padded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.device import Device, DeviceMemory, Gpu
 from glm_trt.engines.python.tensorrt_batch import HEAD_TOKENS, TensorrtBatch
-from glm_trt.engines.python.tensorrt_engine import Engine, Stage, load_engines
+from glm_trt.engines.python.tensorrt_engine import Engine, Stage, load_engines, load_marked
 from glm_trt.engines.tensorrt_flavours import BACKENDS
 from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 from glm_trt.model.errors import GlmTrtError
@@ -33,12 +34,20 @@ class TensorrtBackend:
     engines : by kind, for `device`.
     dtype : of the engines.
     device : where they run; closed with the backend.
+    make_marked : makes the engine of a kind with inner values as outputs, for `mark`.
     """
 
     def __init__(
-        self, bundle: Bundle, engines: dict[str, Engine], dtype: str, device: Device
+        self,
+        bundle: Bundle,
+        engines: dict[str, Engine],
+        dtype: str,
+        device: Device,
+        make_marked: Callable[[str, tuple[str, ...]], Engine],
     ) -> None:
         self.bundle, self.engines, self.dtype, self.device = bundle, engines, dtype, device
+        self._make_marked = make_marked
+        self._marked: dict[str, Engine] = {}
         self._batches: weakref.WeakSet[TensorrtBatch] = weakref.WeakSet()
         used = [engines[block.kind] for block in bundle.blocks if block.kind != "head"]
         self.max_tokens = min(engine.max_tokens for engine in used)
@@ -78,12 +87,17 @@ class TensorrtBackend:
         indices = [sizes.pop(name) for name in ("shared_indices", "topk_indices") if name in sizes]
         return sizes | ({"topk_indices": max(indices)} if indices else {})
 
-    def stage(self, block: BundleBlock, addresses: dict[str, int]) -> Stage:
-        """A stage of `block`, its weights and the activations that all share bound."""
+    def stage(
+        self, block: BundleBlock, addresses: dict[str, int], engine: Engine | None = None
+    ) -> Stage:
+        """A stage of `block`, its weights and the activations that all share bound.
+
+        `addresses` may hold a "scratch" of its own, for an `engine` that is not the block's kind's.
+        """
         shared = {**self.shared, "shared_indices": self.shared.get("topk_indices", 0)}
         weights = {x.name: self._weights.addresses[_key(x)] for x in block.bindings}
-        engine = self.engines[block.kind]
-        return Stage(block, engine, shared | weights | addresses, self.shared["scratch"])
+        bound = shared | weights | addresses
+        return Stage(block, engine or self.engines[block.kind], bound, bound["scratch"])
 
     def batch(self, rows: int, capacity: int = 1, *, predict: bool = False) -> TensorrtBatch:
         """As in `Backend`; the capacity is that of the engines."""
@@ -105,14 +119,17 @@ class TensorrtBackend:
         return {name: np.concatenate([x[name] for x in results]) for name in results[0]}
 
     def _run_row(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
-        engine = self.engines[block.kind]
+        marked = self._marked.get(block.kind)
+        engine = marked or self.engines[block.kind]
         name = "input_ids" if "input_ids" in inputs else "hidden"
-        tokens, capacity = inputs[name].shape[1], self.bundle.max_seq_len
+        tokens = inputs[name].shape[1]
         weights = {x.name for x in block.bindings}
         bound = [x for x in engine.io.values() if x.name not in weights]
         caches = {s.name for s in self.bundle.states(block) if s.has_capacity}
+        room = min((inputs[cache].shape[2] for cache in caches), default=self.bundle.max_seq_len)
         inputs_of = {x.name for x in bound if x.is_input}
-        memory = DeviceMemory(self.device, {
+        scratch = {"scratch": marked.scratch_bytes} if marked else {}
+        memory = DeviceMemory(self.device, scratch | {
             x.name: x.bytes(tokens) for x in bound if x.name.removesuffix("_out") not in caches
             or x.name in inputs_of
         }, f"a run of {block.name}")  # fmt: skip
@@ -126,18 +143,28 @@ class TensorrtBackend:
                     elif x.name == "shared_indices":
                         given = _widened(given, x.shape_for(tokens), -1)
                     self.device.upload(addresses[x.name], np.ascontiguousarray(given))
-            self.stage(block, addresses).run(tokens, {})
+            self.stage(block, addresses, engine).run(tokens, {})
             results = {}
             for x in bound:
                 if not x.is_input:
                     array = np.empty(x.shape_for(tokens), x.dtype)
                     self.device.download(addresses[x.name], array)
-                    of_cache = x.name.removesuffix("_out") in caches
-                    room = inputs[x.name.removesuffix("_out")].shape[2] if of_cache else capacity
-                    results[x.name] = array[:, :, :room] if of_cache else array
+                    # No more indices than there are positions.
+                    if x.name.removesuffix("_out") in caches or x.name == "topk_indices":
+                        array = array[:, :, :room]
+                    results[x.name] = array
             return results
         finally:
             memory.free()
+
+    def mark(self, kind: str, names: tuple[str, ...]) -> None:
+        """As in `Backend`: an engine is built anew, in which TensorRT may fuse otherwise."""
+        self._marked.pop(kind, None)
+        if names:
+            self._marked[kind] = self._make_marked(kind, names)
+
+    def release(self, block: BundleBlock) -> None:
+        """As in `Backend`: nothing, as weights are uploaded once."""
 
     def close(self) -> None:
         """As in `Backend`: with the states of batches that are still there."""
@@ -177,8 +204,10 @@ def open_backend(bundle: Bundle, backend: str) -> TensorrtBackend:
     if backend not in BACKENDS:
         raise GlmTrtError(f"backend {backend!r}: expected onnxruntime or {' or '.join(BACKENDS)}")
     device, dtype = Gpu(f"backend {backend!r}"), bundle.manifest["checkpoint"]["dtype"]
+    make_marked = partial(load_marked, bundle, backend, dtype, device)
     try:
-        return TensorrtBackend(bundle, load_engines(bundle, backend, dtype, device), dtype, device)
+        engines = load_engines(bundle, backend, dtype, device)
+        return TensorrtBackend(bundle, engines, dtype, device, make_marked)
     except BaseException:
         device.close()
         raise

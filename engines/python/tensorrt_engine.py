@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
+from glm_trt.engines.build import build_marked
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.device import Device
-from glm_trt.engines.tensorrt_flavours import load_flavour
+from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 
 PLUGIN_LIBRARY = "plugins/libglm_trt_plugins.so"
@@ -102,11 +105,7 @@ def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> di
     MissingCapabilityError
         If TensorRT itself is missing.
     """
-    wanted = {"backend": backend, "target": device.target, "dtype": dtype}
-    entries = {
-        e["kind"]: e for e in bundle.manifest["engines"]
-        if all(e[name] == value for name, value in wanted.items())
-    }  # fmt: skip
+    entries = _entries(bundle, backend, dtype, device)
     missing = [kind for kind in bundle.kinds if kind not in entries]
     if missing:
         raise BundleError(
@@ -121,11 +120,7 @@ def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> di
                 f"{bundle.directory / entry['file']}: engine of {kind}: built with {backend} "
                 f"{entry['backend_version']}, this is {flavour.version}; build it again"
             )
-    trt = flavour.trt
-    logger = trt.Logger(trt.Logger.WARNING)
-    runtime = trt.Runtime(logger)
-    if runtime is None:
-        raise MissingCapabilityError(f"backend {backend!r}: TensorRT gives no runtime here")
+    runtime = _runtime(flavour)
     if any(entry["plugin_library"] for entry in entries.values()):
         library = bundle.directory / PLUGIN_LIBRARY
         if PLUGIN_LIBRARY not in bundle.manifest["files"]:
@@ -135,19 +130,53 @@ def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> di
         if runtime.get_plugin_registry().load_library(str(library)) is None:
             raise BundleError(f"{library}: TensorRT cannot load it")
     return {
-        kind: _TensorrtEngine(trt, runtime, bundle, entry, device)
+        kind: _TensorrtEngine(
+            flavour.trt, runtime, entry, bundle.directory / entry["file"], device
+        )
         for kind, entry in entries.items()
-    }
+    }  # fmt: skip
+
+
+def load_marked(
+    bundle: Bundle, backend: str, dtype: str, device: Device, kind: str, names: tuple[str, ...]
+) -> Engine:
+    """The engine of a kind once more, built here with inner values of its graph as outputs; the
+    plugin library has been loaded with the bundle's engines.
+
+    Raises
+    ------
+    GlmTrtError
+        If TensorRT refuses the graph or crashes.
+    """
+    flavour, entry = load_flavour(backend), _entries(bundle, backend, dtype, device)[kind]
+    with tempfile.TemporaryDirectory(prefix="glm-trt-marked-") as directory:
+        plan = build_marked(bundle.directory, entry, names, Path(directory))
+        return _TensorrtEngine(flavour.trt, _runtime(flavour), entry, plan, device)
+
+
+def _entries(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[str, Any]:
+    """The manifest's entries of the engines for the device, by kind."""
+    wanted = {"backend": backend, "target": device.target, "dtype": dtype}
+    return {
+        e["kind"]: e for e in bundle.manifest["engines"]
+        if all(e[name] == value for name, value in wanted.items())
+    }  # fmt: skip
+
+
+def _runtime(flavour: Flavour) -> Any:
+    runtime = flavour.trt.Runtime(flavour.trt.Logger(flavour.trt.Logger.WARNING))
+    if runtime is None:
+        raise MissingCapabilityError(f"backend {flavour.backend!r}: TensorRT gives no runtime here")
+    return runtime
 
 
 class _TensorrtEngine:
     """See `Engine`."""
 
     def __init__(
-        self, trt: Any, runtime: Any, bundle: Bundle, entry: dict[str, Any], device: Device
+        self, trt: Any, runtime: Any, entry: dict[str, Any], path: Path, device: Device
     ) -> None:
         self._trt, self._runtime, self._device, self._kind = trt, runtime, device, entry["kind"]
-        path = bundle.directory / entry["file"]
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT cannot load it (its log says why)")

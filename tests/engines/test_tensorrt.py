@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from checkpoints import make_oracle, save
@@ -23,7 +24,8 @@ from hybrids import make_hybrid, save_hybrid
 import glm_trt
 from glm_trt.cli import main
 from glm_trt.engines.bundle import Bundle
-from glm_trt.engines.python import tensorrt_backend, tensorrt_engine
+from glm_trt.engines.python import tensorrt_engine
+from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import GenerateOptions, Session
@@ -34,7 +36,8 @@ from glm_trt.export.manifest import read_manifest, write_manifest
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.states import STATE_AXES
-from glm_trt.validate.validation import validate_bundle
+from glm_trt.validate import cases, subjects
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 LENGTH = 150
@@ -118,13 +121,19 @@ class GraphEngine:
 
     scratch_bytes = 1000
 
-    def __init__(self, bundle: Bundle, kind: str, device: HostDevice) -> None:
+    def __init__(
+        self, bundle: Bundle, kind: str, device: HostDevice, marked: tuple[str, ...] = ()
+    ) -> None:
         self.device, self.max_tokens, self.kind = device, MAX_TOKENS, kind
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
-        path = bundle.graph_path(kind, "float32")
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        model = onnx.load(bundle.graph_path(kind, "float32"))
+        known = {value.name: value for value in model.graph.value_info}
+        model.graph.output.extend(known[name] for name in marked)
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         capacity = bundle.max_seq_len
         selected = min(bundle.config.index_topk, capacity)
         inputs = {x.name for x in self.session.get_inputs()}
@@ -145,6 +154,8 @@ class GraphEngine:
             return (1,)
         if base == "expert_indices":
             return (-1, value.shape[1])
+        if not isinstance(value.shape[0], int) and "*" in value.shape[0]:
+            return (-1, *value.shape[1:])  # an inner value of all tokens
         if base in ("topk_indices", "shared_indices"):
             return (1, -1, selected)
         opened = [1, -1]
@@ -203,7 +214,10 @@ class GraphExecution:
 
 def open_double(bundle: Bundle, device: HostDevice) -> TensorrtBackend:
     engines: dict[str, Engine] = {k: GraphEngine(bundle, k, device) for k in bundle.kinds}
-    return TensorrtBackend(bundle, engines, "float32", device)
+    return TensorrtBackend(
+        bundle, engines, "float32", device,
+        lambda kind, names: GraphEngine(bundle, kind, device, names),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["tiny", "linear_first", "shared_across", "hybrid_mtp"])
@@ -270,17 +284,49 @@ def test_as_on_onnxruntime(runtimes: tuple[Runtime, Runtime]) -> None:
 
 def test_validation(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validator judges it as any other backend."""
+    monkeypatch.setattr(cases, "MOST_TOKENS", MAX_TOKENS)
     monkeypatch.setattr(
-        tensorrt_backend, "open_backend", lambda opened, _: open_double(opened, HostDevice())
+        subjects, "open_backend", lambda opened, _: open_double(opened, HostDevice())
     )
-    monkeypatch.setattr("glm_trt.validate.validation.version", lambda name: "0")
-    try:
-        report = validate_bundle(bundle, "tensorrt-rtx")
-    except AssertionError as error:
-        # Its longest pieces are beyond what the double's engines take.
-        assert "outside the profile" in str(error)
-    else:
-        assert report["ok"]
+    report = validate_bundle(bundle, ValidationOptions(backend="tensorrt-rtx"))
+    assert report["ok"], report["end_to_end"]["problems"]
+    assert report["runtime"]["ok"]
+
+
+def test_inner_values(bundle: Path) -> None:
+    """Marked values come out of an engine of their own, and the others stay as they were."""
+    opened = Bundle.open(bundle)
+    device = HostDevice()
+    backend, plain = open_double(opened, device), OnnxruntimeBackend(opened, rewrites=False)
+    block = opened.blocks[-2]
+    generator = np.random.default_rng(0)
+    inputs: dict[str, Any] = {
+        "hidden": generator.standard_normal((1, 5, opened.config.hidden_size)),
+        "cos": np.ones((1, 5, opened.config.qk_rope_head_dim // 2)),
+        "sin": np.zeros((1, 5, opened.config.qk_rope_head_dim // 2)),
+        "past_lengths": np.zeros(1, np.int64), "lengths": np.full(1, 5, np.int64),
+        "shared_indices": np.tile(np.arange(5, dtype=np.int32), (1, 5, 1)),
+    } | {x.name: np.zeros(x.shape(1, LENGTH)) for x in opened.states(block)}  # fmt: skip
+    model = onnx.load(opened.graph_path(block.kind, "float32"))
+    inputs = {
+        name: array.astype(np.float32) if array.dtype == np.float64 else array
+        for name, array in inputs.items() if name in {x.name for x in model.graph.input}
+    }  # fmt: skip
+    makers = {x.op_type: x.output[0] for x in model.graph.node}
+    names = (makers["RMSNormalization"], makers["MoeExperts"])
+    before = backend.run_block(block, inputs)
+    for subject in (backend, plain):
+        subject.mark(block.kind, names)
+    found, expected = backend.run_block(block, inputs), plain.run_block(block, inputs)
+    assert found.keys() == before.keys() | {*names}
+    for name in names:
+        assert relative(found[name], expected[name]) < 1e-6
+    backend.mark(block.kind, ())
+    after = backend.run_block(block, inputs)
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    backend.close()
+    assert not device.memory
 
 
 def small(tmp_path: Path) -> Bundle:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from checkpoints import SHAPES, make_oracle, save
@@ -19,7 +20,8 @@ from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import TensorFiles
-from glm_trt.validate.validation import validate_bundle
+from glm_trt.validate.report_files import schema
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 Arrays = dict[str, Any]
@@ -41,8 +43,15 @@ def test_right_bundle_passes(bundle: Path) -> None:
     assert not report["end_to_end"]["problems"]
     rows = report["blocks"][-2]["choices"]["expert_indices"]
     assert rows["rows"] == rows["equal"] + rows["near_ties"] > 100
-    assert report["end_to_end"]["greedy_tokens"]["compared"] > 10
-    json.dumps(report, allow_nan=False)
+    end = report["end_to_end"]
+    assert sum(case["tokens"] for case in end["greedy"]) > 10
+    assert end["top1"] == end["top5"] == 1
+    assert report["runtime"]["ok"] and report["runtime_skipped"] is None
+    check_schema(report)
+
+
+def check_schema(report: dict[str, Any]) -> None:
+    jsonschema.validate(json.loads(json.dumps(report, allow_nan=False)), schema())
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +135,7 @@ def test_a_fault_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: 
     monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
     report = validate_bundle(bundle)
     assert not report["ok"]
-    json.dumps(report, allow_nan=False)
+    check_schema(report)
 
 
 def is_linear(block: BundleBlock) -> bool:
@@ -307,10 +316,11 @@ def test_a_wrong_binding_is_found_through_the_checkpoint(
 
 def test_materialized_bundle_against_a_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
     assert validate_bundle(tiny_bundle)["reference"] == "the bundle's own weights and bindings"
-    assert validate_bundle(tiny_bundle, checkpoint=TINY)["reference"] == str(TINY.resolve())
+    report = validate_bundle(tiny_bundle, ValidationOptions(checkpoint=TINY))
+    assert report["reference"] == str(TINY.resolve())
     save(make_oracle(), tmp_path / "c")
     with pytest.raises(CheckpointError, match="another config"):
-        validate_bundle(tiny_bundle, checkpoint=tmp_path / "c")
+        validate_bundle(tiny_bundle, ValidationOptions(checkpoint=tmp_path / "c"))
 
 
 def test_command_writes_reports(
@@ -321,6 +331,7 @@ def test_command_writes_reports(
     assert main(["validate", str(bundle), "--report", str(directory)]) == 0
     assert "passed" in capsys.readouterr().out
     assert "| layer.1 |" in (directory / "report.md").read_text()
+    assert "Passed" in (directory / "report.html").read_text()
     assert main(["validate", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
     assert json.loads((directory / "report.json").read_text())["ok"] is True

@@ -1,0 +1,260 @@
+"""Finding the first block out of tolerance, and the operator in it whose result is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.trace import trace_block
+from glm_trt.model.weights import TORCH_DTYPES
+from glm_trt.validate.cases import make_cases
+from glm_trt.validate.measure import Measures
+from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
+from glm_trt.validate.reference import Reference
+from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
+from glm_trt.validate.subjects import Subject, open_subject
+from glm_trt.validate.validation import ValidationOptions, all_blocks, open_bundle, walk
+from glm_trt.validate.verdict import (
+    PROBLEMS_SHOWN,
+    Report,
+    block_severity,
+    g,
+    judge_block,
+)
+from glm_trt.validate.walk import Observation, start
+
+Progress = Callable[[str], None]
+# A run of this share of the worst one's error, in multiples of what is allowed, is as clear.
+CLEAR = 0.1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first block out of tolerance: its problems, and an input on which it is wrong."""
+
+    block: str
+    problems: list[str]
+    observation: Observation | None
+
+
+def bisect_bundle(
+    directory: Path,
+    options: ValidationOptions,
+    output: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Where a bundle first leaves its tolerance: `ok`, or the block, the operator, the element.
+
+    Parameters
+    ----------
+    options : as for a validation; no policy is looked at and nothing is saved.
+    output : where to write a reproducer.
+
+    Raises
+    ------
+    BundleError, CheckpointError, MissingCapabilityError
+        As in a validation.
+    """
+    progress("loading")
+    bundle = open_bundle(directory, options.checkpoint)
+    reference = Reference(bundle, options.checkpoint)
+    subject = open_subject(bundle, options.backend, options.dtype)
+    try:
+        progress("continuing prompts")
+        flows = [start(case) for case in make_cases(bundle, reference, options.cases)]
+        kinds = {block.name: block.kind for block in all_blocks(bundle)}
+        measures = Measures(bundle.config, subject.dtype, [flow.case for flow in flows], kinds)
+        walked = walk(bundle, reference, subject, flows, progress)
+        failure = first_failure(measures, walked)
+        report: Report = {
+            "format": "glm-trt bisection", "format_version": 1, "ok": failure is None,
+            "bundle": str(directory), "backend": options.backend, "dtype": subject.dtype,
+            "reference": reference.source,
+        }  # fmt: skip
+        if failure is None:
+            return report
+        report |= {"block": failure.block, "problems": failure.problems}
+        if failure.observation is None:
+            return report | {"operator": None}
+        block = next(block for block in all_blocks(bundle) if block.name == failure.block)
+        progress(f"searching {block.name}")
+        inputs = failure.observation.inputs
+        assert inputs is not None
+        report["place"] = failure.observation.place
+        return report | search_block(
+            bundle, block, reference, subject, inputs, report, output, progress
+        )
+    finally:
+        subject.close()
+
+
+def first_failure(
+    measures: Measures, walked: Iterable[tuple[str, list[Observation]]]
+) -> Failure | None:
+    """Walk until a block (or the runtime) is out of tolerance."""
+    for name, observations in walked:
+        for seen in observations:
+            measures.add(seen)
+        problems = judge_block(measures, name)
+        if not problems:
+            continue
+        isolated = [seen for seen in observations if seen.mode != "propagated"]
+        return Failure(name, problems, _clearest(measures, isolated))
+    return None
+
+
+def _clearest(measures: Measures, observations: list[Observation]) -> Observation | None:
+    """Of the runs that are nearly as far out of tolerance as the worst, the one with the fewest
+    tokens.
+    """
+    if not observations:
+        return None
+    cases = list(measures.cases.values())
+    severity = []
+    for seen in observations:
+        alone = Measures(measures.config, measures.dtype, cases, measures.kinds)
+        alone.add(seen)
+        severity.append(block_severity(alone, seen.block))
+    clear = [
+        seen
+        for seen, size in zip(observations, severity, strict=True)
+        if size >= CLEAR * max(severity) or size == max(severity)
+    ]
+    return min(clear, key=_tokens)
+
+
+def _tokens(seen: Observation) -> int:
+    name = next(n for n in ("hidden_out", "logits") if n in seen.tensors["exact"])
+    batch, length = seen.tensors["exact"][name].shape[:2]
+    return batch * length
+
+
+def search_block(
+    bundle: Bundle,
+    block: BundleBlock,
+    reference: Reference,
+    subject: Subject,
+    inputs: Arrays,
+    failed: Report,
+    output: Path | None,
+    progress: Progress,
+) -> Report:
+    """The part of a bisection that is about one input of one block; `failed` is the other part."""
+    dtype = subject.dtype
+    # Traced anew: what the bundle's graph should be, not what it is.
+    graph_dtype = "float32" if dtype == "float64" else dtype
+    model = trace_block(bundle.config, block.kind, TORCH_DTYPES[graph_dtype])
+    weights = reference.weights(block, "float64"), reference.weights(block, dtype)
+    search = OperatorSearch(bundle.config, model, weights, dtype)
+
+    def run(marked: tuple[str, ...], given: Arrays = inputs) -> Arrays:
+        subject.mark(block.kind, marked)
+        try:
+            return subject.run_block(block, given)
+        finally:
+            subject.mark(block.kind, ())
+
+    found = search.search(run, inputs)
+    difference = graph_difference(bundle, block, model, dtype)
+    report = failed | describe(found) | {"graph_differs": difference}
+    if found.bad is None or output is None:
+        return report
+    progress("shrinking the input")
+    name, marked = found.bad.name, search.boundary(found.bad, found.known)
+
+    def still_bad(given: Arrays) -> Search | None:
+        known = run(marked, given)
+        bad = search.first_bad(given, known, name)
+        return Search(bad, (), found.vanished, known) if bad and bad.name == name else None
+
+    small = shrink(bundle, block, inputs, still_bad)
+    report["reproducer"] = write_reproducer(
+        Reproducer(bundle, block, dtype, small.inputs, small.search or found), report, output
+    )
+    return report
+
+
+def describe(found: Search) -> Report:
+    """A search as data."""
+    steps = [{"marked": list(marked), "bad": bad} for marked, bad in found.steps]
+    report: Report = {"steps": steps, "operator": None, "region": []}
+    if found.bad is None:
+        return report
+    nodes = [
+        {"name": node.name, "op_type": node.op_type, "domain": node.domain,
+         "inputs": list(node.input), "outputs": list(node.output)}
+        for node in found.bad.nodes
+    ]  # fmt: skip
+    return report | {
+        "operator": nodes[-1],
+        "region": nodes,
+        "vanished": found.vanished,
+        "value": found.bad.name,
+        "problem": found.bad.problem,
+        "coordinates": found.bad.worst.get("coordinates"),
+        "expected": found.bad.worst.get("expected"),
+        "found": found.bad.worst.get("found"),
+    }
+
+
+def describe_finding(report: Report) -> str:
+    """A bisection's result in a few lines."""
+    what = f"{report['bundle']} on {report['backend']} in {report['dtype']}"
+    if report["ok"]:
+        return f"{what}: no block is out of tolerance"
+    lines = [f"{what}: {report['block']} is the first block out of tolerance"]
+    lines += [f"  {problem}" for problem in report["problems"][:PROBLEMS_SHOWN]]
+    if report["operator"] is None:
+        lines.append(
+            "  operator      none: each is within its bound on this input, or the backend shows no "
+            "inner values"
+        )
+    else:
+        operator = report["operator"]
+        lines += [
+            f"  operator      {operator['op_type']} ({operator['name']}), which makes "
+            f"{report['value']}",
+            f"  value         {report['problem']}",
+            f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "
+            f"{g(report['found'])}",
+            f"  input         {report['place']}",
+            f"  runs          {len(report['steps'])}, with up to "
+            f"{max(len(step['marked']) for step in report['steps'])} values marked",
+        ]
+        if report["vanished"]:
+            region = ", ".join(node["op_type"] for node in report["region"])
+            lines.append(f"  note          right when more is marked: how {region} are joined")
+    if report.get("graph_differs"):
+        lines.append(f"  graph         not as exported: {report['graph_differs']}")
+    if found := report.get("reproducer"):
+        lines.append(f"  reproducer    {found['directory']}: {found['tokens']} token(s)")
+    return "\n".join(lines)
+
+
+def graph_difference(
+    bundle: Bundle, block: BundleBlock, model: onnx.ModelProto, dtype: str
+) -> str | None:
+    """The first node in which the bundle's graph is not what this version exports; no fault by
+    itself, as another version may have exported it.
+    """
+    if dtype not in bundle.manifest["dtypes"]:
+        return None
+    theirs = onnx.load(bundle.graph_path(block.kind, dtype)).graph
+    makers = {name: node for node in theirs.node for name in node.output}
+    for ours in model.graph.node:
+        other = makers.get(ours.output[0])
+        if other is None:
+            return f"nothing makes {ours.output[0]}, as {ours.name} ({ours.op_type}) should"
+        if ours.SerializeToString(deterministic=True) != other.SerializeToString(
+            deterministic=True
+        ):
+            return f"{ours.output[0]} is made otherwise than by {ours.name} ({ours.op_type})"
+    bodies = {f.name: f.SerializeToString(deterministic=True) for f in model.functions}
+    for function in onnx.load(bundle.graph_path(block.kind, dtype)).functions:
+        if bodies.get(function.name) != function.SerializeToString(deterministic=True):
+            return f"the function body of {function.name} is another one"
+    return None

@@ -1,0 +1,232 @@
+"""Running an exported graph node by node in PyTorch, in any dtype, with every value at hand.
+
+In the graph's own dtype a node rounds as the eager model does; in float64 nothing narrows, and the
+result is the exact value that the node should have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.operators import EagerOperators
+from glm_trt.model.weights import as_torch
+from glm_trt.plugins.operators import CONTRACTS
+
+Attributes: TypeAlias = dict[str, Any]
+# A tensor, or a weight that is read from its file when it is asked for (`model.weights`).
+Value: TypeAlias = Any
+
+_CASTS = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.BOOL: torch.bool,
+}
+# Operators that `EagerOperators` has, by op type; the standard ones have inputs of their own.
+_OURS = {c.name: c.torch_name for c in CONTRACTS.values() if c.name != "CausalConvWithState"}
+
+
+class GraphEvaluator:
+    """Evaluates the nodes of a graph.
+
+    Parameters
+    ----------
+    model : an exported graph; function bodies are not looked at, `operators` stand for them.
+    operators : what runs the operators of `plugins`.
+    exact : casts between floating dtypes change nothing, so that float64 stays float64.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, operators: EagerOperators | None = None, exact: bool = False
+    ) -> None:
+        self.graph, self.exact = model.graph, exact
+        self.operators = operators or EagerOperators()
+        self.outputs = [value.name for value in model.graph.output]
+        self.constants = {
+            x.name: as_torch(numpy_helper.to_array(x)) for x in model.graph.initializer
+        }
+        self._uses = Counter(name for node in model.graph.node for name in node.input)
+
+    def run(self, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
+        """The graph's outputs by name."""
+        found: dict[str, Tensor] = {}
+        for _, values in self.steps(inputs):
+            found |= {name: value for name, value in values.items() if name in self.outputs}
+        return {name: found[name] for name in self.outputs}
+
+    @torch.no_grad()
+    def steps(self, inputs: Mapping[str, Value]) -> Iterator[tuple[onnx.NodeProto, Attributes]]:
+        """Each node with its outputs by name; a value is let go when no later node reads it."""
+        values: dict[str, Value] = {**inputs, **self.constants}
+        left = Counter(self._uses)
+        for node in self.graph.node:
+            made = self.evaluate(node, values)
+            for name in node.input:
+                left[name] -= 1
+                if not left[name]:
+                    values.pop(name, None)
+            values |= {name: value for name, value in made.items() if left[name]}
+            yield node, made
+
+    @torch.no_grad()
+    def evaluate(self, node: onnx.NodeProto, values: Mapping[str, Value]) -> dict[str, Tensor]:
+        """One node: its outputs by name.
+
+        Raises
+        ------
+        GlmTrtError
+            If the operator is none that an exported graph has.
+        """
+        attributes = {a.name: _decoded(helper.get_attribute_value(a)) for a in node.attribute}
+        inputs = [values[name] if name else None for name in node.input]
+        operation = self._operation(node)
+        made = operation(attributes, *inputs)
+        outputs = made if isinstance(made, tuple | list) else (made,)
+        return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
+
+    def _operation(self, node: onnx.NodeProto) -> Callable[..., Any]:
+        if node.op_type in _OURS:
+            operator = getattr(self.operators, _OURS[node.op_type])
+            return lambda attributes, *inputs: operator(*inputs, **attributes)
+        found = getattr(self, f"_{node.op_type}", None) or _OPERATIONS.get(node.op_type)
+        if node.domain or found is None:
+            raise GlmTrtError(
+                f"node {node.name}: expected an operator of exported graphs, found "
+                f"{node.domain or 'ai.onnx'}.{node.op_type}"
+            )
+        return found
+
+    def _Cast(self, attributes: Attributes, x: Tensor) -> Tensor:
+        dtype = _CASTS[attributes["to"]]
+        if self.exact and x.is_floating_point() and dtype.is_floating_point:
+            return x
+        return x.to(dtype)
+
+    def _RMSNormalization(self, attributes: Attributes, x: Tensor, weight: Tensor) -> Tensor:
+        return self.operators.rms_norm(x, weight, attributes["epsilon"])
+
+    def _RotaryEmbedding(self, attributes: Attributes, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        if attributes["interleaved"]:
+            return self.operators.rotary_embedding(x, cos, sin, attributes["num_heads"])
+        # Half-split: the pairs (xᵢ, x_{i + width/2}); no graph of ours has it, a faulty one may.
+        heads = x.unflatten(-1, (attributes["num_heads"], -1))
+        width = 2 * cos.shape[-1]
+        paired = heads[..., :width].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        both = torch.cat([paired, heads[..., width:]], -1).flatten(-2)
+        turned = self.operators.rotary_embedding(both, cos, sin, attributes["num_heads"])
+        heads = turned.unflatten(-1, (attributes["num_heads"], -1))
+        halves = heads[..., :width].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        return torch.cat([halves, heads[..., width:]], -1).flatten(-2)
+
+    def _TensorScatter(self, _: Attributes, cache: Tensor, update: Tensor, at: Tensor) -> Tensor:
+        return self.operators.update_cache(cache, update, at)
+
+    def _CausalConvWithState(
+        self, attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert not bias.any(), "exported with a bias of zeros"
+        return self.operators.causal_conv_with_state(x, weight, past, **attributes)
+
+
+def _gemm(attributes: Attributes, x: Tensor, weight: Value, bias: Tensor | None = None) -> Tensor:
+    y = weight(x) if callable(weight) else F.linear(x, weight)
+    return y if bias is None else y + bias
+
+
+def _gather(attributes: Attributes, table: Value, indices: Tensor) -> Tensor:
+    return table(indices) if callable(table) else table[indices]
+
+
+def _layer_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, attributes["epsilon"])
+
+
+def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    return x.reshape(shape.tolist())
+
+
+def _shape(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(x.shape[attributes.get("start", 0) : attributes.get("end")])
+
+
+def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> Any:
+    axis = attributes["axis"]
+    if sizes is None:
+        return x.chunk(attributes["num_outputs"], axis)
+    return x.split(sizes.tolist(), axis)
+
+
+def _squeeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(axes.tolist())
+
+
+def _unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
+    for axis in axes.tolist():
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    return x.expand(torch.broadcast_shapes(x.shape, shape.tolist()))
+
+
+def _clip(
+    attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
+) -> Tensor:
+    return torch.clamp(x, low, high)
+
+
+def _sum(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
+    return x.sum(axes.tolist(), keepdim=bool(attributes["keepdims"]))
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "Add": lambda _, x, y: x + y,
+    "Clip": _clip,
+    "Concat": lambda attributes, *parts: torch.cat(parts, attributes["axis"]),
+    "Cos": lambda _, x: x.cos(),
+    "Exp": lambda _, x: x.exp(),
+    "Expand": _expand,
+    "Gather": _gather,
+    "GatherElements": lambda attributes, x, at: x.gather(attributes["axis"], at),
+    "Gemm": _gemm,
+    "Greater": lambda _, x, y: x > y,
+    "Identity": lambda _, x: x,
+    "LayerNormalization": _layer_norm,
+    "Less": lambda _, x, y: x < y,
+    "MatMul": lambda _, x, y: x @ y,
+    "Mul": lambda _, x, y: x * y,
+    "Neg": lambda _, x: -x,
+    "Pow": lambda _, x, y: x**y,
+    "Range": lambda _, start, stop, step: torch.arange(start.item(), stop.item(), step.item()),
+    "Reciprocal": lambda _, x: x.reciprocal(),
+    "ReduceSum": _sum,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Sigmoid": lambda _, x: x.sigmoid(),
+    "Sin": lambda _, x: x.sin(),
+    "Softplus": lambda _, x: F.softplus(x),
+    "Split": _split,
+    "Sqrt": lambda _, x: x.sqrt(),
+    "Squeeze": _squeeze,
+    "Sub": lambda _, x, y: x - y,
+    "Transpose": lambda attributes, x: x.permute(attributes["perm"]),
+    "Unsqueeze": _unsqueeze,
+    "Where": lambda _, condition, x, y: torch.where(condition, x, y),
+}
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value

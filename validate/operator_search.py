@@ -1,0 +1,288 @@
+"""Finding the operator of a block whose result leaves its bound.
+
+Values of the backend's run are *known*: inputs, outputs, and what has been marked. Each known value
+is held against what the operators between it and the known values before it should have made of
+those: exactly, and in the backend's dtype, which gives the bound. So an earlier fault, or a choice
+that rounding decided, is no fault of later operators. Between the first known value that leaves its
+bound and those before it, a few more are marked and the block is run again, until a single
+operator is left. Never are all values marked at once: engines fuse what no one looks at, and that
+may be where the fault is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.validate.choices import CHOSEN_BY, compare_choices
+from glm_trt.validate.compare import Choices
+from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.measure import Pair
+from glm_trt.validate.reference import RecordingOperators, as_array, as_tensor
+from glm_trt.validate.verdict import Report, explain, limit_share, pair_entry
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+# Values marked at once, beside those between which the fault is known to lie.
+MARKED = 6
+# Runs of the block at most; each leaves a region of a MARKED-th, so that no graph needs more.
+MOST_RUNS = 12
+MOST_SLACK = 1e3
+# Of an operator without a contract: that of most which have one.
+USUAL_TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
+_CONTRACTS = {contract.name: contract for contract in CONTRACTS.values()}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One known value: `problem` is "" where it is within its bound.
+
+    `nodes` are the operators between it and the known values before it, in topological order;
+    `share` is how much of its bound it takes, None of what has none (indices, not finite).
+    """
+
+    name: str
+    nodes: tuple[onnx.NodeProto, ...]
+    problem: str
+    worst: Report
+    expected: Array
+    found: Array
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes
+    ----------
+    bad : the first value beyond its bound; None where no value is.
+    steps : the values that were marked in each run, and the first bad one ("" if none was).
+    vanished : whether marking more values made the fault go away, so that it lies in how the
+        backend joins the operators of `bad`.
+    known : the backend's values of the last run in which `bad` was bad.
+    """
+
+    bad: Check | None
+    steps: tuple[tuple[tuple[str, ...], str], ...]
+    vanished: bool
+    known: Arrays
+
+
+class OperatorSearch:
+    """Checks known values of one block.
+
+    Parameters
+    ----------
+    model : the graph as it should be, in the backend's dtype.
+    weights : exact ones (float64) and those in the dtype, by name.
+    dtype : the backend's.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        model: onnx.ModelProto,
+        weights: tuple[Mapping[str, Any], Mapping[str, Any]],
+        dtype: str,
+    ) -> None:
+        self.config, self.graph, self.dtype = config, model.graph, dtype
+        self._operators = RecordingOperators(), RecordingOperators()
+        self._evaluators = tuple(
+            GraphEvaluator(model, operators, exact=i == 0)
+            for i, operators in enumerate(self._operators)
+        )
+        self._weights = weights
+        self._maker = {name: node for node in model.graph.node for name in node.output}
+        self._inner = _inner_values(model)
+
+    def search(self, run: Callable[[tuple[str, ...]], Arrays], inputs: Arrays) -> Search:
+        """Narrow down; `run` runs the block with these values marked and gives all it knows."""
+        marked: tuple[str, ...] = ()
+        steps: list[tuple[tuple[str, ...], str]] = []
+        last: tuple[Check, Arrays] | None = None
+        tried: set[str] = set()
+        slack = 0.0
+        for _ in range(MOST_RUNS):
+            known = run(marked)
+            stop = last[0].name if last else None
+            slack = slack or self._first_slack(inputs, known)
+            bad = self.first_bad(inputs, known, stop, slack)
+            while bad is None and slack > 1:
+                slack = max(1.0, slack / 10)
+                bad = self.first_bad(inputs, known, stop, slack)
+            steps.append((marked, bad.name if bad else ""))
+            if bad is None:
+                break
+            last = bad, known
+            tried |= set(marked)
+            inner = self._to_mark(bad, tried)
+            if not inner:
+                return Search(bad, tuple(steps), False, known)
+            marked = (*self.boundary(bad, known), *inner)
+        if last is None:
+            return Search(None, tuple(steps), False, {})
+        return Search(last[0], tuple(steps), steps[-1][1] == "", last[1])
+
+    def _first_slack(self, inputs: Arrays, known: Arrays) -> float:
+        """How much wider than its bound an operator's may be at first.
+
+        A few operators on a few tokens leave their bound by chance more easily than a block does.
+        A fault that puts the block far out of tolerance is far beyond such chance itself, unless
+        what follows amplifies it: then bounds are narrowed again.
+        """
+        shares = [check.share for check in self.checks(inputs, known)]
+        worst = max((share for share in shares if share is not None), default=1.0)
+        return min(max(worst**0.5, 1.0), MOST_SLACK)
+
+    def first_bad(
+        self, inputs: Arrays, known: Arrays, stop: str | None = None, slack: float = 1.0
+    ) -> Check | None:
+        """The first known value, in the order of the graph up to `stop`, beyond its bound."""
+        for check in self.checks(inputs, known, slack):
+            if check.problem:
+                return check
+            if check.name == stop:
+                return None
+        return None
+
+    @torch.no_grad()
+    def checks(self, inputs: Arrays, known: Arrays, slack: float = 1.0) -> Iterator[Check]:
+        """Each known value in the order of the graph; `slack` times its bound is allowed."""
+        exact: dict[str, Any] = {**self._weights[0], **self._evaluators[0].constants}
+        rounded: dict[str, Any] = {**self._weights[1], **self._evaluators[1].constants}
+        for name, array in inputs.items():
+            exact[name] = as_tensor(name, array, "float64")
+            rounded[name] = as_tensor(name, array, self.dtype)
+        regions: dict[str, tuple[onnx.NodeProto, ...]] = {}
+        for node in self.graph.node:
+            behind = self._merged(node, regions)
+            made = [
+                evaluator.evaluate(node, values)
+                for evaluator, values in zip(self._evaluators, (exact, rounded), strict=True)
+            ]
+            for name in node.output:
+                if not name:
+                    continue
+                if name not in known:
+                    exact[name], rounded[name] = made[0][name], made[1][name]
+                    regions[name] = behind
+                    continue
+                arrays = {
+                    "exact": as_array(made[0][name]), "rounded": as_array(made[1][name]),
+                    "found": known[name],
+                }  # fmt: skip
+                yield self._check(node, name, behind, arrays, slack)
+                exact[name] = _like(known[name], made[0][name])
+                rounded[name] = _like(known[name], made[1][name])
+
+    def _merged(
+        self, node: onnx.NodeProto, regions: dict[str, tuple[onnx.NodeProto, ...]]
+    ) -> tuple[onnx.NodeProto, ...]:
+        """The operators behind the node's unknown inputs, and itself, in order."""
+        names = {other.name for x in node.input for other in regions.get(x, ())}
+        return (*(other for other in self.graph.node if other.name in names), node)
+
+    def _check(
+        self,
+        node: onnx.NodeProto,
+        name: str,
+        behind: tuple[onnx.NodeProto, ...],
+        arrays: Arrays,
+        slack: float,
+    ) -> Check:
+        expected, found = arrays["exact"], arrays["found"]
+        if expected.shape != found.shape:
+            text = f"expected shape {expected.shape}, found {found.shape}"
+            return Check(name, behind, text, {}, expected, found)
+        if node.op_type in ("IndexerTopK", "MoeRouting") and found.dtype.kind in "iu":
+            text = self._choice_problem(node, arrays)
+            return Check(name, behind, text, _first_unlike(expected, found), expected, found)
+        if found.dtype.kind in "iub":
+            same = np.array_equal(expected, found)
+            worst = {} if same else _first_unlike(expected, found)
+            return Check(name, behind, "" if same else "other values", worst, expected, found)
+        if node.op_type == "MoeRouting":  # of other experts, other weights
+            arrays = {chain: np.sort(array, -1) for chain, array in arrays.items()}
+        pair = Pair.of(self.dtype)
+        as_rows = {c: array.reshape(-1, array.shape[-1] if array.ndim else 1)
+                   for c, array in arrays.items()}  # fmt: skip
+        pair.add(as_rows, name)
+        entry = pair_entry(pair, self.dtype, tolerance=_tolerance(behind, self.dtype))
+        share = limit_share(entry)
+        if share is not None and share <= slack:
+            return Check(name, behind, "", {}, expected, found, share)
+        worst = entry["worst"]
+        flat = int(np.ravel_multi_index(worst["coordinates"], as_rows["exact"].shape))
+        at = [int(i) for i in np.unravel_index(flat, expected.shape)]
+        worst = worst | {"coordinates": at}
+        entry = entry | {"worst": worst}
+        return Check(name, behind, explain(entry), worst, expected, found, share)
+
+    def _choice_problem(self, node: onnx.NodeProto, arrays: Arrays) -> str:
+        output = "topk_indices" if node.op_type == "IndexerTopK" else "expert_indices"
+        scores = [
+            {name: as_array(x) for name, x in operators.scores.items()}
+            for operators in self._operators
+        ]
+        pooled = Choices()
+        outputs = {chain: {output: array} for chain, array in arrays.items()}
+        compare_choices(
+            self.config, output, outputs, (scores[0], scores[1]), pooled, node.output[0]
+        )
+        assert CHOSEN_BY[output] in scores[0]
+        return pooled.first_wrong
+
+    def boundary(self, bad: Check, known: Arrays) -> tuple[str, ...]:
+        """The inner values between which the region of `bad` lies."""
+        names = dict.fromkeys(name for node in bad.nodes for name in node.input)
+        return tuple(name for name in (*names, bad.name) if name in known and name in self._inner)
+
+    def _to_mark(self, bad: Check, tried: set[str]) -> tuple[str, ...]:
+        """Some values inside the region of `bad`, evenly spread; none where all were tried."""
+        inner = [
+            name
+            for node in bad.nodes
+            for name in node.output
+            if name in self._inner and name != bad.name and name not in tried
+        ]
+        if len(inner) <= MARKED:
+            return tuple(inner)
+        places = np.linspace(0, len(inner) - 1, MARKED + 2)[1:-1].astype(int)
+        return tuple(inner[i] for i in places)
+
+
+def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:
+    return as_tensor("", array, "float64").to(tensor.dtype)
+
+
+def _first_unlike(expected: Array, found: Array) -> Report:
+    """The first element that differs, as the worst of a choice."""
+    unlike = np.argwhere(expected != found)
+    if not len(unlike):
+        return {}
+    at = tuple(int(i) for i in unlike[0])
+    return {
+        "coordinates": list(at), "expected": float(expected[at]), "found": float(found[at]),
+    }  # fmt: skip
+
+
+def _inner_values(model: onnx.ModelProto) -> set[str]:
+    outputs = {value.name for value in model.graph.output}
+    return {name for node in model.graph.node for name in node.output if name} - outputs
+
+
+def _tolerance(nodes: tuple[onnx.NodeProto, ...], dtype: str) -> float:
+    """What the operators' contracts allow: one value may be rounded well by chance in one of two
+    right implementations, which a whole block is not.
+    """
+    contracts = [_CONTRACTS[node.op_type] for node in nodes if node.op_type in _CONTRACTS]
+    return max([USUAL_TOLERANCE[dtype], *(c.tolerance.get(dtype, 0.0) for c in contracts)])

@@ -1,0 +1,200 @@
+"""Saved runs: what a validation saw, to be judged and compared later or on another machine.
+
+A directory of `run.json` (what ran, on what, with which cases, and what each array is) and an
+uncompressed `.npz` for each block. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import ConfigError, GlmTrtError
+from glm_trt.model.files import explain, sha256_of, sync_directory
+from glm_trt.model.strict_json import parse_json
+from glm_trt.validate.cases import Case
+from glm_trt.validate.measure import Measures
+from glm_trt.validate.walk import Observation
+
+FORMAT, FORMAT_VERSION = "glm-trt saved run", 1
+FILE_NAME = "run.json"
+Array = NDArray[Any]
+
+
+class RecordingError(GlmTrtError):
+    """A saved run that is not whole: file, what was expected and found."""
+
+
+class Recorder:
+    """Writes a saved run; the directory appears when `finish` has been called, or not at all."""
+
+    def __init__(self, directory: Path) -> None:
+        if directory.exists() and not (directory / FILE_NAME).is_file():
+            raise RecordingError(f"{directory}: exists and is not a saved run")
+        self.directory = directory
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            place = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+        except OSError as error:
+            raise RecordingError(explain(directory, error)) from error
+        self._place = Path(place)
+        self._entries: list[dict[str, Any]] = []
+        self._files: dict[str, str] = {}
+
+    def __enter__(self) -> Recorder:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        """Leave nothing half written."""
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def write(self, block: str, observations: list[Observation]) -> None:
+        """Everything that was seen of one block."""
+        arrays: dict[str, Array] = {}
+        for seen in observations:
+            entry = {
+                "block": block, "case": seen.case, "mode": seen.mode, "begin": seen.begin,
+                "prefill": seen.prefill, "changed": list(seen.changed),
+                "arrays": f"{len(self._entries)}",
+            }  # fmt: skip
+            for group, chains in (("tensor", seen.tensors), ("score", seen.scores)):
+                for chain, of in chains.items():
+                    for name, array in of.items():
+                        key = f"{entry['arrays']}/{group}/{chain}/{name}"
+                        arrays[key] = _storable(array)
+            if seen.rows is not None:
+                arrays[f"{entry['arrays']}/rows"] = seen.rows
+            self._entries.append(entry)
+        file = f"{block}.npz"
+        np.savez(self._place / file, allow_pickle=False, **arrays)
+        self._files[file] = sha256_of(self._place / file)
+
+    def finish(self, context: dict[str, Any], config: dict[str, Any], cases: list[Case]) -> None:
+        """Complete the run; `context` are the parts of its report that are not measured."""
+        content = {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "context": context,
+            "config": config,
+            "cases": [
+                {"name": case.name, "ids": case.ids.tolist(), "prefill": case.prefill,
+                 "continued": case.continued}
+                for case in cases
+            ],
+            "observations": self._entries, "files": self._files,
+        }  # fmt: skip
+        (self._place / FILE_NAME).write_text(json.dumps(content))
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        self._place.chmod(0o755)  # mkdtemp's own is for its user alone
+        self._place.rename(self.directory)
+        sync_directory(self.directory.parent)
+
+
+def _storable(array: Array) -> Array:
+    """NumPy's files have no bfloat16; float32 holds each of its values."""
+    wide = array.dtype == NUMPY_DTYPES["bfloat16"]
+    return np.ascontiguousarray(array, np.float32 if wide else None)
+
+
+class Recording:
+    """A saved run, checked.
+
+    Raises
+    ------
+    RecordingError
+        If it is not one, or a file was changed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        path = directory / FILE_NAME
+        try:
+            content = parse_json(path.read_bytes())
+        except FileNotFoundError:
+            raise RecordingError(
+                f"{path}: not found; {directory} is no saved run (glm-trt validate --save)"
+            ) from None
+        except OSError as error:
+            raise RecordingError(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise RecordingError(f"{path}: not JSON: {error}") from None
+        found = (content.get("format"), content.get("format_version"))
+        if found != (FORMAT, FORMAT_VERSION):
+            raise RecordingError(
+                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {found[0]} of "
+                f"version {found[1]}"
+            )
+        try:
+            self.context: dict[str, Any] = content["context"]
+            self.config = ModelConfig.from_dict(content["config"], f"{path}: config")
+            self.cases = [
+                Case(x["name"], np.array(x["ids"], np.int64), x["prefill"], x["continued"])
+                for x in content["cases"]
+            ]
+            self.files: dict[str, str] = content["files"]
+            self._entries: list[dict[str, Any]] = content["observations"]
+            self.dtype: str = self.context["backend"]["dtype"]
+            self.kinds: dict[str, tuple[str, int | None]] = {
+                name: (kind, layer) for name, kind, layer in self.context["kinds"]
+            }
+            self.blocks = list(dict.fromkeys(entry["block"] for entry in self._entries))
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise RecordingError(f"{path}: not whole: {type(error).__name__}: {error}") from None
+        for name, digest in self.files.items():
+            file = directory / name
+            if Path(name).name != name or not file.is_file():
+                raise RecordingError(f"{file}: missing, though {FILE_NAME} lists it")
+            if (actual := sha256_of(file)) != digest:
+                raise RecordingError(f"{file}: expected SHA-256 {digest}, found {actual}")
+
+    def observations(self, block: str) -> Iterator[Observation]:
+        """What was seen of one block, in order."""
+        path = self.directory / f"{block}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                by_entry: dict[str, list[str]] = {}
+                for key in arrays.files:
+                    by_entry.setdefault(key.partition("/")[0], []).append(key)
+                for entry in self._entries:
+                    if entry["block"] == block:
+                        keys = by_entry.get(entry["arrays"], [])
+                        yield _observation(entry, {key: arrays[key] for key in keys})
+        except (OSError, KeyError, ValueError) as error:
+            raise RecordingError(f"{path}: not whole: {error}") from None
+
+    def measure(self) -> Measures:
+        """Pool everything, block by block."""
+        kinds = {name: kind for name, (kind, _) in self.kinds.items()}
+        measures = Measures(self.config, self.dtype, self.cases, kinds)
+        for block in self.blocks:
+            for seen in self.observations(block):
+                measures.add(seen)
+        return measures
+
+
+def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation:
+    groups: dict[str, dict[str, dict[str, Array]]] = {"tensor": {}, "score": {}}
+    rows = None
+    for key, array in arrays.items():
+        _, group, *rest = key.split("/", 3)
+        if group == "rows":
+            rows = array
+        else:
+            groups[group].setdefault(rest[0], {})[rest[1]] = array
+    return Observation(
+        entry["block"], entry["case"], entry["mode"], entry["begin"], entry["prefill"],
+        groups["tensor"], groups["score"], tuple(entry["changed"]), rows,
+    )  # fmt: skip

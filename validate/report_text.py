@@ -1,0 +1,222 @@
+"""A report for people: a few lines for a terminal, Markdown for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from glm_trt.validate.policy import END_TO_END, RUNTIME
+from glm_trt.validate.verdict import Report, e, g, limit_share
+
+PROBLEMS_SHOWN = 10
+OFFENDERS_SHOWN = 8
+_COUNTED = ("rows", "equal", "near_ties", "wrong")
+CHOICE_NAMES = {"expert_indices": "experts", "topk_indices": "positions"}
+
+
+def title(report: Report) -> str:
+    """The verdict in one line, without the bundle's directory."""
+    backend = report["backend"]
+    return f"{'Passed' if report['ok'] else 'FAILED'}: {backend['name']} in {backend['dtype']}"
+
+
+def problems(report: Report, *, waived: bool = False) -> list[tuple[str, str]]:
+    """Where and what: all problems of a report, with what is waived and why if `waived`."""
+    found = [
+        (part["name"], problem["text"] + _why(problem["waived"]))
+        for part in parts(report)
+        for problem in part["problems"]
+        if waived or not problem["waived"]
+    ]
+    baseline, compared = report["baseline"], report["compared"]
+    if baseline:
+        found += [("baseline", regression["text"]) for regression in baseline["regressions"]]
+    if compared:
+        found += [(f"{compared['directory']}: {x['where']}", x["text"])
+                  for x in compared["problems"]]  # fmt: skip
+    return found
+
+
+def parts(report: Report) -> Iterator[Report]:
+    """Everything that has a verdict of its own, by `name`."""
+    yield from report["blocks"]
+    yield {"name": END_TO_END, **report["end_to_end"]}
+    if report["runtime"]:
+        yield {"name": RUNTIME, **report["runtime"]}
+
+
+def closest(report: Report) -> Report | None:
+    """The isolated output that is furthest beyond its limit, or closest to it."""
+    return report["offenders"][0] if report["offenders"] else None
+
+
+def share(value: float | None) -> str:
+    """An error as a part of its limit."""
+    return "not finite" if value is None else f"{100 * value:.0f} % of its limit"
+
+
+def percent(value: float) -> str:
+    """Rounded down, so that only all is 100 %."""
+    return "100 %" if value == 1 else f"{int(1e4 * value) / 1e2:.2f} %"
+
+
+def end_to_end_rows(report: Report) -> list[tuple[str, str]]:
+    """What was measured of the whole pass, name by name."""
+    end, dtype = report["end_to_end"], report["backend"]["dtype"]
+    greedy = end["greedy"]
+    rows = [
+        (f"logits, {phase}", f"error {e(entry['error'])}; {dtype} alone costs "
+         f"{e(entry['dtype_error'])}")
+        for phase, entry in sorted(end["logits"].items(), reverse=True)
+    ]  # fmt: skip
+    kl, of_dtype = end["kl_divergence"], end["dtype_kl_divergence"]
+    rows.append(("KL divergence", f"mean {e(kl['mean'])}, max {e(kl['max'])} nats; {dtype} alone "
+                 f"{e(of_dtype['mean'])}, {e(of_dtype['max'])}"))  # fmt: skip
+    rows.append(("likeliest token", f"equal for {percent(end['top1'])} of {end['tokens']:,} tokens;"
+                 f" of the five likeliest {percent(end['top5'])}"))  # fmt: skip
+    if greedy:
+        tokens = sum(case["tokens"] for case in greedy)
+        unlike = sum(case["near_ties"] + case["wrong"] for case in greedy)
+        rows.append(("greedy tokens", f"{tokens - unlike} of {tokens} equal, "
+                     f"{sum(case['near_ties'] for case in greedy)} near ties; equal until token "
+                     + ", ".join(str(case["until_divergence"]) for case in greedy)))  # fmt: skip
+    if text := end["perplexity"]:
+        rows.append(("perplexity", f"{_p(text['found'])} over {text['tokens']} tokens; exactly "
+                     f"{_p(text['exact'])}, in {dtype} {_p(text['dtype'])}"))  # fmt: skip
+    for name, counts in choices(report).items():
+        rows.append((CHOICE_NAMES[name], f"{counts['equal']:,} of {counts['rows']:,} sets equal, "
+                     f"{counts['near_ties']} near ties, {counts['wrong']} wrong"))  # fmt: skip
+    return rows
+
+
+def choices(report: Report) -> dict[str, dict[str, int]]:
+    """What was chosen, over all blocks."""
+    counted: dict[str, dict[str, int]] = {}
+    for block in report["blocks"]:
+        for name, entry in block["choices"].items():
+            sums = counted.setdefault(name, dict.fromkeys(_COUNTED, 0))
+            for key in sums:
+                sums[key] += entry[key]
+    return counted
+
+
+def blocks_line(report: Report) -> str:
+    """How many blocks are within tolerance, and which output is closest to leaving it."""
+    good = sum(block["ok"] for block in report["blocks"])
+    text = f"{good} of {len(report['blocks'])} within tolerance"
+    if worst := closest(report):
+        text += (f"; closest to it: {worst['block']} {worst['output']}, {worst['phase']}, "
+                 f"{share(worst['share'])}")  # fmt: skip
+    return text
+
+
+def summary(report: Report) -> str:
+    """The verdict in a few lines."""
+    backend = report["backend"]
+    found = [f"  {where}: {text}" for where, text in problems(report, waived=True)]
+    if len(found) > PROBLEMS_SHOWN:
+        found[PROBLEMS_SHOWN:] = [f"  … and {len(found) - PROBLEMS_SHOWN} more"]
+    rows = [("blocks", blocks_line(report)), *end_to_end_rows(report)]
+    if compared := report["compared"]:
+        rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([
+        f"{report['bundle']['directory']} on {backend['name']} in {backend['dtype']}: "
+        f"{'passed' if report['ok'] else 'FAILED'}",
+        *found,
+        *(f"  {name:<{width}}  {text}" for name, text in rows),
+    ])  # fmt: skip
+
+
+def _compared_line(compared: Report) -> str:
+    worst = max(
+        (row for row in compared["outputs"] if row["difference"] is not None),
+        key=lambda row: row["difference"], default=None,
+    )  # fmt: skip
+    verdict = "passed" if compared["ok"] else "FAILED"
+    text = f"{compared['backend']['name']} in {compared['backend']['dtype']}, which {verdict}"
+    if worst:
+        text += (f"; largest difference {e(worst['difference'])} in {worst['block']} "
+                 f"{worst['output']}, {worst['phase']}")  # fmt: skip
+    return text
+
+
+def markdown(report: Report) -> str:
+    """The report for a pull request: verdict, problems, end to end, block by block."""
+    backend, tolerance = report["backend"], report["tolerance"]
+    lines = [
+        f"# {title(report)}",
+        "",
+        f"Bundle `{report['bundle']['directory']}`, {report['created']}. {blocks_line(report)}.",
+        "",
+        f"Truth: the eager model in float64 on {report['reference']}. *Error* is the backend's "
+        f"relative L2 difference from it, *dtype* that of the eager model in {backend['dtype']}; "
+        f"at most {tolerance['ratio']} times as much is allowed.",
+        "",
+    ]
+    found = problems(report, waived=True)
+    if found:
+        lines += ["## Problems", *(f"- **{where}**: {text}" for where, text in found), ""]
+    lines += ["| end to end | |", "|---|---|"]
+    lines += [f"| {name} | {text} |" for name, text in end_to_end_rows(report)]
+    skipped = report["runtime_skipped"]
+    runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
+        "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
+    lines += [f"| runtime | {runtime} |", f"| tokens set aside after a near tie | "
+              f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
+    lines += [
+        "| block | kind | output | phase | error | dtype | ratio | of limit "
+        "| choices: equal, near ties, wrong |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for block in report["blocks"]:
+        lines += _block_rows(block)
+    lines += ["", "| worst elements | at | expected | found | of limit |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['block']} {row['output']}, {row['place']} | {row['coordinates']} "
+        f"| {g(row['expected'])} | {g(row['found'])} | {share(row['share'])} |"
+        for row in report["offenders"][:OFFENDERS_SHOWN]
+    ]
+    lines += ["", "| case | ids | prefill |", "|---|---|---|"]
+    lines += [f"| {_code(case['name'])} | {case['shape'][0]} × {case['shape'][1]} "
+              f"| {case['prefill']} |" for case in report["cases"]]  # fmt: skip
+    versions = ", ".join(f"{k} {v}" for k, v in report["environment"]["versions"].items())
+    lines += ["", f"{versions}; {report['environment']['processor']}; {report['seconds']:.1f} s",
+              ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _block_rows(block: Report) -> list[str]:
+    chosen = "; ".join(
+        f"{CHOICE_NAMES[name]} {c['equal']}, {c['near_ties']}, {c['wrong']}"
+        for name, c in block["choices"].items()
+    )
+    rows: list[str] = []
+    for name, phases in block["isolated"].items():
+        for phase, entry in phases.items():
+            first = not rows
+            ratio = "–" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+            mark = "" if entry["ok"] else " **!**"
+            rows.append(
+                f"| {block['name'] if first else ''} | {block['kind'] if first else ''} | {name} "
+                f"| {phase} | {e(entry['error'])}{mark} | {e(entry['dtype_error'])} | {ratio} "
+                f"| {of_limit(entry)} | {chosen if first else ''} |"
+            )
+    return rows
+
+
+def of_limit(entry: Report) -> str:
+    """How much of its limit an entry takes, in percent."""
+    value = limit_share(entry)
+    return "not finite" if value is None else f"{100 * value:.0f} %"
+
+
+def _why(reason: str | None) -> str:
+    return f" (waived: {reason})" if reason else ""
+
+
+def _code(text: str) -> str:
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _p(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"

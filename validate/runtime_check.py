@@ -1,0 +1,85 @@
+"""The runtime's own passes, with states kept in place and rows padded, beside the exact model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_trt.engines.bundle import Bundle
+from glm_trt.engines.python.backend import Backend, Batch
+from glm_trt.validate.policy import RUNTIME
+from glm_trt.validate.walk import Flow, Observation
+
+Array = NDArray[Any]
+# A runtime holds every weight. Beyond so many bytes it is not run beside the eager model, of which
+# one block at a time is in memory.
+MOST_WEIGHTS = 1 << 30
+
+
+def reason_to_skip(bundle: Bundle) -> str | None:
+    """Why the runtime is not run; None where it is."""
+    numbers = sum(math.prod(x.shape) for block in bundle.blocks for x in block.bindings)
+    if 4 * numbers <= MOST_WEIGHTS:
+        return None
+    return (
+        f"its weights take up to {4 * numbers / 1e9:.1f} GB, and it is run up to "
+        f"{MOST_WEIGHTS / 1e9:.1f} GB"
+    )
+
+
+def runtime_observations(backend: Backend, flows: list[Flow]) -> Iterator[Observation]:
+    """Logits of every case, and of the prompts side by side as rows of one batch."""
+    for flow in flows:
+        rows, length = flow.case.ids.shape
+        batch = backend.batch(rows, length)
+        found = [
+            _stepped(backend, batch, flow.case.ids[:, begin:end]) for begin, end in flow.case.pieces
+        ]
+        yield _observation(flow, np.concatenate(found, axis=1))
+    prompts = [flow for flow in flows if flow.case.continued]
+    if len(prompts) > 1:
+        yield from _side_by_side(backend, prompts)
+
+
+def _side_by_side(backend: Backend, flows: list[Flow]) -> Iterator[Observation]:
+    """Prompts of several lengths as rows, then a token of each at a time."""
+    prefills = np.array([flow.case.prefill for flow in flows])
+    ids = np.zeros((len(flows), prefills.max()), np.int64)
+    for row, flow in zip(ids, flows, strict=True):
+        row[: flow.case.prefill] = flow.case.ids[0, : flow.case.prefill]
+    batch = backend.batch(len(flows), max(flow.case.ids.shape[1] for flow in flows))
+    first = _stepped(backend, batch, ids, prefills)
+    steps = min(flow.case.ids.shape[1] - flow.case.prefill for flow in flows)
+    later = [
+        batch.step(
+            np.stack([flow.case.ids[0, [flow.case.prefill + i]] for flow in flows]), logits="all"
+        )
+        for i in range(steps)
+    ]
+    for row, flow in enumerate(flows):
+        parts = [first[row : row + 1, : flow.case.prefill], *(x[row : row + 1] for x in later)]
+        yield _observation(flow, np.concatenate(parts, axis=1))
+
+
+def _stepped(backend: Backend, batch: Batch, ids: Array, lengths: Array | None = None) -> Array:
+    """Logits of ids [B, S], in passes of as many tokens as the backend takes."""
+    rows, length = ids.shape
+    most = max(backend.most_tokens(length) // rows, 1)
+    parts = []
+    for begin in range(0, length, most):
+        part = ids[:, begin : begin + most]
+        counts = None if lengths is None else np.clip(lengths - begin, 0, part.shape[1])
+        parts.append(batch.step(part, counts, logits="all"))
+    return np.concatenate(parts, axis=1)
+
+
+def _observation(flow: Flow, found: Array) -> Observation:
+    tensors = {"found": {"logits": found}}
+    for chain in ("exact", "rounded"):
+        pieces = [piece["logits"] for piece in flow.values[chain]]
+        tensors[chain] = {"logits": np.concatenate(pieces, axis=1)[:, : found.shape[1]]}
+    return Observation(RUNTIME, flow.case.name, "propagated", 0, flow.case.prefill, tensors)
