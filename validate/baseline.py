@@ -16,15 +16,16 @@ from glm_trt.validate.verdict import Report, e
 ALLOWED_GROWTH = 1.25
 
 
-def compare_with_baseline(report: Report, path: Path) -> Report:
-    """The report's `baseline`: what has become worse since the report in `path`.
+def compare_with_baseline(report: Report, path: Path, earlier: Report | None = None) -> Report:
+    """The report's `baseline`: what has become worse since the report in `path`, which is `earlier`
+    if it has been read already.
 
     Raises
     ------
     ReportError
         If `path` is no report, or one of other blocks, cases or dtype.
     """
-    earlier = read_report(path)
+    earlier = earlier or read_report(path)
     _check_comparable(report, earlier, path)
     roundoff = report["tolerance"]["unit_roundoff"]
     regressions = [*_of_outputs(report, earlier, roundoff), *_of_choices(report, earlier),

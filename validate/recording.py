@@ -131,11 +131,11 @@ class Recording:
             raise RecordingError(f"{path}: {error.strerror}") from error
         except ValueError as error:
             raise RecordingError(f"{path}: not JSON: {error}") from None
-        found = (content.get("format"), content.get("format_version"))
-        if found != (FORMAT, FORMAT_VERSION):
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise RecordingError(f"{path}: the file of no saved run")
+        if (version := content.get("format_version")) != FORMAT_VERSION:
             raise RecordingError(
-                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {found[0]} of "
-                f"version {found[1]}"
+                f"{path}: format version: expected {FORMAT_VERSION}, found {version}; save again"
             )
         try:
             self.context: dict[str, Any] = content["context"]

@@ -188,7 +188,7 @@ def _heat_map(report: Report) -> Chart:
             # On the map's own colours, light in the middle and dark at its ends.
             color = "#000000" if 0.03 < value < 30 else "#ffffff"
             text = "<.01" if value <= 0.01 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
-            panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7,
+            panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.2,
                        color=color)  # fmt: skip
     step = max(1, math.ceil(len(blocks) / 40))
     rows = range(0, len(blocks), step)
@@ -249,6 +249,9 @@ def _ulps(report: Report) -> Chart:
             shares = 100 * counts / max(counts.sum(), 1)
             panel.bar([i + offset for i in shown], shares[: len(shown)], 0.4, color=color,
                       label=label)  # fmt: skip
+        panel.set_yscale("log")
+        panel.set_ylim(bottom=1e-4, top=150)
+        panel.set_yticks([1e-4, 1e-2, 1, 100], ["0.0001", "0.01", "1", "100"])
         panel.set_ylabel(f"{group}\n(% of elements)", fontsize=8)
         panel.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
     handles, names = panels[0, 0].get_legend_handles_labels()

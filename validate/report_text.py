@@ -102,9 +102,10 @@ def choices(report: Report) -> dict[str, dict[str, int]]:
 def blocks_line(report: Report) -> str:
     """How many blocks are within tolerance, and which output is closest to leaving it."""
     good = sum(block["ok"] for block in report["blocks"])
-    text = f"{good} of {len(report['blocks'])} within tolerance"
+    text = f"{good} of {len(report['blocks'])} blocks within tolerance"
     if worst := closest(report):
-        text += (f"; closest to it: {worst['block']} {worst['output']}, {worst['phase']}, "
+        which = "closest to leaving it" if worst["ok"] else "furthest beyond it"
+        text += (f"; {which}: {worst['block']} {worst['output']}, {worst['phase']}, "
                  f"{share(worst['share'])}")  # fmt: skip
     return text
 
@@ -157,7 +158,7 @@ def markdown(report: Report) -> str:
     if found:
         lines += ["## Problems", *(f"- **{where}**: {text}" for where, text in found), ""]
     lines += ["| end to end | |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in end_to_end_rows(report)]
+    lines += [f"| {name} | {_cell(text)} |" for name, text in end_to_end_rows(report)]
     skipped = report["runtime_skipped"]
     runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
         "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
@@ -172,12 +173,12 @@ def markdown(report: Report) -> str:
         lines += _block_rows(block)
     lines += ["", "| worst elements | at | expected | found | of limit |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['block']} {row['output']}, {row['place']} | {row['coordinates']} "
+        f"| {row['block']} {row['output']}, {_cell(row['place'])} | {row['coordinates']} "
         f"| {g(row['expected'])} | {g(row['found'])} | {share(row['share'])} |"
         for row in report["offenders"][:OFFENDERS_SHOWN]
     ]
     lines += ["", "| case | ids | prefill |", "|---|---|---|"]
-    lines += [f"| {_code(case['name'])} | {case['shape'][0]} × {case['shape'][1]} "
+    lines += [f"| {_cell(_code(case['name']))} | {case['shape'][0]} × {case['shape'][1]} "
               f"| {case['prefill']} |" for case in report["cases"]]  # fmt: skip
     versions = ", ".join(f"{k} {v}" for k, v in report["environment"]["versions"].items())
     lines += ["", f"{versions}; {report['environment']['processor']}; {report['seconds']:.1f} s",
@@ -212,6 +213,11 @@ def of_limit(entry: Report) -> str:
 
 def _why(reason: str | None) -> str:
     return f" (waived: {reason})" if reason else ""
+
+
+def _cell(text: str) -> str:
+    """A bar would begin another cell, in code too."""
+    return text.replace("|", "\\|")
 
 
 def _code(text: str) -> str:

@@ -18,7 +18,7 @@ from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, RUNTIME, Policy, read_policy
 from glm_trt.validate.recording import Recorder
 from glm_trt.validate.reference import Reference
-from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
+from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION, read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject
 from glm_trt.validate.verdict import ALLOWED_RATIO, Report, judge, tolerances
@@ -85,6 +85,7 @@ def validate_bundle(
         If the backend cannot run here.
     """
     began = time.monotonic()
+    earlier = read_report(options.baseline) if options.baseline else None
     progress("loading")
     bundle = open_bundle(directory, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype)
@@ -115,7 +116,7 @@ def validate_bundle(
         subject.close()
     report = assemble(context, measures, policy)
     if options.baseline:
-        report["baseline"] = baseline = compare_with_baseline(report, options.baseline)
+        report["baseline"] = baseline = compare_with_baseline(report, options.baseline, earlier)
         report["ok"] = report["ok"] and baseline["ok"]
     return report
 

@@ -1,0 +1,90 @@
+"""Faults put into the files of bundles: validation fails, bisect names block and operator.
+
+And without a fault neither says anything, whatever the seed, in either dtype.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import BUNDLES, LENGTH
+from checkpoints import make_oracle, save
+from faults import FAULTS, Fault, Faulty
+from hybrids import make_hybrid, save_hybrid
+
+from glm_trt.cli import main
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.validate.bisect import bisect_bundle
+from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
+
+Made = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(params=FAULTS, ids=lambda fault: fault.name)
+def faulty(made: Made, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Fault, list[str]]:
+    """A fault, and what validates the bundle that has it."""
+    fault: Fault = request.param
+    checkpoint, bundle = made(fault.of)
+    copy = Faulty(bundle, tmp_path / "faulty")
+    fault.edit(copy)
+    copy.seal()
+    return fault, [str(tmp_path / "faulty"), "--checkpoint", str(checkpoint), "--json"]
+
+
+def test_a_fault_is_found_and_named(
+    faulty: tuple[Fault, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault, arguments = faulty
+    # Half of the faults in the checkpoint's other dtype: both have to find each kind of them.
+    dtype = ["--dtype", "bfloat16"] if FAULTS.index(fault) % 2 else []
+    assert main(["validate", *arguments, *dtype]) == 1
+    report = json.loads(capsys.readouterr().out)
+    bad = [block["name"] for block in report["blocks"] if not block["ok"]]
+    assert bad[:1] == [fault.block]
+    assert main(["bisect", *arguments, *dtype]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["block"] == fault.block
+    assert found["operator"]["op_type"] in fault.operators
+    # Never all values at once.
+    assert all(len(step["marked"]) < 30 for step in found["steps"])
+
+
+def test_there_are_enough_of_every_kind() -> None:
+    assert len(FAULTS) >= 15
+    assert {fault.of for fault in FAULTS} == {*BUNDLES}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", BUNDLES)
+def test_no_fault_no_finding(made: Made, name: str, dtype: str) -> None:
+    checkpoint, bundle = made(name)
+    backend = "onnxruntime" if dtype == "float32" else "graph"
+    options = ValidationOptions(backend, dtype, checkpoint)
+    report = validate_bundle(bundle, options)
+    assert report["ok"], problems(report)
+    assert bisect_bundle(bundle, options)["ok"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_fault_no_failure_over_seeds(tmp_path: Path, seed: int) -> None:
+    """Other weights and ids each time, of a model with an indexer and of a hybrid in turns."""
+    if seed % 2:
+        save_hybrid(make_hybrid("shared_across", seed), tmp_path / "c")
+    else:
+        save(make_oracle(seed), tmp_path / "c")
+    options = ExportOptions(("float32", "bfloat16"), LENGTH)
+    export_checkpoint(tmp_path / "c", tmp_path / "b", options)
+    for backend, dtype in (("onnxruntime", "float32"), ("graph", "bfloat16")):
+        settings = ValidationOptions(backend, dtype, cases=CaseOptions(seed=seed))
+        report = validate_bundle(tmp_path / "b", settings)
+        assert report["ok"], problems(report)
+
+
+def problems(report: dict[str, Any]) -> list[str]:
+    parts = [*report["blocks"], report["end_to_end"], *filter(None, [report["runtime"]])]
+    return [problem["text"] for part in parts for problem in part["problems"]]

@@ -1,0 +1,193 @@
+"""Reports as people get them: the page in a browser, Markdown, JSON by its schema."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from faults import FAULTS, Faulty
+
+from glm_trt.cli import main
+from glm_trt.model.errors import MissingCapabilityError
+from glm_trt.validate import report_files
+from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
+
+Made = Callable[[str], tuple[Path, Path]]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module", params=["plain", "hybrid", "fp8", "nvfp4", "faulty"])
+def report(
+    made: Made, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """The report of each bundle; "faulty" is far out of tolerance, and has what is not finite."""
+    place: Path = tmp_path_factory.mktemp("reports")
+    faulty = request.param == "faulty"
+    checkpoint, bundle = made("hybrid" if faulty else request.param)
+    if faulty:
+        fault = next(fault for fault in FAULTS if fault.name == "nan_in_a_padded_row")
+        copy = Faulty(bundle, place / "bundle")
+        fault.edit(copy)
+        copy.seal()
+        bundle = copy.directory
+    command = ["validate", str(bundle), "--checkpoint", str(checkpoint)]
+    assert main([*command, "--report", str(place / "r")]) == int(faulty)
+    return place / "r"
+
+
+def test_json_follows_its_schema(report: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    content = read_report(report)
+    jsonschema.validate(content, schema())
+    wrong = content | {"verdict": True}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema())
+    dtype_ulps = content["blocks"][1]["isolated"]["hidden_out"]["prefill"]["ulps"]
+    classes = len(content["tolerance"]["ulp_classes"])
+    assert len(dtype_ulps["found"]) == len(dtype_ulps["dtype"]) == classes
+
+
+def test_markdown(report: Path) -> None:
+    text = (report / "report.md").read_text()
+    content = read_report(report)
+    assert text.startswith("# Passed" if content["ok"] else "# FAILED")
+    assert ("## Problems" in text) != content["ok"]
+    for block in content["blocks"]:
+        assert f"| {block['name']} |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert widths <= {3, 4, 6, 10}, "a cell breaks a table"
+
+
+class Page(HTMLParser):
+    """What a page asks for, and what it says to those who cannot see it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.pictures: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        if identity := values.get("id"):
+            self.ids.append(identity)
+        self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href") and v]
+        if values.get("role") == "img":
+            self.pictures.append(values.get("aria-label") or "")
+
+
+def test_the_page_needs_nothing_else(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    page = Page(text)
+    assert not {"script", "iframe", "object", "img"} & {*page.tags}
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"url\((?!#)|@import|<\?xml|<!ENTITY", text)
+    assert len(page.ids) == len(set(page.ids)), "two things of one name"
+    inner = [link[1:] for link in page.links if link.startswith("#")]
+    assert {*inner} <= {*page.ids}
+    assert len(page.pictures) >= 3 and all(len(label) > 40 for label in page.pictures)
+    assert len(text) < 1 << 20
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: the page is not opened")
+    playwright = pytest.importorskip("playwright.sync_api", reason="drives chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield opened
+        opened.close()
+
+
+SMALLEST_TEXT = """
+() => Math.min(...[...document.querySelectorAll("figure svg text")].map(text => {
+  const {a, b} = text.getScreenCTM();
+  return Math.hypot(a, b) * parseFloat(getComputedStyle(text).fontSize);
+}))
+"""
+CONTRAST = """
+() => {
+  // The least contrast of any text with what is behind it (WCAG 2.2, relative luminance).
+  const parse = color => (color.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let least = [99, ""];
+  for (const element of document.querySelectorAll("body *:not(svg *)")) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own) continue;
+    let behind = element, back = [0, 0, 0, 0];
+    while (behind && back.length === 4 && back[3] === 0) {
+      back = parse(getComputedStyle(behind).backgroundColor);
+      behind = behind.parentElement;
+    }
+    const a = light(parse(getComputedStyle(element).color)), b = light(back);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < least[0]) least = [ratio, element.textContent.slice(0, 40)];
+  }
+  return least;
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_in_a_browser(browser: Any, report: Path, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((report / "report.html").resolve().as_uri())
+    assert not said
+    assert [url for url in asked if not url.startswith("data:")] == [page.url]
+    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert overflow <= 0, "the page scrolls sideways"
+    least, where = page.evaluate(CONTRAST)
+    assert least >= 4.5, where
+    # Drawn text stays readable: pictures are not scaled down on a phone.
+    assert page.evaluate(SMALLEST_TEXT) >= 8
+    # Every table can be reached and scrolled by the keyboard.
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert {"Worst elements", "Blocks", "Cases", "Build and environment"} <= reached
+    page.emulate_media(media="print", color_scheme=scheme)
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    page.close()
+
+
+def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ReportError, match="expected a directory, found a file"):
+        check_report_place(tmp_path / "file")
+    monkeypatch.setattr(report_files, "find_spec", lambda name: None)
+    with pytest.raises(MissingCapabilityError, match="matplotlib"):
+        check_report_place(tmp_path / "new")
+
+
+def test_what_a_report_says_is_text_and_not_markup(report: Path, tmp_path: Path) -> None:
+    content = read_report(report)
+    content["bundle"]["directory"] = "</code><script>alert(1)</script>"
+    content["cases"][0]["name"] = "a | `b` <b>"
+    report_files.write_report(content, tmp_path / "r")
+    assert "<script" not in (tmp_path / "r" / "report.html").read_text()
+    assert json.loads((tmp_path / "r" / "report.json").read_text()) == content
+    assert "a \\| `b` <b>" in (tmp_path / "r" / "report.md").read_text()
