@@ -31,7 +31,7 @@ export: plugins ## CHECKPOINT to BUNDLE: export, build engines, validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
 	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
 	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
-	@echo "The report is in $(BUNDLE)-report"
+	@echo "The report is $(BUNDLE)-report/report.html"
 
 engines: plugins ## build the engines of BUNDLE
 	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
@@ -39,9 +39,9 @@ engines: plugins ## build the engines of BUNDLE
 validate: setup ## compare BUNDLE with the eager model
 	$(BIN)/glm-trt validate "$(BUNDLE)"
 
-report: setup ## the same, written to BUNDLE-report
+report: setup ## the same, as a page, Markdown and JSON in BUNDLE-report
 	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
-	@echo "The report is in $(BUNDLE)-report"
+	@echo "The report is $(BUNDLE)-report/report.html"
 
 run: setup ## continue PROMPT with BUNDLE
 	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"

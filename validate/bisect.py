@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from glm_trt.model.weights import TORCH_DTYPES
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
 from glm_trt.validate.subjects import Subject, open_subject
 from glm_trt.validate.validation import ValidationOptions, all_blocks, open_bundle, walk
@@ -63,7 +64,7 @@ def bisect_bundle(
     bundle = open_bundle(directory, options.checkpoint)
     reference = Reference(bundle, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype)
-    try:
+    with closing(subject), fitting_threads(bundle):
         progress("continuing prompts")
         flows = [start(case) for case in make_cases(bundle, reference, options.cases)]
         kinds = {block.name: block.kind for block in all_blocks(bundle)}
@@ -88,8 +89,6 @@ def bisect_bundle(
         return report | search_block(
             bundle, block, reference, subject, inputs, report, output, progress
         )
-    finally:
-        subject.close()
 
 
 def first_failure(

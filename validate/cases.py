@@ -6,7 +6,6 @@ tokens, and up to the first token that a backend would choose otherwise they are
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.reference import Reference, is_small
 
 PROMPTS = (
     "def fibonacci(n):",
@@ -30,8 +29,6 @@ LONGEST = 768
 # Tokens of one pass: what engines take unless they are built for other sizes.
 MOST_TOKENS = 512
 HELD_TEXT = "held text"
-# Numbers: a model with fewer is held in float64 while prompts are continued.
-RESIDENT = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -157,10 +154,9 @@ def _continued(
     """
     from glm_trt.validate.walk import start, step_exact
 
-    numbers = sum(math.prod(x.shape) for block in bundle.blocks for x in block.bindings)
     held = (
         {block.name: reference.block(block, "float64") for block in bundle.blocks}
-        if numbers < RESIDENT
+        if is_small(bundle)
         else {}
     )
     ids = [np.array([prompt + [0] * NEW_TOKENS], np.int64) for prompt in prompts]

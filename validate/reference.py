@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,29 @@ from glm_trt.model.states import input_dtype
 from glm_trt.model.weights import TORCH_DTYPES, as_torch, load_block, load_weights
 
 Array = NDArray[Any]
+
+
+# Numbers: a model with fewer may be held in float64 as a whole.
+SMALL = 1 << 27
+
+
+def is_small(bundle: Bundle) -> bool:
+    """Whether the whole model is little for any machine."""
+    return sum(math.prod(x.shape) for block in bundle.blocks for x in block.bindings) < SMALL
+
+
+@contextmanager
+def fitting_threads(bundle: Bundle) -> Iterator[None]:
+    """One thread of torch's for a small model: several are no faster on small operators, and on a
+    machine that does something else they spin for one another, up to six times as long.
+    """
+    threads = torch.get_num_threads()
+    if is_small(bundle):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class RecordingOperators(EagerOperators):

@@ -26,9 +26,10 @@ COLORS = {
 }  # fmt: skip
 BLUE, ORANGE, GREEN, PINK = (color for color in COLORS if color not in (INK, FAINT))
 WIDTH, HEIGHT = 4.2, 2.9  # inches of 96 pixels
-# An output's errors as parts of their limits: columns of the heat map.
+ANGLES = ("cos", "sin")
+# Columns of the heat map.
 MOST_COLUMNS = 12
-# Cells with numbers in them, where there are few enough rows to read them.
+# Rows of it up to which there are numbers in its cells.
 MOST_NUMBERED = 24
 _DPI = 96
 
@@ -187,7 +188,8 @@ def _heat_map(report: Report) -> Chart:
             value = values[row, column]
             # On the map's own colours, light in the middle and dark at its ends.
             color = "#000000" if 0.03 < value < 30 else "#ffffff"
-            text = "<.01" if value <= 0.01 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+            text = "<.01" if value <= 0.01 else f"{value:.2g}" if value < 100 else f"{value:.0e}"
+            text = text.replace("e+0", "e").replace("e+", "e")
             panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.2,
                        color=color)  # fmt: skip
     step = max(1, math.ceil(len(blocks) / 40))
@@ -212,15 +214,17 @@ def _heat_map(report: Report) -> Chart:
 
 
 def _columns(blocks: list[Report]) -> list[tuple[str, str]]:
-    """Outputs and phases that most blocks have; those of which nothing is inexact last."""
+    """Outputs and phases, without the rotary angles, which no layer makes: what blocks hand on
+    first, then what most blocks have.
+    """
     counted: dict[tuple[str, str], int] = {}
     for block in blocks:
-        for name, phases in block["isolated"].items():
-            for phase in phases:
+        for name in block["isolated"].keys() - {*ANGLES}:
+            for phase in block["isolated"][name]:
                 counted[name, phase] = counted.get((name, phase), 0) + 1
-    most = sorted(counted, key=lambda column: -counted[column])[:MOST_COLUMNS]
-    order = ("hidden_out", "logits")
-    return sorted(most, key=lambda c: (order.index(c[0]) if c[0] in order else 9, c))
+    handed_on = sorted(column for column in counted if column[0] in ("hidden_out", "logits"))
+    others = sorted(counted.keys() - {*handed_on}, key=lambda column: -counted[column])
+    return handed_on + sorted(others[: MOST_COLUMNS - len(handed_on)])
 
 
 def _ulps(report: Report) -> Chart:
@@ -229,7 +233,7 @@ def _ulps(report: Report) -> Chart:
     for block in report["blocks"]:
         for name, phases in block["isolated"].items():
             group = {"hidden_out": "hidden states", "logits": "logits"}.get(name, "states")
-            if name in ("cos", "sin"):
+            if name in ANGLES:
                 continue
             for entry in phases.values():
                 into = pooled.setdefault(group, {"found": 0, "dtype": 0})

@@ -51,7 +51,9 @@ def closest(report: Report) -> Report | None:
 
 def share(value: float | None) -> str:
     """An error as a part of its limit."""
-    return "not finite" if value is None else f"{100 * value:.0f} % of its limit"
+    if value is None:
+        return "not finite"
+    return f"{100 * value:.0f} % of its limit" if value < 10 else f"{value:,.0f} × its limit"
 
 
 def percent(value: float) -> str:
@@ -206,9 +208,8 @@ def _block_rows(block: Report) -> list[str]:
 
 
 def of_limit(entry: Report) -> str:
-    """How much of its limit an entry takes, in percent."""
-    value = limit_share(entry)
-    return "not finite" if value is None else f"{100 * value:.0f} %"
+    """How much of its limit an entry takes."""
+    return share(limit_share(entry)).removesuffix(" of its limit").removesuffix(" its limit")
 
 
 def _why(reason: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from glm_trt.validate.environment import describe_backend, describe_environment
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, RUNTIME, Policy, read_policy
 from glm_trt.validate.recording import Recorder
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION, read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject
@@ -89,7 +89,7 @@ def validate_bundle(
     progress("loading")
     bundle = open_bundle(directory, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype)
-    try:
+    with closing(subject), fitting_threads(bundle):
         kinds = {block.name: (block.kind, block.layer) for block in all_blocks(bundle)}
         policy = NO_POLICY
         if options.policy:
@@ -112,8 +112,6 @@ def validate_bundle(
             context["seconds"] = time.monotonic() - began
             if recorder:
                 recorder.finish(context, bundle.manifest["config"], cases)
-    finally:
-        subject.close()
     report = assemble(context, measures, policy)
     if options.baseline:
         report["baseline"] = baseline = compare_with_baseline(report, options.baseline, earlier)
