@@ -19,6 +19,10 @@ class BundleError(GlmTrtError):
     """A bundle that is incomplete, altered or of another format version."""
 
 
+class BlockError(GlmTrtError):
+    """A block that a backend cannot run, though its inputs are as they should be."""
+
+
 class MissingCapabilityError(GlmTrtError):
     """The machine lacks what was asked for: a GPU, a driver, a library."""
 

@@ -101,12 +101,13 @@ class Difference:
         """The relative standard error of `relative`, as an estimate from the rows that there were.
 
         The squared errors of n rows scatter around their mean, so that their sum is known to
-        √(n · variance); its root, to half of that relatively.
+        √(n · variance); its root, to half of that relatively. The variance of few rows says little:
+        it is taken to be no less than the square of the mean.
         """
         if not self.squared:
             return 0.0
-        variance = max(self.fourth - self.squared**2 / self.rows, 0.0)
-        return 0.5 * float(np.sqrt(variance)) / self.squared
+        of_mean = self.squared**2 / self.rows
+        return 0.5 * float(np.sqrt(max(self.fourth - of_mean, of_mean))) / self.squared
 
 
 def _unit_in_last_place(x: Array, dtype: str) -> Array:

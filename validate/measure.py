@@ -55,7 +55,7 @@ class BlockResult:
     isolated: Pairs = field(default_factory=dict)
     propagated: Pairs = field(default_factory=dict)
     choices: dict[str, Choices] = field(default_factory=dict)
-    overwritten: list[str] = field(default_factory=list)
+    findings: list[tuple[str, str]] = field(default_factory=list)
     set_aside: int = 0
 
 
@@ -117,7 +117,7 @@ class Measures:
             )  # fmt: skip
             shape = tensors["exact"]["hidden_out"].shape[:-1]
             rows = equal.reshape(shape) if rows is None else rows & equal.reshape(shape)
-        result.overwritten += [f"{name}, {place}" for name in seen.changed]
+        result.findings += [(name, f"{text}, {place}") for name, text in seen.findings]
         for name in tensors["exact"].keys() - CHOSEN_BY.keys():
             of_chains = {chain: tensors[chain][name] for chain in CHAINS}
             mask = None if name.removesuffix("_out") in STATE_AXES else rows

@@ -68,7 +68,7 @@ class Recorder:
         for seen in observations:
             entry = {
                 "block": block, "case": seen.case, "mode": seen.mode, "begin": seen.begin,
-                "prefill": seen.prefill, "changed": list(seen.changed),
+                "prefill": seen.prefill, "findings": list(seen.findings),
                 "arrays": f"{len(self._entries)}",
             }  # fmt: skip
             for group, chains in (("tensor", seen.tensors), ("score", seen.scores)):
@@ -194,7 +194,8 @@ def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation
             rows = array
         else:
             groups[group].setdefault(rest[0], {})[rest[1]] = array
+    findings = tuple((name, text) for name, text in entry["findings"])
     return Observation(
         entry["block"], entry["case"], entry["mode"], entry["begin"], entry["prefill"],
-        groups["tensor"], groups["score"], tuple(entry["changed"]), rows,
+        groups["tensor"], groups["score"], findings, rows,
     )  # fmt: skip

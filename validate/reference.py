@@ -153,6 +153,13 @@ class Reference:
         """The weights of `block` as its graph takes them, by name; see `load_weights`."""
         return load_weights(self._bindings(block), self._source, dtype)
 
+    def release(self, block: BundleBlock) -> None:
+        """Let go of the pages of files that `block` was read from, here and by a backend."""
+        for name in b.tensor_names(self._bindings(block)):
+            self._source.release(name)
+        for name in b.tensor_names(block.bindings):
+            self.bundle.weights.release(name)
+
     @property
     def _source(self) -> b.TensorSource:
         return self.checkpoint or self.bundle.weights

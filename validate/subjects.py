@@ -16,9 +16,10 @@ from glm_trt.engines.python.backend import Backend
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.tensorrt_backend import open_backend
 from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
-from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.weights import load_weights
+from glm_trt.plugins.common.interpreter import round_to_nearest
 from glm_trt.plugins.common.launch import run
 from glm_trt.plugins.operators import CONTRACTS
 from glm_trt.validate.graph_evaluator import GraphEvaluator
@@ -146,8 +147,11 @@ class GraphSubject:
         given = {name: as_tensor(name, array, self.dtype) for name, array in inputs.items()}
         wanted = {*evaluator.outputs, *self._marked.get(block.kind, ())}
         found: Arrays = {}
-        for _, values in evaluator.steps(given | self._weights[1]):
-            found |= {name: as_array(x) for name, x in values.items() if name in wanted}
+        try:
+            for _, values in evaluator.steps(given | self._weights[1]):
+                found |= {name: as_array(x) for name, x in values.items() if name in wanted}
+        except (RuntimeError, IndexError) as error:  # torch's, of shapes and indices
+            raise BlockError(f"{block.name}: its graph cannot be run: {error}") from error
         return found
 
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
@@ -179,6 +183,7 @@ class KernelOperators(EagerOperators):
             raise GlmTrtError(
                 "backend 'kernels': set TRITON_INTERPRET=1 before anything imports triton"
             )
+        round_to_nearest()
         calls = {name: _interpreted(name) for name in CONTRACTS}
         convolve = calls["causal_conv_with_state"]
         calls["causal_conv_with_state"] = lambda x, weight, past, **attributes: convolve(

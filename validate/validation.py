@@ -149,6 +149,7 @@ def walk(
         runners = runners_of(reference, subject, block)
         yield block.name, list(walk_block(bundle, block, runners, flows))
         subject.release(block)
+        reference.release(block)
         backend = as_backend(subject) if block.name == "head" else None
         if backend and not reason_to_skip(bundle):
             progress("running the runtime")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model.bindings import NUMPY_DTYPES
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.errors import BlockError
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
 from glm_trt.validate.choices import CHOSEN_BY
@@ -35,6 +36,12 @@ PADDING = 3
 TIES_BEYOND = 8
 
 
+class DoesNotRunError(BlockError):
+    """What is validated cannot run a block at all."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the three chains made of one input of one block.
@@ -47,7 +54,8 @@ class Observation:
     tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a
         capacity [B, 1, S, width] the positions that were written, of another all.
     scores : of "exact" and "rounded", what experts and positions were chosen by.
-    changed : states of the backend of which other positions changed.
+    findings : output and what is wrong with it other than its numbers: its shape, or positions of
+        a state that changed and should not have.
     rows : tokens [B, S] that count, all if None.
     inputs : what all three were given (isolated runs and probes).
     """
@@ -59,7 +67,7 @@ class Observation:
     prefill: int
     tensors: dict[str, Arrays]
     scores: dict[str, Arrays] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
+    findings: tuple[tuple[str, str], ...] = ()
     rows: NDArray[np.bool_] | None = None
     inputs: Arrays | None = None
 
@@ -110,10 +118,17 @@ class Runners:
 
 def runners_of(reference: Reference, subject: Subject, block: BundleBlock) -> Runners:
     """Load what runs `block`."""
+
+    def found(inputs: Arrays) -> Arrays:
+        try:
+            return subject.run_block(block, inputs)
+        except BlockError as error:
+            raise DoesNotRunError(str(error)) from error
+
     return Runners(
         reference.block(block, "float64"),
         reference.block(block, subject.dtype, absorbed=True),
-        lambda inputs: subject.run_block(block, inputs),
+        found,
         subject.dtype,
     )
 
@@ -156,6 +171,9 @@ def walk_block(
                 inputs = _fed(bundle.config, block, flow.values[chain][i], states[chain])
                 dtype = "float64" if chain == "exact" else runners.dtype
                 outputs = runners.run(chain, cast(inputs, dtype))
+                if chain == "exact":
+                    expected = outputs
+                conform(outputs, expected)
                 states[chain] = {name: outputs[f"{name}_out"] for name in states[chain]}
                 _pass_on(block, flow.values[chain][i], outputs)
                 gathered[chain].append(outputs)
@@ -163,6 +181,24 @@ def walk_block(
     for mode, inputs, rows in _probes(bundle, block, flows):
         given = cast(inputs, runners.dtype)
         yield _run_isolated(bundle, block, runners, given, "", mode, rows)
+
+
+def conform(found: Arrays, expected: Arrays) -> list[tuple[str, str]]:
+    """Put nothing (NaN, index −1) in the place of outputs that are missing or of another shape than
+    is expected, so that the rest can be compared; which, and what was wrong.
+    """
+    findings = []
+    for name, wanted in expected.items():
+        array = found.get(name)
+        if array is not None and array.shape == wanted.shape:
+            continue
+        text = "missing" if array is None else (
+            f"expected shape {list(wanted.shape)}, found {list(array.shape)}"
+        )  # fmt: skip
+        findings.append((name, text))
+        integer = wanted.dtype.kind in "iu"
+        found[name] = np.full(wanted.shape, -1 if integer else np.nan, wanted.dtype)
+    return findings
 
 
 def step_exact(
@@ -204,19 +240,19 @@ def _run_isolated(
     outputs = runners.all(inputs)
     length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
     begin = int(inputs["past_lengths"][0]) if "past_lengths" in inputs else 0
-    changed = []
+    findings = conform(outputs["found"], outputs["exact"])
     for spec in bundle.states(block):
         name = f"{spec.name}_out"
         if not spec.has_capacity:
             continue
         if not _kept(outputs["found"][name], inputs[spec.name], begin, length):
-            changed.append(name)
+            findings.append((name, "overwrites what it should keep"))
         for made in outputs.values():
             made[name] = made[name][:, :, begin : begin + length]
     scores = {"exact": runners.exact.scores, "rounded": runners.rounded.scores}
     return Observation(
         block.name, case, mode, begin, max(0, min(length, prefill - begin)), outputs, scores,
-        tuple(changed), rows, inputs,
+        tuple(findings), rows, inputs,
     )  # fmt: skip
 
 

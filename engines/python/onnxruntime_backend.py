@@ -22,7 +22,7 @@ from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narro
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
-from glm_trt.model.errors import BundleError
+from glm_trt.model.errors import BlockError, BundleError
 
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
 # Tokens of one sequence in a pass. Fewer than the least would be slower than the memory is worth.
@@ -149,7 +149,10 @@ class OnnxruntimeBackend:
         names = [output.name for output in session.get_outputs()]
         for name in names:
             binding.bind_output(name)
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own have no base but this
+            raise BlockError(f"{block.name}: onnxruntime cannot run it: {error}") from error
         for x in block.bindings:
             if math.prod(x.shape) > LARGE and not x.name.startswith(EXPERTS_PREFIX):
                 for name in x.tensors:  # where it is mapped: who compares maps it once more
