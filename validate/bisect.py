@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import onnx
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.export.trace import trace_block
+from glm_trt.model.errors import BlockError
 from glm_trt.model.weights import TORCH_DTYPES
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.measure import Measures
@@ -157,16 +159,22 @@ def search_block(
         finally:
             subject.mark(block.kind, ())
 
-    found = search.search(run, inputs)
-    difference = graph_difference(bundle, block, model, dtype)
-    report = failed | describe(found) | {"graph_differs": difference}
+    difference = {"graph_differs": graph_difference(bundle, block, model, dtype)}
+    try:
+        found = search.search(run, inputs)
+    except BlockError as error:
+        return failed | refused_operator(model, str(error)) | difference
+    report = failed | describe(found) | difference
     if found.bad is None or output is None:
         return report
     progress("shrinking the input")
     name, marked = found.bad.name, search.boundary(found.bad, found.known)
 
     def still_bad(given: Arrays) -> Search | None:
-        known = run(marked, given)
+        try:
+            known = run(marked, given)
+        except BlockError:  # another fault
+            return None
         bad = search.first_bad(given, known, name)
         return Search(bad, (), found.vanished, known) if bad and bad.name == name else None
 
@@ -183,11 +191,7 @@ def describe(found: Search) -> Report:
     report: Report = {"steps": steps, "operator": None, "region": []}
     if found.bad is None:
         return report
-    nodes = [
-        {"name": node.name, "op_type": node.op_type, "domain": node.domain,
-         "inputs": list(node.input), "outputs": list(node.output)}
-        for node in found.bad.nodes
-    ]  # fmt: skip
+    nodes = [_node_entry(node) for node in found.bad.nodes]
     return report | {
         "operator": nodes[-1],
         "region": nodes,
@@ -198,6 +202,25 @@ def describe(found: Search) -> Report:
         "expected": found.bad.worst.get("expected"),
         "found": found.bad.worst.get("found"),
     }
+
+
+def refused_operator(model: onnx.ModelProto, error: str) -> Report:
+    """What a search would give, of a block that does not run: the operator that its error names."""
+    named = [node for node in model.graph.node if re.search(rf"\b{re.escape(node.name)}\b", error)]
+    operator = _node_entry(named[0]) if named else None
+    value = named[0].output[0] if named else None
+    return {
+        "steps": [], "operator": operator, "region": [operator] if operator else [],
+        "vanished": False, "value": value, "problem": error, "coordinates": None,
+        "expected": None, "found": None,
+    }  # fmt: skip
+
+
+def _node_entry(node: onnx.NodeProto) -> Report:
+    return {
+        "name": node.name, "op_type": node.op_type, "domain": node.domain,
+        "inputs": list(node.input), "outputs": list(node.output),
+    }  # fmt: skip
 
 
 def describe_finding(report: Report) -> str:
@@ -218,12 +241,16 @@ def describe_finding(report: Report) -> str:
             f"  operator      {operator['op_type']} ({operator['name']}), which makes "
             f"{report['value']}",
             f"  value         {report['problem']}",
-            f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "
-            f"{g(report['found'])}",
             f"  input         {report['place']}",
-            f"  runs          {len(report['steps'])}, with up to "
-            f"{max(len(step['marked']) for step in report['steps'])} values marked",
         ]
+        if report["coordinates"] is not None:
+            lines.append(
+                f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "
+                f"{g(report['found'])}"
+            )
+        if report["steps"]:
+            most = max(len(step["marked"]) for step in report["steps"])
+            lines.append(f"  runs          {len(report['steps'])}, with up to {most} values marked")
         if report["vanished"]:
             region = ", ".join(node["op_type"] for node in report["region"])
             lines.append(f"  note          right when more is marked: how {region} are joined")

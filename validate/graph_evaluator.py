@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.weights import as_torch
 from glm_trt.plugins.operators import CONTRACTS
@@ -52,6 +55,7 @@ class GraphEvaluator:
         self, model: onnx.ModelProto, operators: EagerOperators | None = None, exact: bool = False
     ) -> None:
         self.graph, self.exact = model.graph, exact
+        self._opset = next((x.version for x in model.opset_import if not x.domain), 1)
         self.operators = operators or EagerOperators()
         self.outputs = [value.name for value in model.graph.output]
         self.constants = {
@@ -87,12 +91,17 @@ class GraphEvaluator:
         Raises
         ------
         GlmTrtError
-            If the operator is none that an exported graph has.
+            If the operator is neither ONNX's nor ours.
+        BlockError
+            If it cannot be run on these inputs.
         """
         attributes = {a.name: _decoded(helper.get_attribute_value(a)) for a in node.attribute}
         inputs = [values[name] if name else None for name in node.input]
         operation = self._operation(node)
-        made = operation(attributes, *inputs)
+        try:
+            made = operation(attributes, *inputs)
+        except (RuntimeError, IndexError) as error:  # torch's, of shapes and indices
+            raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
         outputs = made if isinstance(made, tuple | list) else (made,)
         return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
 
@@ -100,13 +109,13 @@ class GraphEvaluator:
         if node.op_type in _OURS:
             operator = getattr(self.operators, _OURS[node.op_type])
             return lambda attributes, *inputs: operator(*inputs, **attributes)
-        found = getattr(self, f"_{node.op_type}", None) or _OPERATIONS.get(node.op_type)
-        if node.domain or found is None:
+        if node.domain:
             raise GlmTrtError(
-                f"node {node.name}: expected an operator of exported graphs, found "
-                f"{node.domain or 'ai.onnx'}.{node.op_type}"
+                f"node {node.name}: expected an operator of ai.onnx or of our own, found "
+                f"{node.domain}.{node.op_type}"
             )
-        return found
+        found = getattr(self, f"_{node.op_type}", None) or _OPERATIONS.get(node.op_type)
+        return found or partial(_by_onnx, node, self._opset)
 
     def _Cast(self, attributes: Attributes, x: Tensor) -> Tensor:
         dtype = _CASTS[attributes["to"]]
@@ -138,6 +147,33 @@ class GraphEvaluator:
     ) -> tuple[Tensor, Tensor]:
         assert not bias.any(), "exported with a bias of zeros"
         return self.operators.causal_conv_with_state(x, weight, past, **attributes)
+
+
+def _by_onnx(
+    node: onnx.NodeProto, opset: int, _: Attributes, *inputs: Tensor | None
+) -> tuple[Tensor, ...]:
+    """An operator that no graph of ours has, but a changed one may: ONNX's own reference, which has
+    no bfloat16, on the next wider type.
+    """
+    given = {
+        name: (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        for name, x in zip(node.input, inputs, strict=True)
+        if x is not None
+    }
+    dtype = next((x.dtype for x in inputs if x is not None and x.is_floating_point()), None)
+    graph = helper.make_graph(
+        [node], "operator",
+        [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+         for name, x in given.items()],
+        [onnx.ValueInfoProto(name=name) for name in node.output if name],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        results = ReferenceEvaluator(model).run(None, given)
+    except Exception as error:  # of any kind, as each operator is code of its own
+        raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
+    tensors = (torch.from_numpy(np.asarray(x).copy()) for x in results)
+    return tuple(x.to(dtype) if dtype and x.is_floating_point() else x for x in tensors)
 
 
 def _gemm(attributes: Attributes, x: Tensor, weight: Value, bias: Tensor | None = None) -> Tensor:

@@ -125,6 +125,7 @@ class Measures:
             result.isolated.setdefault(key, Pair.of(self.dtype)).add(of_chains, place, mask)
 
     def _add_propagated(self, result: BlockResult, seen: Observation) -> None:
+        result.findings += [(name, f"{text}, {seen.case}") for name, text in seen.findings]
         parted = self.parted[seen.case]
         parted |= _choices_differ(seen.tensors)
         rows = ~parted

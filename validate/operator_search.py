@@ -36,6 +36,9 @@ MARKED = 6
 # Runs of the block at most; each leaves a region of a MARKED-th, so that no graph needs more.
 MOST_RUNS = 12
 MOST_SLACK = 1e3
+# A slack of 0: bounds as they are, without what contracts allow on top. For faults so small that a
+# block is barely out of tolerance.
+STRICT = 0.0
 # Of an operator without a contract: that of most which have one.
 USUAL_TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
 _CONTRACTS = {contract.name: contract for contract in CONTRACTS.values()}
@@ -110,14 +113,14 @@ class OperatorSearch:
         steps: list[tuple[tuple[str, ...], str]] = []
         last: tuple[Check, Arrays] | None = None
         tried: set[str] = set()
-        slack = 0.0
+        slack: float | None = None
         for _ in range(MOST_RUNS):
             known = run(marked)
             stop = last[0].name if last else None
-            slack = slack or self._first_slack(inputs, known)
+            slack = self._first_slack(inputs, known) if slack is None else slack
             bad = self.first_bad(inputs, known, stop, slack)
-            while bad is None and slack > 1:
-                slack = max(1.0, slack / 10)
+            while bad is None and slack > (1 if last else STRICT):
+                slack = max(1.0, slack / 10) if slack > 1 else STRICT
                 bad = self.first_bad(inputs, known, stop, slack)
             steps.append((marked, bad.name if bad else ""))
             if bad is None:
@@ -156,7 +159,9 @@ class OperatorSearch:
 
     @torch.no_grad()
     def checks(self, inputs: Arrays, known: Arrays, slack: float = 1.0) -> Iterator[Check]:
-        """Each known value in the order of the graph; `slack` times its bound is allowed."""
+        """Each known value in the order of the graph; `slack` times its bound is allowed, or the
+        bound as a block has it if that is `STRICT`.
+        """
         exact: dict[str, Any] = {**self._weights[0], **self._evaluators[0].constants}
         rounded: dict[str, Any] = {**self._weights[1], **self._evaluators[1].constants}
         for name, array in inputs.items():
@@ -216,9 +221,10 @@ class OperatorSearch:
         as_rows = {c: array.reshape(-1, array.shape[-1] if array.ndim else 1)
                    for c, array in arrays.items()}  # fmt: skip
         pair.add(as_rows, name)
-        entry = pair_entry(pair, self.dtype, tolerance=_tolerance(behind, self.dtype))
+        tolerance = 0.0 if slack == STRICT else _tolerance(behind, self.dtype)
+        entry = pair_entry(pair, self.dtype, tolerance=tolerance)
         share = limit_share(entry)
-        if share is not None and share <= slack:
+        if share is not None and share <= max(slack, 1.0):
             return Check(name, behind, "", {}, expected, found, share)
         worst = entry["worst"]
         flat = int(np.ravel_multi_index(worst["coordinates"], as_rows["exact"].shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,20 +33,38 @@ def reason_to_skip(bundle: Bundle) -> str | None:
 
 
 def runtime_observations(backend: Backend, flows: list[Flow]) -> Iterator[Observation]:
-    """Logits of every case, and of the prompts side by side as rows of one batch."""
+    """Logits of every case, and of the prompts side by side as rows of one batch.
+
+    What does not run is an observation too, of no numbers.
+    """
     for flow in flows:
-        rows, length = flow.case.ids.shape
-        batch = backend.batch(rows, length)
-        found = [
-            _stepped(backend, batch, flow.case.ids[:, begin:end]) for begin, end in flow.case.pieces
-        ]
-        yield _observation(flow, np.concatenate(found, axis=1))
+        try:
+            yield _alone(backend, flow)
+        except Exception as error:  # a backend's own: onnxruntime's have no base but this
+            yield _refused(flow, error)
     prompts = [flow for flow in flows if flow.case.continued]
     if len(prompts) > 1:
-        yield from _side_by_side(backend, prompts)
+        try:
+            yield from _side_by_side(backend, prompts)
+        except Exception as error:
+            yield from (_refused(flow, error) for flow in prompts)
 
 
-def _side_by_side(backend: Backend, flows: list[Flow]) -> Iterator[Observation]:
+def _alone(backend: Backend, flow: Flow) -> Observation:
+    rows, length = flow.case.ids.shape
+    batch = backend.batch(rows, length)
+    found = [_stepped(backend, batch, flow.case.ids[:, a:b]) for a, b in flow.case.pieces]
+    return _observation(flow, np.concatenate(found, axis=1))
+
+
+def _refused(flow: Flow, error: Exception) -> Observation:
+    vocabulary = flow.values["exact"][0]["logits"].shape[-1]
+    nothing = np.full((*flow.case.ids.shape, vocabulary), np.nan, np.float32)
+    text = f"cannot be run: {str(error).strip()}"
+    return replace(_observation(flow, nothing), findings=(("logits", text),))
+
+
+def _side_by_side(backend: Backend, flows: list[Flow]) -> list[Observation]:
     """Prompts of several lengths as rows, then a token of each at a time."""
     prefills = np.array([flow.case.prefill for flow in flows])
     ids = np.zeros((len(flows), prefills.max()), np.int64)
@@ -60,9 +79,11 @@ def _side_by_side(backend: Backend, flows: list[Flow]) -> Iterator[Observation]:
         )
         for i in range(steps)
     ]
+    seen = []
     for row, flow in enumerate(flows):
         parts = [first[row : row + 1, : flow.case.prefill], *(x[row : row + 1] for x in later)]
-        yield _observation(flow, np.concatenate(parts, axis=1))
+        seen.append(_observation(flow, np.concatenate(parts, axis=1)))
+    return seen
 
 
 def _stepped(backend: Backend, batch: Batch, ids: Array, lengths: Array | None = None) -> Array:

@@ -150,7 +150,7 @@ class GraphSubject:
         try:
             for _, values in evaluator.steps(given | self._weights[1]):
                 found |= {name: as_array(x) for name, x in values.items() if name in wanted}
-        except (RuntimeError, IndexError) as error:  # torch's, of shapes and indices
+        except BlockError as error:
             raise BlockError(f"{block.name}: its graph cannot be run: {error}") from error
         return found
 

@@ -257,6 +257,10 @@ def _runtime_entry(result: BlockResult, dtype: str, policy: Policy) -> Report:
         for (_, phase), pair in sorted(result.propagated.items())
     }
     problems = _logits_problems(RUNTIME, logits, dtype, policy)
+    problems += [
+        _problem(RUNTIME, f"{name}: {text}", policy)
+        for name, text in result.findings[:PROBLEMS_SHOWN]
+    ]
     ok = all(problem["waived"] for problem in problems)
     return {"ok": ok, "problems": problems, "logits": logits}
 

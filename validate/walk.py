@@ -36,12 +36,6 @@ PADDING = 3
 TIES_BEYOND = 8
 
 
-class DoesNotRunError(BlockError):
-    """What is validated cannot run a block at all."""
-
-    exit_code = 1
-
-
 @dataclass(frozen=True)
 class Observation:
     """What the three chains made of one input of one block.
@@ -106,29 +100,27 @@ class Runners:
     found: Callable[[Arrays], Arrays]
     dtype: str
 
-    def run(self, chain: str, inputs: Arrays) -> Arrays:
-        """The outputs of one chain."""
-        runner: Callable[[Arrays], Arrays] = getattr(self, chain)
-        return runner(inputs)
-
-    def all(self, inputs: Arrays) -> dict[str, Arrays]:
-        """The outputs of every chain on the same input."""
-        return {chain: self.run(chain, inputs) for chain in CHAINS}
+    def run(self, inputs: dict[str, Arrays]) -> tuple[dict[str, Arrays], list[tuple[str, str]]]:
+        """The outputs of each chain on its own input, all of the shapes that they should have, and
+        what was wrong with those of the backend (`conform`).
+        """
+        outputs = {"exact": self.exact(inputs["exact"]), "rounded": self.rounded(inputs["rounded"])}
+        try:
+            outputs["found"] = self.found(inputs["found"])
+        except BlockError as error:
+            outputs["found"] = {}
+            name = next(iter(outputs["exact"]))
+            conform(outputs["found"], outputs["exact"])
+            return outputs, [(name, f"cannot be run: {error}")]
+        return outputs, conform(outputs["found"], outputs["exact"])
 
 
 def runners_of(reference: Reference, subject: Subject, block: BundleBlock) -> Runners:
     """Load what runs `block`."""
-
-    def found(inputs: Arrays) -> Arrays:
-        try:
-            return subject.run_block(block, inputs)
-        except BlockError as error:
-            raise DoesNotRunError(str(error)) from error
-
     return Runners(
         reference.block(block, "float64"),
         reference.block(block, subject.dtype, absorbed=True),
-        found,
+        lambda inputs: subject.run_block(block, inputs),
         subject.dtype,
     )
 
@@ -167,16 +159,18 @@ def walk_block(
         gathered: dict[str, list[Arrays]] = {chain: [] for chain in CHAINS}
         for i, _ in enumerate(flow.case.pieces):
             yield _isolated(bundle, block, runners, flow, i, states["exact"])
-            for chain in CHAINS:
-                inputs = _fed(bundle.config, block, flow.values[chain][i], states[chain])
-                dtype = "float64" if chain == "exact" else runners.dtype
-                outputs = runners.run(chain, cast(inputs, dtype))
-                if chain == "exact":
-                    expected = outputs
-                conform(outputs, expected)
-                states[chain] = {name: outputs[f"{name}_out"] for name in states[chain]}
-                _pass_on(block, flow.values[chain][i], outputs)
-                gathered[chain].append(outputs)
+            of_chains = {
+                chain: cast(
+                    _fed(bundle.config, block, flow.values[chain][i], states[chain]),
+                    "float64" if chain == "exact" else runners.dtype,
+                )
+                for chain in CHAINS
+            }
+            outputs, _ = runners.run(of_chains)
+            for chain, of in outputs.items():
+                states[chain] = {name: of[f"{name}_out"] for name in states[chain]}
+                _pass_on(block, flow.values[chain][i], of)
+                gathered[chain].append(of)
         yield _propagated(block, flow.case, gathered)
     for mode, inputs, rows in _probes(bundle, block, flows):
         given = cast(inputs, runners.dtype)
@@ -237,15 +231,15 @@ def _run_isolated(
     rows: NDArray[np.bool_] | None,
     prefill: int = 0,
 ) -> Observation:
-    outputs = runners.all(inputs)
+    outputs, findings = runners.run(dict.fromkeys(CHAINS, inputs))
+    whole = not findings
     length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
     begin = int(inputs["past_lengths"][0]) if "past_lengths" in inputs else 0
-    findings = conform(outputs["found"], outputs["exact"])
     for spec in bundle.states(block):
         name = f"{spec.name}_out"
         if not spec.has_capacity:
             continue
-        if not _kept(outputs["found"][name], inputs[spec.name], begin, length):
+        if whole and not _kept(outputs["found"][name], inputs[spec.name], begin, length):
             findings.append((name, "overwrites what it should keep"))
         for made in outputs.values():
             made[name] = made[name][:, :, begin : begin + length]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -22,6 +23,7 @@ from glm_trt.engines.build import (
     WORKER,
     BuildOptions,
     build_engines,
+    build_marked,
     make_profiles,
 )
 from glm_trt.engines.build_graph import prepare_graph
@@ -66,6 +68,30 @@ def test_every_kind_builds_with_plugins(bundle: Path, library: Path, dtype: str)
     verify_files(bundle, manifest)
     assert PLUGINS in manifest["files"]
     assert all(engine.cached for engine in build_engines(bundle, options))
+
+
+def test_inner_values_become_outputs(bundle: Path, library: Path, tmp_path: Path) -> None:
+    """The engine of a kind once more, for bisecting; a shape among the values is passed over."""
+    options = BuildOptions(targets=("sm89",), dtype="bfloat16", plugins=library)
+    entry = next(
+        engine.entry for engine in build_engines(bundle, options)
+        if engine.entry["kind"] == "sparse_indexed"
+    )  # fmt: skip
+    graph = onnx.load(bundle / "graphs" / "bfloat16" / "sparse_indexed.onnx").graph
+    makers = {node.op_type: node.output[0] for node in graph.node}
+    names = [makers["RMSNormalization"], makers["MoeExperts"]]
+    marked = build_marked(bundle, entry, [*names, makers["Shape"], "none"], tmp_path).read_bytes()
+    plain = (bundle / entry["file"]).read_bytes()
+    network = _network_outputs(tmp_path / "marked.onnx")
+    assert network[-2:] == names and makers["Shape"] not in network
+    # The names of inputs and outputs are in a plan as they are.
+    for name in (*names, "hidden_out"):
+        assert name.encode() in marked
+    assert len(marked) != len(plain)
+
+
+def _network_outputs(path: Path) -> list[str]:
+    return [value.name for value in onnx.load(path).graph.output]
 
 
 def test_another_library_makes_engines_anew(bundle: Path, library: Path, tmp_path: Path) -> None:

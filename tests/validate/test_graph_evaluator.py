@@ -15,7 +15,7 @@ from onnx import helper
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model.bindings import bound_tensor
-from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.weights import as_torch
 from glm_trt.validate.graph_evaluator import GraphEvaluator
 
@@ -82,9 +82,22 @@ def test_exact_evaluation_keeps_float64() -> None:
     assert GraphEvaluator(model).run({"x": third})["y"] != third
 
 
-def test_an_operator_that_no_exported_graph_has_is_refused() -> None:
-    node = helper.make_node("Erf", ["x"], ["y"], name="strange")
-    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
-    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
-    with pytest.raises(GlmTrtError, match=r"node strange: .* found ai\.onnx\.Erf"):
-        GraphEvaluator(model).run({"x": torch.zeros(1)})
+def one_node(op_type: str, domain: str = "") -> onnx.ModelProto:
+    node = helper.make_node(op_type, ["x"], ["y"], name="strange", domain=domain)
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [3]) for n in "xy"]
+    return helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_operator_that_only_a_changed_graph_has(dtype: torch.dtype) -> None:
+    x = torch.tensor([-1.0, 0.0, 2.0], dtype=dtype)
+    found = GraphEvaluator(one_node("Erf")).run({"x": x})["y"]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.erf(x))
+
+
+def test_an_operator_of_nobody_is_refused() -> None:
+    with pytest.raises(GlmTrtError, match=r"node strange: .* found elsewhere\.Erf"):
+        GraphEvaluator(one_node("Erf", "elsewhere")).run({"x": torch.zeros(3)})
+    with pytest.raises(BlockError, match="NoSuchOperator node strange: "):
+        GraphEvaluator(one_node("NoSuchOperator")).run({"x": torch.zeros(3)})

@@ -20,6 +20,7 @@ from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import TensorFiles
+from glm_trt.validate.bisect import describe_finding
 from glm_trt.validate.report_files import schema
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
@@ -136,6 +137,91 @@ def test_a_fault_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: 
     report = validate_bundle(bundle)
     assert not report["ok"]
     check_schema(report)
+
+
+def misshapen_choices(outputs: Arrays) -> None:
+    if "topk_indices" in outputs:
+        outputs["topk_indices"] = outputs["topk_indices"][..., :-1]
+
+
+def misshapen_state(outputs: Arrays) -> None:
+    if "kv_cache_out" in outputs:
+        outputs["kv_cache_out"] = outputs["kv_cache_out"][:, :, :, 0]
+
+
+def missing_output(outputs: Arrays) -> None:
+    outputs.pop("index_keys_out", None)
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (misshapen_choices, r"topk_indices: expected shape \[.*16\], found \[.*15\]"),
+        (misshapen_state, r"kv_cache_out: expected shape .*24\], found"),
+        (missing_output, "index_keys_out: missing"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_outputs_of_another_shape_are_a_finding(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, edit: Any, text: str
+) -> None:
+    """Not an end of the validation: the blocks behind are compared all the same."""
+    run = OnnxruntimeBackend.run_block
+
+    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
+        outputs = run(self, block, inputs)
+        if block.name == "layer.2":
+            edit(outputs)
+        return outputs
+
+    monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
+    report = validate_bundle(bundle)
+    assert [b["name"] for b in report["blocks"] if not b["ok"]] == ["layer.2"]
+    texts = [problem["text"] for problem in report["blocks"][3]["problems"]]
+    assert any(re.match(text, found) for found in texts), texts
+    check_schema(report)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-plain", "graph"])
+def test_a_block_that_does_not_run_fails(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    """A weight of another shape than its graph expects, as from a wrong binding."""
+    from glm_trt.engines.python import onnxruntime_backend
+    from glm_trt.model.bindings import bound_tensor
+    from glm_trt.validate import subjects
+
+    def cut(binding: Any, *rest: Any) -> Any:
+        array = bound_tensor(binding, *rest)
+        wrong = binding.name == "self_attn.q_b_proj.weight"
+        return np.ascontiguousarray(array[:-1]) if wrong else array
+
+    load_weights = subjects.load_weights
+
+    def cut_weights(bindings: Any, *rest: Any) -> Any:
+        weights = load_weights(bindings, *rest)
+        if "self_attn.q_b_proj.weight" in weights:
+            weights["self_attn.q_b_proj.weight"] = weights["self_attn.q_b_proj.weight"][:-1]
+        return weights
+
+    monkeypatch.setattr(onnxruntime_backend, "bound_tensor", cut)
+    monkeypatch.setattr(subjects, "load_weights", cut_weights)
+    arguments = [str(bundle), "--backend", backend, "--dtype", "float32", "--json"]
+    assert main(["validate", *arguments]) == 1
+    report = json.loads(capsys.readouterr().out)
+    check_schema(report)
+    assert any("cannot be run" in p["text"] for p in report["blocks"][1]["problems"])
+    if report["runtime"]:
+        assert any("cannot be run" in p["text"] for p in report["runtime"]["problems"])
+    assert main(["bisect", *arguments]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["block"] == "layer.0"
+    # The product has other columns than the reshape behind it expects, or the graph's type says.
+    if found["operator"]:
+        assert found["operator"]["op_type"] in ("Gemm", "Reshape")
+    else:
+        assert "self_attn.q_b_proj.weight" in found["problem"]
+    assert "layer.0" in describe_finding(found)
 
 
 def is_linear(block: BundleBlock) -> bool:
