@@ -110,7 +110,7 @@ def first_failure(
 
 def _clearest(measures: Measures, observations: list[Observation]) -> Observation | None:
     """Of the runs that are nearly as far out of tolerance as the worst, the one with the fewest
-    tokens.
+    tokens; the worst where none is out of tolerance by itself.
     """
     if not observations:
         return None
@@ -123,7 +123,7 @@ def _clearest(measures: Measures, observations: list[Observation]) -> Observatio
     clear = [
         seen
         for seen, size in zip(observations, severity, strict=True)
-        if size >= CLEAR * max(severity) or size == max(severity)
+        if size >= max(CLEAR * max(severity), 1.0) or size == max(severity)
     ]
     return min(clear, key=_tokens)
 

@@ -36,8 +36,8 @@ MARKED = 6
 # Runs of the block at most; each leaves a region of a MARKED-th, so that no graph needs more.
 MOST_RUNS = 12
 MOST_SLACK = 1e3
-# A slack of 0: bounds as they are, without what contracts allow on top. For faults so small that a
-# block is barely out of tolerance.
+# A slack of 0: what the dtype costs, with nothing on top for chance or by contracts. For faults so
+# small that a block is barely out of tolerance.
 STRICT = 0.0
 # Of an operator without a contract: that of most which have one.
 USUAL_TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
@@ -159,8 +159,8 @@ class OperatorSearch:
 
     @torch.no_grad()
     def checks(self, inputs: Arrays, known: Arrays, slack: float = 1.0) -> Iterator[Check]:
-        """Each known value in the order of the graph; `slack` times its bound is allowed, or the
-        bound as a block has it if that is `STRICT`.
+        """Each known value in the order of the graph; `slack` times its bound is allowed, see
+        `STRICT`.
         """
         exact: dict[str, Any] = {**self._weights[0], **self._evaluators[0].constants}
         rounded: dict[str, Any] = {**self._weights[1], **self._evaluators[1].constants}
@@ -221,8 +221,10 @@ class OperatorSearch:
         as_rows = {c: array.reshape(-1, array.shape[-1] if array.ndim else 1)
                    for c, array in arrays.items()}  # fmt: skip
         pair.add(as_rows, name)
-        tolerance = 0.0 if slack == STRICT else _tolerance(behind, self.dtype)
-        entry = pair_entry(pair, self.dtype, tolerance=tolerance)
+        if slack == STRICT:
+            entry = pair_entry(pair, self.dtype, standard_errors=0.0)
+        else:
+            entry = pair_entry(pair, self.dtype, tolerance=_tolerance(behind, self.dtype))
         share = limit_share(entry)
         if share is not None and share <= max(slack, 1.0):
             return Check(name, behind, "", {}, expected, found, share)

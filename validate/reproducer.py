@@ -108,6 +108,7 @@ def write_reproducer(
         summary = _write(reproducer, report, place)
         if directory.exists():
             shutil.rmtree(directory)
+        place.chmod(0o755)  # mkdtemp's own is for its user alone
         place.rename(directory)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -214,7 +215,7 @@ def _readme(finding: dict[str, Any], bad: Check) -> str:
         f"- worst element {worst['coordinates']}: expected {worst['expected']}, found "
         f"{worst['found']}",
         f"- input: {worst['tokens']} token(s) of `{finding['place']}`",
-        f"- versions: {finding['versions']}",
+        f"- versions: {', '.join(f'{k} {v}' for k, v in finding['versions'].items())}",
         "",
         "| file | |",
         "|---|---|",

@@ -134,6 +134,7 @@ def pair_entry(
     tightened: float | None = None,
     tolerance: float = 0.0,
     row_ratio: float = ALLOWED_ROW_RATIO,
+    standard_errors: float = STANDARD_ERRORS,
 ) -> Report:
     """Errors of the backend and of its dtype, their ratio, the limits and the worst element.
 
@@ -144,7 +145,7 @@ def pair_entry(
     allowed = ALLOWED_RATIO[dtype] if tightened is None else tightened
     least = max(UNIT_ROUNDOFF[dtype], tolerance)
     # Of few rows, what the dtype costs is known only roughly.
-    by_chance = 1 + STANDARD_ERRORS * pair.rounded.uncertainty
+    by_chance = 1 + standard_errors * pair.rounded.uncertainty
     limit = max(min(allowed * by_chance, ALLOWED_ROW_RATIO) * dtype_error, least)
     row_limit = row_ratio * max(pair.rounded.worst_row, least)
     return {

@@ -177,7 +177,7 @@ def _make_session(
     # Sessions run in turns: the threads of one must not spin on while another works. (One pool
     # for all would forbid ordinary sessions to the rest of the process.)
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; who asked says them
 
     path = bundle.graph_path(block.kind, DTYPE)
 

@@ -5,6 +5,7 @@ A faulty bundle is whole (every hash is right), so that only a comparison can te
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,7 +200,33 @@ def exchanged_nvfp4_nibbles(bundle: Faulty) -> None:
     bundle.weight("layer.1", "mlp.experts.gate_up_proj", edit)
 
 
+@fault("plain", "layer.1", "Gemm")
+def exchanged_bindings(bundle: Faulty) -> None:
+    """One weight of two layers, exchanged in what says which tensor feeds which input."""
+    path = bundle.directory / bundle.manifest["bindings"]
+    bindings = json.loads(path.read_text())
+    name = "self_attn.o_proj.weight"
+    one, other = (
+        next(x for x in bindings[block] if x["name"] == name) for block in ("layer.1", "layer.2")
+    )
+    one["tensors"], other["tensors"] = other["tensors"], one["tensors"]
+    path.write_text(json.dumps(bindings))
+
+
 # Graphs.
+
+
+@fault("plain", "layer.1", "TensorScatter")
+def cache_one_position_late(bundle: Faulty) -> None:
+    """Where the last position is the last that there is room for, the block cannot even run."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = maker_of(model, "kv_cache_out")
+        one = constant(model, "one_late", np.int64(1))
+        insert(model, node, helper.make_node("Add", [node.input[2], one], ["late"]))
+        node.input[2] = "late"
+
+    bundle.graphs("layer.1", edit)
 
 
 @fault("plain", "layer.1", "RotaryEmbedding")
