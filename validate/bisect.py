@@ -94,10 +94,11 @@ def bisect_bundle(
 
 
 def first_failure(
-    measures: Measures, walked: Iterable[tuple[str, list[Observation]]]
+    measures: Measures, walked: Iterable[tuple[str, Iterable[Observation]]]
 ) -> Failure | None:
     """Walk until a block (or the runtime) is out of tolerance."""
-    for name, observations in walked:
+    for name, of_block in walked:
+        observations = list(of_block)
         for seen in observations:
             measures.add(seen)
         problems = judge_block(measures, name)

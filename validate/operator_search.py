@@ -104,7 +104,6 @@ class OperatorSearch:
             for i, operators in enumerate(self._operators)
         )
         self._weights = weights
-        self._maker = {name: node for node in model.graph.node for name in node.output}
         self._inner = _inner_values(model)
 
     def search(self, run: Callable[[tuple[str, ...]], Arrays], inputs: Arrays) -> Search:

@@ -103,10 +103,13 @@ def validate_bundle(
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
             walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
             for name, observations in walked:
+                kept = []
                 for seen in observations:
                     measures.add(seen)
+                    if recorder:
+                        kept.append(seen)
                 if recorder:
-                    recorder.write(name, observations)
+                    recorder.write(name, kept)
             context = _context(bundle, directory, options, subject, reference, cases)
             context["kinds"] = [[name, kind, layer] for name, (kind, layer) in kinds.items()]
             context["seconds"] = time.monotonic() - began
@@ -139,21 +142,23 @@ def walk(
     subject: Subject,
     flows: list[Flow],
     progress: Progress = lambda _: None,
-) -> Iterator[tuple[str, list[Observation]]]:
-    """What is seen of each block in turn, and of the runtime behind the head."""
+) -> Iterator[tuple[str, Iterator[Observation]]]:
+    """What is seen of each block in turn, and of the runtime behind the head, to be taken before
+    the next: a block's weights are let go then.
+    """
     for block in all_blocks(bundle):
         progress(f"comparing {block.name}")
         if block.prediction is not None and block.layer is not None:
             for flow in flows:
                 start_prediction(flow)
         runners = runners_of(reference, subject, block)
-        yield block.name, list(walk_block(bundle, block, runners, flows))
+        yield block.name, walk_block(bundle, block, runners, flows)
         subject.release(block)
         reference.release(block)
         backend = as_backend(subject) if block.name == "head" else None
         if backend and not reason_to_skip(bundle):
             progress("running the runtime")
-            yield RUNTIME, list(runtime_observations(backend, flows))
+            yield RUNTIME, runtime_observations(backend, flows)
             for loaded in bundle.blocks:
                 subject.release(loaded)
 

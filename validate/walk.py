@@ -157,7 +157,7 @@ def walk_block(
     for flow in flows:
         states = {chain: _states(bundle, block, flow.case) for chain in CHAINS}
         gathered: dict[str, list[Arrays]] = {chain: [] for chain in CHAINS}
-        for i, _ in enumerate(flow.case.pieces):
+        for i in range(len(flow.case.pieces)):
             yield _isolated(bundle, block, runners, flow, i, states["exact"])
             of_chains = {
                 chain: cast(
@@ -242,7 +242,7 @@ def _run_isolated(
         if whole and not _kept(outputs["found"][name], inputs[spec.name], begin, length):
             findings.append((name, "overwrites what it should keep"))
         for made in outputs.values():
-            made[name] = made[name][:, :, begin : begin + length]
+            made[name] = made[name][:, :, begin : begin + length].copy()  # not the whole state
     scores = {"exact": runners.exact.scores, "rounded": runners.rounded.scores}
     return Observation(
         block.name, case, mode, begin, max(0, min(length, prefill - begin)), outputs, scores,
