@@ -55,9 +55,9 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     run = build._run_worker
 
-    def counted(bundle: Path, plan: Any, *rest: Any) -> Any:
-        kinds.append(plan.kind)
-        return run(bundle, plan, *rest)
+    def counted(entry: dict[str, Any], *rest: Any) -> Any:
+        kinds.append(entry["kind"])
+        return run(entry, *rest)
 
     monkeypatch.setattr(build, "_run_worker", counted)
     return kinds
