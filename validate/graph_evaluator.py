@@ -100,7 +100,7 @@ class GraphEvaluator:
         operation = self._operation(node)
         try:
             made = operation(attributes, *inputs)
-        except (RuntimeError, IndexError) as error:  # torch's, of shapes and indices
+        except (RuntimeError, IndexError, TypeError) as error:  # of shapes, indices, other inputs
             raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
         outputs = made if isinstance(made, tuple | list) else (made,)
         return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
@@ -185,7 +185,9 @@ def _gather(attributes: Attributes, table: Value, indices: Tensor) -> Tensor:
     return table(indices) if callable(table) else table[indices]
 
 
-def _layer_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _layer_norm(
+    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, attributes["epsilon"])
 
 

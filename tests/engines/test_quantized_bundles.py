@@ -27,10 +27,12 @@ from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.safetensors_file import TensorFiles
-from glm_trt.validate.validation import validate_bundle
+from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 PRECISIONS = ("fp8", "nvfp4")
+SHORT = ValidationOptions(cases=CaseOptions(longest=160))
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -148,7 +150,7 @@ def test_materialised_bundle_is_the_same(place: Path, tmp_path: Path) -> None:
 def test_validation_passes_and_finds_a_wrong_scale(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = validate_bundle(place / "b")
+    report = validate_bundle(place / "b", SHORT)
     assert report["ok"], report
     bound = b.bound_tensor
 
@@ -160,7 +162,7 @@ def test_validation_passes_and_finds_a_wrong_scale(
         return array
 
     monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
-    report = validate_bundle(place / "b")
+    report = validate_bundle(place / "b", SHORT)
     assert [block["name"] for block in report["blocks"] if not block["ok"]] == ["layer.2"]
 
 
@@ -212,7 +214,7 @@ def test_hybrid_in_fp8(tmp_path: Path) -> None:
     """Gated DeltaNet's projections are quantised too; validated block by block."""
     make_checkpoint(CheckpointOptions("glm-5.1-hybrid", precision="fp8"), tmp_path / "c")
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions())
-    report = validate_bundle(tmp_path / "b")
+    report = validate_bundle(tmp_path / "b", SHORT)
     assert report["ok"], report
     assert {"dense_linear_fp8", "sparse_full_fp8", "sparse_linear_fp8"} < {
         block["kind"] for block in report["blocks"]

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from bundles import LENGTH
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 
@@ -34,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Groups of experts and layers that share positions, so that every path is compared."""
     place = tmp_path_factory.mktemp("validate")
     save(make_oracle(**SHAPES["fewer_groups"] | SHAPES["shared_indexer"]), place / "c")
-    export_checkpoint(place / "c", place / "b", ExportOptions(dtypes=("float32",)))
+    export_checkpoint(place / "c", place / "b", ExportOptions(("float32",), max_seq_len=LENGTH))
     return place / "b"
 
 
@@ -60,7 +61,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layers: indexed, linear, shared, full, shared, linear."""
     place = tmp_path_factory.mktemp("hybrid")
     save_hybrid(make_hybrid("shared_across"), place / "c")
-    export_checkpoint(place / "c", place / "b", ExportOptions(dtypes=("float32",)))
+    export_checkpoint(place / "c", place / "b", ExportOptions(("float32",), max_seq_len=LENGTH))
     return place / "b"
 
 
