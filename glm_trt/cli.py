@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +316,6 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from glm_trt.progress import Progress
     from glm_trt.validate.validation import validate_bundle
 

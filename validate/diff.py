@@ -163,14 +163,11 @@ def _compared(
                 "difference": number(difference.relative),
                 "their_error": theirs[key]["error"], "error": ours[key]["error"],
             }
-            for key, difference in sorted(between.items(), key=lambda item: _order(ours, item[0]))
+            for key in ours
+            if (difference := between.get(key)) is not None
         ],
         "choices": [
             {"block": block, "output": name, "rows": rows, "equal": equal}
             for (block, name), (rows, equal) in sets.items()
         ],
     }  # fmt: skip
-
-
-def _order(entries: dict[tuple[str, str, str], Any], key: tuple[str, str, str]) -> int:
-    return list(entries).index(key)

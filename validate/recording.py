@@ -23,7 +23,6 @@ from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.files import explain, sha256_of, sync_directory
 from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.cases import Case
-from glm_trt.validate.measure import Measures
 from glm_trt.validate.walk import Observation
 
 FORMAT, FORMAT_VERSION = "glm-trt saved run", 1
@@ -174,15 +173,6 @@ class Recording:
                         yield _observation(entry, {key: arrays[key] for key in keys})
         except (OSError, KeyError, ValueError) as error:
             raise RecordingError(f"{path}: not whole: {error}") from None
-
-    def measure(self) -> Measures:
-        """Pool everything, block by block."""
-        kinds = {name: kind for name, (kind, _) in self.kinds.items()}
-        measures = Measures(self.config, self.dtype, self.cases, kinds)
-        for block in self.blocks:
-            for seen in self.observations(block):
-                measures.add(seen)
-        return measures
 
 
 def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation:
