@@ -1,0 +1,121 @@
+"""What a subcommand is, and the arguments that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.validate.names import SUBJECTS
+
+DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Parameters
+    ----------
+    text : what it does, in a line of `glm-trt --help`.
+    example : command lines that work as they stand, but for the names of files.
+    add_arguments : declares its arguments; must import nothing that takes long.
+    run : does it, and returns the exit code.
+    """
+
+    name: str
+    text: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add_paths(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Positional paths, kept under their names in small letters."""
+    for name in names:
+        parser.add_argument(name.lower(), metavar=name, type=Path)
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """What is validated, and on what."""
+    parser.add_argument(
+        "--backend", choices=SUBJECTS, metavar="BACKEND",
+        help="; ".join(f"{name}: {what}" for name, what in SUBJECTS.items())
+        + " (default: onnxruntime; graph for a --dtype that onnxruntime has not)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=(*DTYPES, "float64"), metavar="DTYPE",
+        help="of graph, kernels and eager (default: the checkpoint's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", type=Path, help="where the checkpoint lies, if it moved; what a "
+        "materialized bundle is compared with",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random ids")
+    parser.add_argument(
+        "--longest", type=int, metavar="N", help="tokens of the longest case (default: 768)"
+    )
+
+
+def validation_options(options: argparse.Namespace) -> Any:
+    """`ValidationOptions` of what `add_subject` declared, and of `--text` where there is one."""
+    from glm_trt.validate.cases import LONGEST, CaseOptions, read_text
+    from glm_trt.validate.subjects import default_subject
+    from glm_trt.validate.validation import ValidationOptions
+
+    check_seed(options)
+    longest = LONGEST if options.longest is None else options.longest
+    if longest < 1:
+        raise GlmTrtError(f"--longest: expected at least 1, found {longest}")
+    text = getattr(options, "text", None)
+    return ValidationOptions(
+        options.backend or default_subject(options.dtype),
+        options.dtype,
+        options.checkpoint,
+        CaseOptions(longest, options.seed, None if text is None else read_text(text)),
+    )
+
+
+def check_seed(options: argparse.Namespace) -> None:
+    """Raise for a seed below 0."""
+    if options.seed < 0:
+        raise GlmTrtError(f"--seed: expected 0 or more, found {options.seed}")
+
+
+def add_judgement(parser: argparse.ArgumentParser) -> None:
+    """How a report is judged, and where it is written."""
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write report.html, report.md and report.json"
+    )
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="TOML that tightens limits or waives problems"
+    )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="REPORT", help="fail where this earlier report was better"
+    )
+
+
+def check_report(options: argparse.Namespace) -> None:
+    """Raise, before the work, where `--report` cannot be written."""
+    from glm_trt.validate.report_files import check_report_place
+
+    if options.report:
+        check_report_place(options.report)
+
+
+def print_report(report: dict[str, Any], options: argparse.Namespace) -> int:
+    """Write and print a report; the exit code that it stands for."""
+    from glm_trt.validate.report_files import PAGE, write_report
+    from glm_trt.validate.report_text import summary
+
+    if options.report:
+        write_report(report, options.report)
+    print(json.dumps(report) if options.json else summary(report))
+    if options.report and not options.json:
+        print(f"  report: {options.report / PAGE}")
+    return 0 if report["ok"] else 1
