@@ -8,20 +8,19 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test bench gpu lint clean
+.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test bench gpu lint constraints clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.complete ## make .venv with everything; nothing to do the second time
 
 # kernel-lens is there for the TensorRT headers in it: what it depends on is not needed.
-.venv/.complete: pyproject.toml
+.venv/.complete: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "glm-trt needs Python 3.11 or newer; none of python3.13, python3.12, python3.11, python3 in PATH is. Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev,plugins,tensorrt-rtx,charts]'
-	$(BIN)/pip install --quiet --no-deps kernel-lens==2.0.1
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens
 	touch $@
 
 plugins: setup ## build build/plugins/libglm_trt_plugins.so: no GPU and no CUDA toolkit needed
@@ -77,6 +76,12 @@ lint: setup ## formatting, lint with the one-way import rule, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p glm_trt
+
+constraints: setup ## write what .venv holds as constraints.txt
+	mkdir -p build
+	sed -n '/^#/p' constraints.txt >build/constraints.txt
+	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' >>build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 clean: ## remove what the targets made, but .venv
 	rm -rf build dist *.egg-info
