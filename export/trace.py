@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from glm_trt.export.onnx_version import require_opset
 from glm_trt.export.operators import TracedOperators, translations
 from glm_trt.model.bindings import parameter_dtype
 from glm_trt.model.config import ModelConfig, block_kind
@@ -77,7 +78,7 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
         name: _without_memory(parameter.shape, _dtype_of(name, parameter, dtype))
         for name, parameter in block.named_parameters()
     }
-    return _export(_Traced(block), inputs, axes, weights)
+    return _export(kind, _Traced(block), inputs, axes, weights)
 
 
 def _dtype_of(name: str, parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -142,6 +143,7 @@ def _example_inputs(
 
 
 def _export(
+    kind: str,
     traced: _Traced,
     inputs: dict[str, Tensor],
     axes: dict[str, dict[int, str]],
@@ -167,6 +169,7 @@ def _export(
     used = {node.op_type for node in model.graph.node if node.domain == "glm_trt"}
     model.functions.extend(body for name, body in function_bodies().items() if name in used)
     _drop_traces(model)
+    require_opset(model, kind)
     onnx.checker.check_model(model, full_check=True)
     return model
 
