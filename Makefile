@@ -24,7 +24,7 @@ setup: .venv/.complete ## make .venv with everything; nothing to do the second t
 	touch $@
 
 plugins: setup ## build build/plugins/libglm_trt_plugins.so: no GPU and no CUDA toolkit needed
-	$(BIN)/python -m glm_trt.plugins.build --output build/plugins
+	$(BIN)/python -P -m glm_trt.plugins.build --output build/plugins
 
 export: plugins ## CHECKPOINT to BUNDLE: export, build engines, validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
@@ -46,21 +46,21 @@ run: setup ## continue PROMPT with BUNDLE
 	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"
 
 runtime: setup ## build the C++ runtime, build/runtime: library, glm-trt-run
-	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime
 
 install: runtime ## install the C++ runtime to PREFIX
-	$(BIN)/python -m cmake --install build/runtime --prefix "$(PREFIX)"
+	$(BIN)/python -P -m cmake --install build/runtime --prefix "$(PREFIX)"
 
 runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan
-	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
 	$(BIN)/ctest --test-dir build/runtime-sanitized --output-on-failure
 
 wheel: plugins ## a wheel with the plugin library and the C++ runtime, in dist
 	$(MAKE) install PREFIX=build/runtime-installed
-	$(BIN)/python -m glm_trt.engines.build_wheel --runtime build/runtime-installed
+	$(BIN)/python -P -m glm_trt.engines.build_wheel --runtime build/runtime-installed
 
 fuzz: setup ## a million cases of each fuzzer of the C++ runtime
-	$(BIN)/python -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
 	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
 test: setup ## run every test

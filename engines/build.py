@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
 from glm_trt.engines.build_worker import Request, Result
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.export import manifest as m
+from glm_trt.model.child_python import python_module
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError, GlmTrtError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.plugins.library import LIBRARY
 
-WORKER = (sys.executable, "-m", "glm_trt.engines.build_worker")
+WORKER = python_module("glm_trt.engines.build_worker")
 # Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
 # in every dtype, would choose other experts.
 BUILDER_OPTIONS = {"tf32": False, "optimization_level": 3}

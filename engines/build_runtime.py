@@ -13,6 +13,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
@@ -60,7 +61,7 @@ def cmake_command() -> list[str]:
         If there is none.
     """
     if find_spec("cmake") is not None:  # the wheel: of the version that everything was tried with
-        return [sys.executable, "-m", "cmake"]
+        return [*python("-m", "cmake")]
     if shutil.which("cmake"):
         return ["cmake"]
     raise MissingCapabilityError("CMake is missing: run `make setup`, or install it")
@@ -70,7 +71,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-        raise RuntimeBuildError(f"{' '.join(command[:4])} failed:\n{said}")
+        raise RuntimeBuildError(f"{' '.join(command[:5])} failed:\n{said}")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins.library import LIBRARY
 
@@ -56,7 +57,7 @@ def build_wheel(output: Path, plugins: Path, runtime: Path) -> Path:
         shutil.copytree(runtime, source / "engines" / "runtime")
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         command = [
-            sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+            *python("-m", "pip", "wheel"), "--no-deps", "--no-build-isolation",
             f"--config-settings=--build-option=--plat-name={platform}",
             "--wheel-dir", str(output), str(source),
         ]  # fmt: skip

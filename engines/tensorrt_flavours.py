@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class Flavour:
         for place in spec.submodule_search_locations or () if spec else ():
             for library in Path(place).glob("libtensorrt_rtx.so.*"):
                 (directory / "libtensorrt_rtx.so").symlink_to(library)
-                return {"LD_LIBRARY_PATH": str(directory)}
+                places = (str(directory), os.environ.get("LD_LIBRARY_PATH"))
+                return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, places))}
         return {}
 
     def configure(self, config: Any, target: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -115,7 +116,8 @@ def _compile_all(
         of: plan.contract.torch_name for plan, kernels in plans for of in variants(plan, kernels)
     }
     done: dict[Variant, Cubin] = {}
-    with ProcessPoolExecutor(jobs) as pool:
+    # Forked: a Python that is started anew would look for its modules in the current folder.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
         results = pool.map(_compile_one, work, work.values(), [cache] * len(work), chunksize=4)
         for i, (of, cubin) in enumerate(zip(work, results, strict=True), 1):
             done[of] = cubin
