@@ -72,9 +72,10 @@ def workspace_bytes(config: ModelConfig, context: int, batch: int) -> dict[str, 
     widths = config.moe_intermediate_size, config.hidden_size
     if "sparse" in config.mlp_layer_types:
         pairs = tokens * config.num_experts_per_tok
+        # Up to 16 tokens go by pairs of float32, in the place of what more tokens need.
         few = min(tokens, 16) * config.num_experts_per_tok * widths[0] * 4
         tables = 4 * (config.n_routed_experts + pairs + 3 * (pairs + config.n_routed_experts))
-        buffers["experts"] = pairs * sum(widths) * _ACTIVATION + few + tables
+        buffers["experts"] = max(few, pairs * sum(widths) * _ACTIVATION + tables)
     activations = BLOCK_SCRATCH + tokens * _live_elements(config) * _ACTIVATION
     between = tokens * (2 * config.hidden_size + config.vocab_size) * _ACTIVATION
     largest = max(buffers.values())

@@ -10,6 +10,9 @@ from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
 # each program computes its share from the length, and shares of a short one may be empty.
 MOST_SPLITS = 128
 SPLITS = f"max(1, min({MOST_SPLITS}, cdiv(C, 64), 128 // max(1, B * cdiv(S * H, 64))))"
+# Rows of all splits, at most: where what is visible is split there are no more than 128 programs of
+# 64. More rows are split less, so this does not shrink where a size grows.
+SPLIT_ROWS = f"(C > 64) * min(B * S * H * min({MOST_SPLITS}, cdiv(C, 64)), 128 * 64)"
 # Models have 512; what is smaller is a test.
 RANKS = (32, 128, 512)
 # A program's rows of 1.1 KB and its stages of entries, 1.1 KB each, share an SM's shared memory;
@@ -66,8 +69,8 @@ PLAN = Plan(
         ),
     ),
     workspace=(
-        Buffer("parts", "float32", f"({SPLITS} > 1) * B * {SPLITS} * S * H * value_width"),
-        Buffer("stats", "float32", f"({SPLITS} > 1) * B * {SPLITS} * S * H * 2"),
+        Buffer("parts", "float32", f"{SPLIT_ROWS} * value_width"),
+        Buffer("stats", "float32", f"{SPLIT_ROWS} * 2"),
     ),
     limits=(
         ("value_width <= 512", "a latent of at most 512"),

@@ -305,18 +305,23 @@ def _offset_function(plan: Plan) -> str:
     sizes = [f"{to_cpp(b.elements)} * {_SIZES[b.dtype]}" for b in plan.workspace]
     read = [buffer.elements for buffer in plan.workspace]
     read += ["ITEMSIZE"] if any(_SIZES[b.dtype] == "ITEMSIZE" for b in plan.workspace) else []
+    places = {buffer.name: i for i, buffer in enumerate(plan.workspace)}
+    over = ", ".join(str(places.get(buffer.over, -1)) for buffer in plan.workspace) or "-1"
     return "\n".join([
         f"//! Where buffer `index` of the workspace begins; its end for index {count}.",
         f"size_t {name}_offset([[maybe_unused]] Call const& call, int32_t index)",
         "{",
         *_names(plan, read, set()),
         f"    size_t const sizes[] = {{{', '.join(f'aligned({s})' for s in sizes) or '0'}}};",
-        "    size_t offset = 0;",
-        "    for (int32_t i = 0; i < index; ++i)",
+        f"    constexpr int32_t kOver[] = {{{over}}}; // buffers that share a place",
+        "    size_t offsets[std::size(sizes)]{};",
+        "    size_t end = 0;",
+        f"    for (int32_t i = 0; i < {count}; ++i)",
         "    {",
-        "        offset += sizes[i];",
+        "        offsets[i] = kOver[i] < 0 ? end : offsets[kOver[i]];",
+        "        end = std::max(end, offsets[i] + sizes[i]);",
         "    }",
-        "    return offset;",
+        f"    return index == {count} ? end : offsets[index];",
         "}",
         "",
         "",

@@ -50,11 +50,21 @@ def target_for(capability: int) -> str:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A piece of the workspace; `dtype` is a name or `ACTIVATION`, `elements` an expression."""
+    """A piece of the workspace.
+
+    Attributes
+    ----------
+    dtype : a name, or `ACTIVATION`.
+    elements : an expression that never shrinks where an axis grows. TensorRT asks for the workspace
+        once, at a profile's largest sizes, and runs every smaller problem in it; a buffer of which
+        fewer tokens need more has the most that any of them needs.
+    over : the buffer before it where this one begins too, as no call uses both; "": none.
+    """
 
     name: str
     dtype: str
     elements: str
+    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,13 @@ class Plan:
 
     def offsets(self, names: Mapping[str, Any]) -> tuple[dict[str, int], int]:
         """Byte offset of each buffer, and the workspace's size."""
-        offsets, end = {}, 0
+        offsets: dict[str, int] = {}
+        end = 0
         for buffer in self.workspace:
-            offsets[buffer.name] = end
+            offsets[buffer.name] = offsets[buffer.over] if buffer.over else end
             size = {"int32": 4, "float32": 4, "int64": 8}.get(buffer.dtype, names["ITEMSIZE"])
-            end += -(-evaluate(buffer.elements, names) * size // ALIGNMENT) * ALIGNMENT
+            padded = -(-evaluate(buffer.elements, names) * size // ALIGNMENT) * ALIGNMENT
+            end = max(end, offsets[buffer.name] + padded)
         return offsets, end
 
 

@@ -11,14 +11,18 @@ from glm_trt.plugins.common.launch import Buffer, Launch, Pick
 _CONFIG = {"BLOCK_P": 1024, "num_warps": 4, "num_stages": 2}
 
 
-def sorted_pairs(inner: str = "I") -> tuple[Buffer, ...]:
-    """What the sorted path needs, for experts of width `inner`."""
+def pair_buffers(few_tokens: str, inner: str = "I") -> tuple[Buffer, ...]:
+    """What sorted pairs need, for experts of width `inner`; or pairs of few tokens, in its place.
+
+    `few_tokens` is how many tokens may go by pairs that are not sorted.
+    """
     return (
         Buffer("counts", "int32", "(T > 16) * E"),
         Buffer("sorted", "int32", "(T > 16) * T * k"),
         Buffer("tiles", "int32", "(T > 16) * min(T * k, T * k // 16 + E) * 3"),
         Buffer("inner", ACTIVATION, f"(T > 16) * T * k * {inner}"),
         Buffer("parts", ACTIVATION, "(T > 16) * T * k * hidden"),
+        Buffer("inner_few", "float32", f"{few_tokens} * k * {inner}", over="counts"),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from glm_trt.plugins.common.contract import Contract
-from glm_trt.plugins.common.launch import Buffer, Launch, Plan
-from glm_trt.plugins.common.pair_launches import most_tiles, sorted_pairs, sorting, summing
+from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
 
 Config = dict[str, int]
 
@@ -135,9 +135,7 @@ def experts_plan(
             *tiles("down_tiles", "hidden", ("inner", *down, "weights", "sorted", "tiles", "parts")),
             summing(many),
         ),
-        workspace=(
-            Buffer("inner_few", "float32", f"max(min(T, 16), ({odd}) * T) * k * {inner}"),
-            *sorted_pairs(inner),
-        ),
+        # However many tokens there are, those of odd sizes go by pairs.
+        workspace=pair_buffers("T" if by_elements else "min(T, 16)", inner),
         limits=(("E <= 512", "at most 512 experts"), *limits),
     )

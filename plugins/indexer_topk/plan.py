@@ -8,6 +8,9 @@ from glm_trt.plugins.indexer_topk import CONTRACT
 # Few queries over many positions: each query's selection is shared by up to 32 programs.
 MOST_CHUNKS = 32
 CHUNKS = f"max(1, min({MOST_CHUNKS}, cdiv(C, 2048), 256 // max(1, B * S)))"
+# Chunks of all queries, at most: where a query has several there are no more than 256. More queries
+# have fewer each, so this does not shrink where a size grows.
+ALL_CHUNKS = f"(C > 2048) * min(B * S * min({MOST_CHUNKS}, cdiv(C, 2048)), 256)"
 DECODE = {"BLOCK_C": 64, "QUERIES": 1, "num_warps": 8, "num_stages": 1}
 # Four queries of 32 heads are the rows of one tile, and share the keys they read.
 PREFILL = {"BLOCK_C": 128, "QUERIES": 4, "num_warps": 8, "num_stages": 1}
@@ -65,8 +68,8 @@ PLAN = Plan(
     ),
     workspace=(
         Buffer("scores", "float32", "B * S * C"),
-        Buffer("counts", "int32", f"({CHUNKS} > 1) * B * S * 4 * {CHUNKS} * 256"),
-        Buffer("found", "int32", f"({CHUNKS} > 1) * B * S * 4 * {CHUNKS} * 3"),
+        Buffer("counts", "int32", f"{ALL_CHUNKS} * 4 * 256"),
+        Buffer("found", "int32", f"{ALL_CHUNKS} * 4 * 3"),
     ),
     limits=(
         ("H <= 64", "at most 64 indexer heads"),

@@ -14,7 +14,8 @@ N_DECAY, N_BETA = f"G * ({GATED})", f"R * ({DELTA})"
 GROUP = "q_num_heads // max(kv_num_heads, 1)"
 PER_CHANNEL = f"{N_DECAY} > H"
 CHUNK = 32  # the longest there is
-CHUNKS = f"({MANY}) * B * H * cdiv(S, {CHUNK})"
+# Wider keys go token by token, yet have room: the workspace may not shrink where a size grows.
+CHUNKS = f"(S > 32) * B * H * cdiv(S, {CHUNK})"
 WIDEST = 128  # of a key, in chunks
 
 

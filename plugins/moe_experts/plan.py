@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
-from glm_trt.plugins.common.pair_launches import most_tiles, sorted_pairs, sorting, summing
+from glm_trt.plugins.common.launch import Launch, Pick, Plan
+from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
 from glm_trt.plugins.moe_experts import CONTRACT
 
 FEW, MANY = "T <= 16", "T > 16"
@@ -103,10 +103,6 @@ PLAN = Plan(
         ),
         summing(MANY),
     ),
-    # Nothing shrinks where a size grows: TensorRT asks for the workspace at the largest sizes only.
-    workspace=(
-        Buffer("inner_few", "float32", "min(T, 16) * k * I"),
-        *sorted_pairs(),
-    ),
+    workspace=pair_buffers("min(T, 16)"),
     limits=(("E <= 512", "at most 512 experts"),),
 )

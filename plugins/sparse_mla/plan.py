@@ -14,6 +14,9 @@ SPLITS = (
     f"max(1, min({MOST_SPLITS}, cdiv(K, 64), "
     f"128 // max(1, B * S * (({WIDE}) * cdiv(H, 64) + (not ({WIDE})) * cdiv(H, 32)))))"
 )
+# Rows (a head of a token) of all splits, at most: where the selection is split there are no more
+# than 128 programs of 64. More tokens are split less, so this does not shrink where a size grows.
+SPLIT_ROWS = f"(K > 64) * min(B * S * H * min({MOST_SPLITS}, cdiv(K, 64)), 128 * 64)"
 # Models have 512 and 64; what is smaller is a test.
 RANKS = (32, 128, 512)
 # A program's heads of 1.1 KB and its stages of entries, 1.1 KB each, share an SM's shared memory;
@@ -73,8 +76,8 @@ PLAN = Plan(
         ),
     ),
     workspace=(
-        Buffer("parts", "float32", f"({SPLITS} > 1) * B * S * {SPLITS} * H * value_width"),
-        Buffer("stats", "float32", f"({SPLITS} > 1) * B * S * {SPLITS} * H * 2"),
+        Buffer("parts", "float32", f"{SPLIT_ROWS} * value_width"),
+        Buffer("stats", "float32", f"{SPLIT_ROWS} * 2"),
     ),
     limits=(
         ("value_width <= 512", "a latent of at most 512"),

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,7 @@ TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
                "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}  # fmt: skip
 # nvinfer1::PluginFieldType
 _FLOAT, _INTEGER, _TEXT = 1, 5, 6
+WORKSPACE, MARGIN = "workspace", 8192
 # Shared memory that a block may have.
 SHARED_KB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -47,7 +49,7 @@ LAUNCH = ctypes.CFUNCTYPE(
 
 class _Tensor(ctypes.Structure):
     _fields_ = (("type", ctypes.c_int32), ("rank", ctypes.c_int32), ("sizes", ctypes.c_int64 * 8),
-                ("data", ctypes.c_void_p))  # fmt: skip
+                ("largest", ctypes.c_int64 * 8), ("data", ctypes.c_void_p))  # fmt: skip
 
 
 class _Field(ctypes.Structure):
@@ -89,6 +91,19 @@ def compile_shared(source: str, output: Path, *flags: str) -> Path:
     return output
 
 
+def up_to(
+    contract: Contract, tensors: Sequence[Tensor], larger: Mapping[str, int] | None = None
+) -> list[tuple[torch.dtype, list[int], list[int]]]:
+    """What `Harness.build` takes: a profile from these inputs and outputs to `larger`, by axis."""
+    count = len(tensors) - len(contract.outputs)
+    found = []
+    for port, tensor in zip((*contract.inputs[:count], *contract.outputs), tensors, strict=True):
+        sizes = dict(zip(port.axes, tensor.shape, strict=True))
+        largest = [(larger or {}).get(axis, size) for axis, size in sizes.items()]
+        found.append((tensor.dtype, list(sizes.values()), largest))
+    return found
+
+
 class Harness:
     """The library, with the driver shim under it or, without `shim`, the machine's own driver."""
 
@@ -100,17 +115,90 @@ class Harness:
             path = compile_shared("driver_shim.cpp", directory / name, f"-Wl,-soname,{name}")
             self._shim = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         self._harness = ctypes.CDLL(str(harness))
+        self._harness.harnessBuild.restype = ctypes.c_int64
         self._harness.harnessRun.restype = ctypes.c_int64
         self._callback = LAUNCH(self._launched)
         self._described = json.loads((library.parent / "kernels.json").read_text())
         self._functions: dict[str, Any] = {}
         for name in build.OPERATORS:
             self._functions |= vars(import_module(f"glm_trt.plugins.{name}.kernel"))
-        self.launches: list[dict[str, Any]] = []
+        self.launches: list[Launched] = []
+        self._places: list[tuple[int, int, str]] = []
         self.error: Exception | None = None
-        message = ctypes.create_string_buffer(2048)
-        if self._harness.harnessOpen(str(library).encode(), message):
-            raise RuntimeError(message.value.decode())
+        self._message = ctypes.create_string_buffer(2048)
+        if self._harness.harnessOpen(str(library).encode(), self._message):
+            raise RuntimeError(self._message.value.decode())
+
+    @property
+    def targets(self) -> list[str]:
+        """The targets that the library has kernels for."""
+        found = {entry["target"] for entry in self._described.values()}
+        return sorted(found, key=lambda target: int(target.removeprefix("sm")))
+
+    def build(
+        self,
+        contract: Contract,
+        tensors: Sequence[tuple[torch.dtype, Sequence[int], Sequence[int]]],
+        attributes: dict[str, Any],
+    ) -> Built:
+        """The plugin for a profile; raises RuntimeError with what it logged.
+
+        `tensors` are the inputs and outputs: dtype, sizes, the largest sizes.
+        """
+        fields = (_Field * max(len(attributes), 1))(
+            *(_field(name, contract.attributes[name], value) for name, value in attributes.items())
+        )
+        described = (_Tensor * len(tensors))(
+            *(
+                _Tensor(TENSORRT_TYPES[dtype], len(sizes), _sizes(sizes), _sizes(largest), None)
+                for dtype, sizes, largest in tensors
+            )
+        )
+        plan = ctypes.c_void_p()
+        outputs = len(contract.outputs)
+        answered = self._harness.harnessBuild(
+            contract.name.encode(), fields, len(attributes), described, len(tensors) - outputs,
+            outputs, ctypes.byref(plan), self._message,
+        )  # fmt: skip
+        if answered < 0:
+            raise RuntimeError(self._message.value.decode())
+        return Built(self._harness, plan, int(answered))
+
+    def enqueue(
+        self,
+        built: Built,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        capability: int,
+        workspace: int | None,
+    ) -> None:
+        """Run it in the workspace at this address; raises RuntimeError with what it logged."""
+        if self._shim is not None:
+            self._shim.shimSet(capability, self._callback)
+        self.launches.clear()
+        self.error = None
+        tensors = (_Tensor * (len(inputs) + len(outputs)))(
+            *(
+                _Tensor(TENSORRT_TYPES[t.dtype], t.ndim, _sizes(t.shape), _sizes(t.shape),
+                        t.data_ptr())
+                for t in (*inputs, *outputs)
+            )
+        )  # fmt: skip
+        self._places = [
+            (t.data_ptr(), t.nbytes, f"{kind} {i}")
+            for kind, of in (("input", inputs), ("output", outputs))
+            for i, t in enumerate(of)
+        ]
+        if workspace is not None:
+            self._places.append((workspace, built.workspace_bytes, WORKSPACE))
+        result = self._harness.harnessRun(
+            built.plan, tensors, len(inputs), len(outputs), ctypes.c_void_p(workspace),
+            self._message,
+        )  # fmt: skip
+        if self.error is not None:
+            raise self.error
+        if result < 0:
+            raise RuntimeError(self._message.value.decode())
 
     def run(
         self,
@@ -120,47 +208,20 @@ class Harness:
         outputs: list[Tensor],
         capability: int,
         *,
-        version: str | None = None,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
-        """Run the plugin on `inputs` into `outputs`; raises RuntimeError with what it logged."""
-        if self._shim is not None:
-            self._shim.shimSet(capability, self._callback)
-        self.launches.clear()
-        self.error = None
-        fields = (_Field * max(len(attributes), 1))(
-            *(_field(name, contract.attributes[name], value) for name, value in attributes.items())
-        )
-        tensors = (_Tensor * (len(inputs) + len(outputs)))(
-            *(
-                _Tensor(TENSORRT_TYPES[t.dtype], t.ndim, (ctypes.c_int64 * 8)(*t.shape),
-                        t.data_ptr())
-                for t in (*inputs, *outputs)
-            )
-        )  # fmt: skip
-        message = ctypes.create_string_buffer(2048)
+        """Build for a profile from these sizes to `larger`, by axis, and run in what it asked for.
 
-        def call(workspace: Any, size: int) -> int:
-            result = self._harness.harnessRun(
-                contract.name.encode(), fields, len(attributes), tensors, len(inputs),
-                len(outputs), ctypes.c_void_p(workspace), ctypes.c_int64(size),
-                None if version is None else version.encode(), message,
-            )  # fmt: skip
-            if self.error is not None:
-                raise self.error
-            if result < 0:
-                raise RuntimeError(message.value.decode())
-            return int(result)
-
-        self.workspace_bytes = call(None, 0)
-        # NaN in any dtype, with a margin that must stay as it is.
-        workspace = torch.full(
-            (self.workspace_bytes + 4096,), 0xFF, dtype=torch.uint8, device=inputs[0].device
+        The workspace is NaN in any dtype, with a margin that must stay as it is.
+        """
+        built = self.build(contract, up_to(contract, (*inputs, *outputs), larger), attributes)
+        whole = torch.full(
+            (built.workspace_bytes + 2 * MARGIN,), 0xFF, dtype=torch.uint8, device=inputs[0].device
         )
-        address = workspace.data_ptr()
-        start = -(-address // 256) * 256 - address
-        call(address + start, self.workspace_bytes)
-        assert bool((workspace[start + self.workspace_bytes :] == 0xFF).all())
-        assert bool((workspace[:start] == 0xFF).all())
+        start = MARGIN - whole.data_ptr() % 256
+        self.enqueue(built, inputs, outputs, capability, whole.data_ptr() + start)
+        assert bool((whole[start + built.workspace_bytes :] == 0xFF).all())
+        assert bool((whole[:start] == 0xFF).all())
 
     def _launched(self, image: int, size: int, entry: bytes, grid: Any, threads: int,
                   shared: int, parameters: Any) -> int:  # fmt: skip
@@ -170,16 +231,69 @@ class Harness:
             assert kernel["function"] == entry.decode()
             options = dict(kernel["options"])
             assert threads == 32 * options["num_warps"]
-            arguments = [
-                _argument(kind, parameters[i]) for i, (_, kind) in enumerate(kernel["signature"])
-            ]
-            self.launches.append({"kernel": entry.decode(), "grid": tuple(grid[:3])})
+            assert shared == kernel["shared_bytes"]
+            kinds = [kind for _, kind in kernel["signature"]]
+            arguments = [_argument(kind, parameters[i]) for i, kind in enumerate(kinds)]
+            constants = dict(kernel["constants"])
+            wide = any(kind.endswith(":16") for kind in kinds)
+            self.launches.append(
+                Launched(
+                    entry.decode(), tuple(grid[:3]),
+                    tuple(self._place(a) if isinstance(a, Tensor) else a for a in arguments),
+                    constants | options, wide,
+                )
+            )  # fmt: skip
             function = self._functions[kernel["function"]]
-            function[tuple(grid[:3])](*arguments, **dict(kernel["constants"]), **options)
+            function[tuple(grid[:3])](*arguments, **constants, **options)
         except Exception as error:
             self.error = error
             return 1
         return 0
+
+    def _place(self, pointer: Tensor) -> tuple[str, int, torch.dtype]:
+        """Where an argument points: at the beginning of a tensor, or into the workspace."""
+        address = pointer.data_ptr()
+        if not pointer.numel():
+            return "null", 0, pointer.dtype
+        for start, size, name in self._places:
+            if address == start or (name == WORKSPACE and start <= address <= start + size):
+                return name, address - start, pointer.dtype
+        raise AssertionError(f"{address:#x} is in no tensor and not in the workspace")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch that reached the driver.
+
+    `arguments` are numbers and places (tensor, offset, dtype); `wide` says that the kernel takes
+    row sizes as multiples of 16.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, int]
+    wide: bool
+
+
+class Built:
+    """A plugin as a plan keeps it, and the bytes of workspace that it asked for."""
+
+    def __init__(self, harness: ctypes.CDLL, plan: ctypes.c_void_p, workspace_bytes: int) -> None:
+        self._harness = harness
+        self.plan = plan
+        self.workspace_bytes = workspace_bytes
+
+    def change(self, field: str, text: bytes | None) -> None:
+        """Give a field of the plan another text, or take it out."""
+        self._harness.harnessChange(self.plan, field.encode(), text)
+
+    def __del__(self) -> None:
+        self._harness.harnessDelete(self.plan)
+
+
+def _sizes(sizes: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * 8)(*sizes)
 
 
 def _field(name: str, kind: Any, value: Any) -> _Field:

@@ -14,18 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_harness import Harness, without_gaps
+from plugin_harness import Harness, up_to, without_gaps
 
 from glm_trt.plugins import build
 from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.launch import TARGETS, run
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="session")
-def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    return Harness(library, tmp_path_factory.mktemp("shim"))
 
 
 def cases() -> list[Any]:
@@ -68,8 +63,10 @@ def test_older_capability_of_the_same_major_is_used(harness: Harness) -> None:
 
 def test_engine_of_another_version_is_refused(harness: Harness) -> None:
     plan, case, inputs, outputs = _routing()
+    built = harness.build(plan.contract, up_to(plan.contract, (*inputs, *outputs)), case.attributes)
+    built.change("glm_trt_version", b"9.9.9")
     with pytest.raises(RuntimeError, match=r"built with libglm_trt_plugins 9\.9\.9, this is 0"):
-        harness.run(plan.contract, inputs, case.attributes, outputs, 90, version="9.9.9")
+        harness.enqueue(built, inputs, outputs, 90, None)
 
 
 def test_attributes_must_be_there(harness: Harness) -> None:

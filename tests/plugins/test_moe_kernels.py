@@ -87,18 +87,6 @@ def test_no_routing_has_more_tiles_than_the_plan_has_room_for() -> None:
         assert int(((counts + rows - 1) // rows).sum()) <= room
 
 
-def test_workspace_never_shrinks_where_a_size_grows() -> None:
-    """TensorRT asks for it at a profile's largest sizes alone."""
-    sizes = {"T": (0, 1, 15, 16, 17, 18, 40, 5000), "k": (1, 8), "E": (2, 256, 512),
-             "hidden": (8, 37, 2048), "I": (8, 8192)}  # fmt: skip
-    for axis, values in sizes.items():
-        others = {name: of for name, of in sizes.items() if name != axis}
-        for fixed in itertools.product(*others.values()):
-            names = dict(zip(others, fixed, strict=True)) | {"ITEMSIZE": 2}
-            bytes_ = [EXPERTS.offsets(names | {axis: value})[1] for value in values]
-            assert bytes_ == sorted(bytes_), (axis, names)
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["tiles of 64", "tiles of 128", "17 tokens"])
 def test_tiles_of_every_target(name: str, target: str) -> None:

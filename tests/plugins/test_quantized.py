@@ -453,17 +453,6 @@ def test_one_form_of_each_kernel(name: str, target: str) -> None:
                     assert names["HARDWARE"] == (target != "sm80")  # it has no such instruction
 
 
-@pytest.mark.parametrize("name", LINEAR + EXPERTS)
-def test_workspace_never_shrinks_where_a_size_grows(name: str) -> None:
-    """TensorRT asks for it at a profile's largest sizes alone; those of weights are fixed."""
-    for hidden, inner in ((6144, 2048), (37, 19)):
-        sizes = {"in_features": hidden, "out_features": inner, "hidden": hidden, "I": inner,
-                 "gate_and_up": 2 * inner, "E": 256, "k": 8, "ITEMSIZE": 2}  # fmt: skip
-        sizes |= QUANTIZED
-        bytes_ = [PLANS[name].offsets(sizes | {"T": t})[1] for t in (0, 1, 15, 16, 17, 18, 5000)]
-        assert bytes_ == sorted(bytes_)
-
-
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

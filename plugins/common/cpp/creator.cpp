@@ -61,12 +61,24 @@ nvinfer1::IPluginV3* OperatorCreator::createPlugin(
         bool given[kMaxAttributes]{};
         std::string const layer = name == nullptr ? "" : std::string(name) + ": ";
         std::string builtWith;
+        int64_t askedBytes = kUnasked;
+        bool saysWorkspace = false;
         for (int32_t f = 0; fc != nullptr && f < fc->nbFields; ++f)
         {
             nvinfer1::PluginField const& field = fc->fields[f];
             if (std::strcmp(field.name, kVersionField) == 0)
             {
                 builtWith.assign(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
+                continue;
+            }
+            if (std::strcmp(field.name, kWorkspaceField) == 0)
+            {
+                if (field.type != nvinfer1::PluginFieldType::kINT64 || field.data == nullptr || field.length != 1)
+                {
+                    return layer + kWorkspaceField + ": expected one integer of 64 bits";
+                }
+                std::memcpy(&askedBytes, field.data, sizeof(askedBytes));
+                saysWorkspace = true;
                 continue;
             }
             for (int32_t i = 0; i < mOperator.attributeCount; ++i)
@@ -94,7 +106,12 @@ nvinfer1::IPluginV3* OperatorCreator::createPlugin(
             return layer + "the engine was built with libglm_trt_plugins " + (builtWith.empty() ? "(none)" : builtWith)
                 + ", this is " + kVersion + "; build the engine again";
         }
-        plugin = new OperatorPlugin(mOperator, values);
+        // Plugins that did not say it asked for too little.
+        if (phase == nvinfer1::TensorRTPhase::kRUNTIME && !saysWorkspace)
+        {
+            return layer + "the engine does not say what workspace it has; build the engine again";
+        }
+        plugin = new OperatorPlugin(mOperator, values, askedBytes);
         return {};
     });
     return plugin;

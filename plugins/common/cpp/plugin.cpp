@@ -41,10 +41,11 @@ char const* nameOf(DataType type)
 
 } // namespace
 
-OperatorPlugin::OperatorPlugin(Operator const& op, AttributeValues const& values)
+OperatorPlugin::OperatorPlugin(Operator const& op, AttributeValues const& values, int64_t askedBytes)
     : mOperator(op)
     , mValues(values)
     , mInputCount(op.inputCount)
+    , mAskedBytes(std::make_shared<std::atomic<int64_t>>(askedBytes))
 {
     for (int32_t i = 0; i < op.attributeCount; ++i)
     {
@@ -64,6 +65,7 @@ OperatorPlugin::OperatorPlugin(Operator const& op, AttributeValues const& values
     }
     auto const length = static_cast<int32_t>(std::strlen(kVersion));
     mFields.emplace_back(kVersionField, kVersion, nvinfer1::PluginFieldType::kCHAR, length);
+    mFields.emplace_back(kWorkspaceField, &mSerializedBytes, nvinfer1::PluginFieldType::kINT64, 1);
     mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
 }
 
@@ -84,6 +86,7 @@ nvinfer1::IPluginV3* OperatorPlugin::clone() noexcept
     logged(mOperator, [&]() -> Error {
         copy = new OperatorPlugin(mOperator, mValues);
         copy->mInputCount = mInputCount;
+        copy->mAskedBytes = mAskedBytes;
         return {};
     });
     return copy;
@@ -297,6 +300,8 @@ int32_t OperatorPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32
     });
 }
 
+// NvInferRuntime.h: the result is "a sufficient workspace size to deal with inputs and outputs of the
+// given size or any smaller problem". The plans' buffers are made so (launch.py, Buffer).
 size_t OperatorPlugin::getWorkspaceSize(
     nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs, nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
 {
@@ -314,6 +319,11 @@ size_t OperatorPlugin::getWorkspaceSize(
         if (error.empty())
         {
             bytes = mOperator.workspaceBytes(call);
+            auto const asked = static_cast<int64_t>(bytes);
+            int64_t most = *mAskedBytes;
+            while (most < asked && !mAskedBytes->compare_exchange_weak(most, asked))
+            {
+            }
         }
         return error;
     });
@@ -347,6 +357,30 @@ int32_t OperatorPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int3
         }
         return error;
     });
+}
+
+Error OperatorPlugin::checkWorkspace(Call const& call) const
+{
+    size_t const needed = mOperator.workspaceBytes(call);
+    if (needed == 0)
+    {
+        return {};
+    }
+    std::string const expected = "workspace: expected " + std::to_string(needed) + " bytes, found ";
+    if (call.workspace == nullptr)
+    {
+        return expected + "a null address";
+    }
+    int64_t const asked = *mAskedBytes;
+    if (asked != kUnasked && needed > static_cast<size_t>(asked))
+    {
+        return expected + std::to_string(asked) + ", for which the engine was built: sizes exceed its profiles";
+    }
+    if (reinterpret_cast<uintptr_t>(call.workspace) % kPointerAlignment != 0)
+    {
+        return "workspace: expected an address at a multiple of " + std::to_string(kPointerAlignment) + " bytes";
+    }
+    return {};
 }
 
 int32_t OperatorPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const*,
@@ -385,6 +419,10 @@ int32_t OperatorPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvi
         }
         if (error.empty())
         {
+            error = checkWorkspace(call);
+        }
+        if (error.empty())
+        {
             error = currentTarget(call.target);
         }
         return error.empty() ? mOperator.launch(call) : error;
@@ -398,6 +436,7 @@ nvinfer1::IPluginV3* OperatorPlugin::attachToContext(nvinfer1::IPluginResourceCo
 
 nvinfer1::PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
 {
+    mSerializedBytes = *mAskedBytes;
     return &mCollection;
 }
 

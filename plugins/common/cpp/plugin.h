@@ -5,7 +5,9 @@
 
 #include <NvInfer.h>
 
+#include <atomic>
 #include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,9 @@ namespace glm_trt
 constexpr char const* kPluginVersion = "1";
 //! The field under which a plan keeps the version of the library that it was built with.
 constexpr char const* kVersionField = "glm_trt_version";
+//! The field under which a plan keeps the bytes of workspace that the plugin asked for.
+constexpr char const* kWorkspaceField = "workspace_bytes";
+constexpr int64_t kUnasked = -1;
 
 //! The values of an operator's attributes, in the contract's order; a choice is its index.
 struct AttributeValues
@@ -29,7 +34,7 @@ class OperatorPlugin final : public nvinfer1::IPluginV3,
                              public nvinfer1::IPluginV3OneRuntime
 {
 public:
-    OperatorPlugin(Operator const& op, AttributeValues const& values);
+    OperatorPlugin(Operator const& op, AttributeValues const& values, int64_t askedBytes = kUnasked);
     OperatorPlugin(OperatorPlugin const&) = delete;
     OperatorPlugin& operator=(OperatorPlugin const&) = delete;
 
@@ -65,10 +70,16 @@ private:
     Error describe(nvinfer1::Dims const* shapes, nvinfer1::DataType const* types, int32_t count, Call& call) const;
     //! The index of the first input of a type variable; -1 where there is none among `count` inputs.
     int32_t firstInput(Dtype variable, int32_t count) const noexcept;
+    //! Whether the workspace at `call.workspace` is there and large enough for the call.
+    Error checkWorkspace(Call const& call) const;
 
     Operator const& mOperator;
     AttributeValues mValues;
     int32_t mInputCount; //!< of the layer; `enqueue` is not told
+    //! The most that `getWorkspaceSize` has answered; clones share it. TensorRT asks while it builds,
+    //! once for each profile, and tells `enqueue` no size: the answer goes with the plan.
+    std::shared_ptr<std::atomic<int64_t>> mAskedBytes;
+    int64_t mSerializedBytes{kUnasked};
     std::vector<nvinfer1::PluginField> mFields;
     nvinfer1::PluginFieldCollection mCollection{};
 };

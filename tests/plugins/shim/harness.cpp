@@ -1,8 +1,15 @@
-// Runs a plugin as TensorRT does: create, ask, serialise, create again, enqueue. C ABI for ctypes.
+// Runs a plugin as TensorRT does: create, ask, serialise; create again, enqueue. C ABI for ctypes.
+//
+// NvInferRuntime.h says that workspace is asked for once, at the largest sizes, and holds for smaller
+// problems. What it leaves open is here as it is least convenient: another clone is asked than the one
+// that is serialised, nothing of the build lives on but the serialised fields, and a context's plugin
+// outlives the one that it was attached from.
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <cstring>
 #include <dlfcn.h>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +21,7 @@ struct Tensor
     int32_t type; //!< nvinfer1::DataType
     int32_t rank;
     int64_t sizes[8];
+    int64_t largest[8]; //!< of the profile
     void* data;
 };
 
@@ -67,17 +75,94 @@ nvinfer1::IPluginCreatorV3One* findCreator(char const* name)
     return nullptr;
 }
 
-nvinfer1::DynamicPluginTensorDesc describe(Tensor const& tensor)
+nvinfer1::Dims dims(int32_t rank, int64_t const* sizes)
+{
+    nvinfer1::Dims made{};
+    made.nbDims = rank;
+    std::copy_n(sizes, 8, made.d);
+    return made;
+}
+
+nvinfer1::PluginTensorDesc describe(Tensor const& tensor)
+{
+    nvinfer1::PluginTensorDesc description{};
+    description.dims = dims(tensor.rank, tensor.sizes);
+    description.type = static_cast<nvinfer1::DataType>(tensor.type);
+    description.format = nvinfer1::TensorFormat::kLINEAR;
+    return description;
+}
+
+//! As a profile has it: from the sizes to the largest, and -1 for what is not fixed.
+nvinfer1::DynamicPluginTensorDesc describeRange(Tensor const& tensor)
 {
     nvinfer1::DynamicPluginTensorDesc description{};
-    nvinfer1::Dims dims{};
-    dims.nbDims = tensor.rank;
-    std::memcpy(dims.d, tensor.sizes, sizeof(tensor.sizes));
-    description.desc.dims = dims;
-    description.desc.type = static_cast<nvinfer1::DataType>(tensor.type);
-    description.desc.format = nvinfer1::TensorFormat::kLINEAR;
-    description.min = description.max = description.opt = dims;
+    description.desc = describe(tensor);
+    description.min = description.opt = dims(tensor.rank, tensor.sizes);
+    description.max = dims(tensor.rank, tensor.largest);
+    for (int32_t i = 0; i < tensor.rank; ++i)
+    {
+        if (tensor.sizes[i] != tensor.largest[i])
+        {
+            description.desc.dims.d[i] = -1;
+        }
+    }
     return description;
+}
+
+//! What is left of a build: the fields of the plugin, and what it answered.
+struct Plan
+{
+    nvinfer1::IPluginCreatorV3One* creator{nullptr};
+    std::vector<nvinfer1::PluginField> fields;
+    std::vector<std::string> names;
+    std::vector<std::string> values;
+};
+
+size_t elementBytes(nvinfer1::PluginFieldType type)
+{
+    switch (type)
+    {
+    case nvinfer1::PluginFieldType::kCHAR: return 1;
+    case nvinfer1::PluginFieldType::kINT64: return 8;
+    default: return 4;
+    }
+}
+
+void serialize(nvinfer1::PluginFieldCollection const& collection, Plan& plan)
+{
+    auto const count = static_cast<size_t>(collection.nbFields);
+    plan.names.reserve(count);
+    plan.values.reserve(count);
+    for (size_t i = 0; i < count; ++i)
+    {
+        nvinfer1::PluginField const& field = collection.fields[i];
+        size_t const bytes = static_cast<size_t>(field.length) * elementBytes(field.type);
+        plan.names.emplace_back(field.name);
+        plan.values.emplace_back(static_cast<char const*>(field.data), bytes);
+        plan.fields.emplace_back(plan.names.back().c_str(), plan.values.back().data(), field.type, field.length);
+    }
+}
+
+template <typename Interface>
+Interface* capability(nvinfer1::IPluginV3& plugin, nvinfer1::PluginCapabilityType type)
+{
+    return static_cast<Interface*>(plugin.getCapabilityInterface(type));
+}
+
+std::vector<nvinfer1::PluginField> toFields(Field const* fields, int32_t count)
+{
+    std::vector<nvinfer1::PluginField> given;
+    for (int32_t i = 0; i < count; ++i)
+    {
+        bool const isText = fields[i].type == nvinfer1::PluginFieldType::kCHAR;
+        bool const isFloat = fields[i].type == nvinfer1::PluginFieldType::kFLOAT32;
+        void const* data = isText ? static_cast<void const*>(fields[i].text)
+            : isFloat             ? static_cast<void const*>(&fields[i].real)
+                                  : &fields[i].integer;
+        auto const length = isText ? static_cast<int32_t>(std::strlen(fields[i].text)) : 1;
+        given.emplace_back(fields[i].name, data, fields[i].type, length);
+    }
+    return given;
 }
 
 int fail(char* message, std::string const& text)
@@ -104,39 +189,36 @@ int harnessOpen(char const* path, char* message)
     return 0;
 }
 
-//! Bytes of workspace for these shapes, or -1. Also checks formats and output types.
-int64_t harnessRun(char const* name, Field const* fields, int32_t fieldCount, Tensor const* tensors, int32_t inputCount,
-    int32_t outputCount, void* workspace, int64_t workspaceBytes, char const* version, char* message)
+void harnessDelete(Plan* plan)
 {
-    auto* creator = findCreator(name);
-    if (creator == nullptr)
+    delete plan;
+}
+
+//! Build for the profile of these tensors. Bytes of workspace, or -1; `built` is to be deleted.
+int64_t harnessBuild(char const* name, Field const* fields, int32_t fieldCount, Tensor const* tensors,
+    int32_t inputCount, int32_t outputCount, Plan** built, char* message)
+{
+    auto plan = std::make_unique<Plan>();
+    plan->creator = findCreator(name);
+    if (plan->creator == nullptr)
     {
         return -fail(message, std::string("no creator ") + name);
     }
-    std::vector<nvinfer1::PluginField> given;
-    for (int32_t i = 0; i < fieldCount; ++i)
-    {
-        bool const isText = fields[i].type == nvinfer1::PluginFieldType::kCHAR;
-        bool const isFloat = fields[i].type == nvinfer1::PluginFieldType::kFLOAT32;
-        void const* data = isText ? static_cast<void const*>(fields[i].text)
-            : isFloat             ? static_cast<void const*>(&fields[i].real)
-                                  : &fields[i].integer;
-        auto const length = isText ? static_cast<int32_t>(std::strlen(fields[i].text)) : 1;
-        given.emplace_back(fields[i].name, data, fields[i].type, length);
-    }
+    std::vector<nvinfer1::PluginField> const given = toFields(fields, fieldCount);
     nvinfer1::PluginFieldCollection const collection{fieldCount, given.data()};
-    auto* atBuild = creator->createPlugin("layer", &collection, nvinfer1::TensorRTPhase::kBUILD);
-    if (atBuild == nullptr)
+    std::unique_ptr<nvinfer1::IPluginV3> const layer(
+        plan->creator->createPlugin("layer", &collection, nvinfer1::TensorRTPhase::kBUILD));
+    if (layer == nullptr)
     {
         return -fail(message, "createPlugin at build");
     }
-    auto* build = static_cast<nvinfer1::IPluginV3OneBuild*>(
-        atBuild->getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
+    std::unique_ptr<nvinfer1::IPluginV3> const asked(layer->clone());
+    auto* build = capability<nvinfer1::IPluginV3OneBuild>(*asked, nvinfer1::PluginCapabilityType::kBUILD);
     std::vector<nvinfer1::DynamicPluginTensorDesc> all;
     std::vector<nvinfer1::DataType> types;
     for (int32_t i = 0; i < inputCount + outputCount; ++i)
     {
-        all.push_back(describe(tensors[i]));
+        all.push_back(describeRange(tensors[i]));
         types.push_back(all.back().desc.type);
     }
     for (int32_t i = 0; i < inputCount + outputCount; ++i)
@@ -158,42 +240,50 @@ int64_t harnessRun(char const* name, Field const* fields, int32_t fieldCount, Te
     }
     auto const needed = static_cast<int64_t>(
         build->getWorkspaceSize(all.data(), inputCount, all.data() + inputCount, outputCount));
-    if (workspace == nullptr || needed > workspaceBytes)
+    auto* runtime = capability<nvinfer1::IPluginV3OneRuntime>(*layer, nvinfer1::PluginCapabilityType::kRUNTIME);
+    serialize(*runtime->getFieldsToSerialize(), *plan);
+    *built = plan.release();
+    return needed;
+}
+
+//! Leave `field` out of the plan, or give it another text.
+void harnessChange(Plan* plan, char const* field, char const* text)
+{
+    for (size_t i = 0; i < plan->fields.size(); ++i)
     {
-        delete atBuild;
-        return needed;
-    }
-    auto* core = static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        atBuild->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
-    nvinfer1::PluginFieldCollection const* stored = core->getFieldsToSerialize();
-    std::vector<nvinfer1::PluginField> kept(stored->fields, stored->fields + stored->nbFields);
-    if (version != nullptr)
-    {
-        for (auto& field : kept)
+        if (plan->names[i] == field && text == nullptr)
         {
-            if (std::strcmp(field.name, "glm_trt_version") == 0)
-            {
-                field.data = version;
-                field.length = static_cast<int32_t>(std::strlen(version));
-            }
+            plan->fields.erase(plan->fields.begin() + static_cast<ptrdiff_t>(i));
+            return;
+        }
+        if (plan->names[i] == field)
+        {
+            plan->fields[i].data = text;
+            plan->fields[i].length = static_cast<int32_t>(std::strlen(text));
         }
     }
-    nvinfer1::PluginFieldCollection const serialised{static_cast<int32_t>(kept.size()), kept.data()};
-    auto* plugin = creator->createPlugin("layer", &serialised, nvinfer1::TensorRTPhase::kRUNTIME);
+}
+
+//! Run a plan on these tensors: 0, or -1.
+int64_t harnessRun(
+    Plan* plan, Tensor const* tensors, int32_t inputCount, int32_t outputCount, void* workspace, char* message)
+{
+    nvinfer1::PluginFieldCollection const serialized{static_cast<int32_t>(plan->fields.size()), plan->fields.data()};
+    std::unique_ptr<nvinfer1::IPluginV3> plugin(
+        plan->creator->createPlugin("layer", &serialized, nvinfer1::TensorRTPhase::kRUNTIME));
     if (plugin == nullptr)
     {
         return -fail(message, "createPlugin at run time");
     }
-    auto* first = static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
-    auto* context = first->attachToContext(nullptr);
-    auto* runtime = static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        context->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+    auto* engines = capability<nvinfer1::IPluginV3OneRuntime>(*plugin, nvinfer1::PluginCapabilityType::kRUNTIME);
+    std::unique_ptr<nvinfer1::IPluginV3> const context(engines->attachToContext(nullptr));
+    plugin.reset();
+    auto* runtime = capability<nvinfer1::IPluginV3OneRuntime>(*context, nvinfer1::PluginCapabilityType::kRUNTIME);
     std::vector<nvinfer1::PluginTensorDesc> descriptions;
     std::vector<void*> addresses;
     for (int32_t i = 0; i < inputCount + outputCount; ++i)
     {
-        descriptions.push_back(all[static_cast<size_t>(i)].desc);
+        descriptions.push_back(describe(tensors[i]));
         addresses.push_back(tensors[i].data);
     }
     int32_t status
@@ -203,10 +293,7 @@ int64_t harnessRun(char const* name, Field const* fields, int32_t fieldCount, Te
         status = runtime->enqueue(descriptions.data(), descriptions.data() + inputCount, addresses.data(),
             addresses.data() + inputCount, workspace, nullptr);
     }
-    delete context;
-    delete plugin;
-    delete atBuild;
-    return status == 0 ? needed : -fail(message, "enqueue: " + std::to_string(status));
+    return status == 0 ? 0 : -fail(message, "enqueue: " + std::to_string(status));
 }
 
 } // extern "C"

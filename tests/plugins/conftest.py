@@ -1,0 +1,14 @@
+"""What the tests of plugins share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plugin_harness import Harness
+
+
+@pytest.fixture(scope="session")
+def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """The library over the stand-in for the driver."""
+    return Harness(library, tmp_path_factory.mktemp("shim"))
