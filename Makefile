@@ -8,9 +8,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test bench gpu lint constraints clean
+.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test test-all mutations bench gpu lint constraints clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.complete ## make .venv with everything; nothing to do the second time
 
@@ -63,8 +63,14 @@ fuzz: setup ## a million cases of each fuzzer of the C++ runtime
 	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
 	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
-test: setup ## run every test
+test: setup ## run the tests that prove everything once
+	$(BIN)/pytest -n auto -m "not slow"
+
+test-all: setup ## run every test, the slow ones too
 	$(BIN)/pytest -n auto
+
+mutations: setup ## put each known bug into a copy of the tree and see its test fail
+	$(BIN)/python tests/mutations/run.py
 
 bench: setup ## run every benchmark of the CPU backend
 	set -e; for script in benchmarks/cpu_*.py; do $(BIN)/python $$script; done
