@@ -64,10 +64,10 @@ fuzz: setup ## a million cases of each fuzzer of the C++ runtime
 	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
 test: setup ## run the tests that prove everything once
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 test-all: setup ## run every test, the slow ones too
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
 
 mutations: setup ## put each known bug into a copy of the tree and see its test fail
 	$(BIN)/python tests/mutations/run.py

@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports Triton, whose own functions are made for the interpreter or not at import.
@@ -13,7 +14,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+from traces import trace_once
 
+from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.plugins.library import LIBRARY
 
@@ -23,8 +26,19 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     torch.set_num_threads(1)
 
+pytest_plugins = ["cpu_times"]
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Exports and bisections take the traces that all tests share; what tests tracing calls it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "trace_block", trace_once)
+        patch.setattr("glm_trt.validate.bisect.trace_block", trace_once)
+        yield
 
 
 @pytest.fixture(scope="session")

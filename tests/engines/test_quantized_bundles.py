@@ -32,7 +32,9 @@ from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 PRECISIONS = ("fp8", "nvfp4")
-SHORT = ValidationOptions(cases=CaseOptions(longest=160))
+SHORT = ValidationOptions(cases=CaseOptions(longest=24))
+# The graphs in plain onnxruntime decode every weight anew in each step.
+LONG = pytest.mark.slow
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -49,21 +51,23 @@ def place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     return place
 
 
-def test_logits_and_tokens_equal_the_dequantised_model(place: Path) -> None:
+@pytest.mark.parametrize(("length", "tokens"), [(6, 3), pytest.param(60, 20, marks=LONG)])
+def test_logits_and_tokens_equal_the_dequantised_model(
+    place: Path, length: int, tokens: int
+) -> None:
     oracle = reload_oracle(place / "d")
-    ids = torch.randint(0, 2048, (2, 60), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 2048, (2, length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = oracle(ids, use_cache=False).logits.numpy()
-    continued = oracle.generate(ids[:1, :9], max_new_tokens=20, do_sample=False)[0, 9:].tolist()
+    continued = oracle.generate(ids[:1, :5], max_new_tokens=tokens, do_sample=False)[0, 5:].tolist()
     for rewrites in (True, False):  # experts one by one, and the graphs in plain onnxruntime
         backend = OnnxruntimeBackend(Bundle.open(place / "b"), rewrites=rewrites)
         with Runtime(backend) as runtime:
             assert relative(runtime.forward(ids.numpy()), expected) < 1e-5, rewrites
             sequence = backend.batch(2)
-            steps = [sequence.step(piece) for piece in np.split(ids.numpy(), 60, axis=1)]
+            steps = [sequence.step(piece) for piece in np.split(ids.numpy(), length, axis=1)]
             assert relative(np.concatenate(steps, axis=1), expected) < 1e-5, rewrites
-            tokens = runtime.generate(ids[:1, :9].numpy(), 20, eos_token_ids=())
-            assert tokens == [continued]
+            assert runtime.generate(ids[:1, :5].numpy(), tokens, eos_token_ids=()) == [continued]
 
 
 def test_products_in_slices(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +151,12 @@ def test_materialised_bundle_is_the_same(place: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(runtime.forward(ids), materialised.forward(ids))
 
 
+@pytest.mark.parametrize("longest", [24, pytest.param(160, marks=LONG)])
 def test_validation_passes_and_finds_a_wrong_scale(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, longest: int
 ) -> None:
-    report = validate_bundle(place / "b", SHORT)
+    options = ValidationOptions(cases=CaseOptions(longest=longest))
+    report = validate_bundle(place / "b", options)
     assert report["ok"], report
     bound = b.bound_tensor
 
@@ -162,7 +168,7 @@ def test_validation_passes_and_finds_a_wrong_scale(
         return array
 
     monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
-    report = validate_bundle(place / "b", SHORT)
+    report = validate_bundle(place / "b", options)
     assert [block["name"] for block in report["blocks"] if not block["ok"]] == ["layer.2"]
 
 

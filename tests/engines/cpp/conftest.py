@@ -1,4 +1,4 @@
-"""The C++ runtime with sanitizers, built once for all tests of it."""
+"""The C++ runtime, built once for all tests of it, and with sanitizers for the slow ones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from glm_trt.engines.build_runtime import build_runtime
 ROOT = Path(__file__).parents[3]
 
 
+def built(name: str, *, sanitize: bool) -> Path:
+    """The directory `name` under `build`, with the tests; workers build it in turn."""
+    output = ROOT / "build" / name
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build_runtime(output, sanitize=sanitize, tests=True)
+
+
 @pytest.fixture(scope="session")
 def runtime_build() -> Path:
-    """The build directory, as `make runtime-test` makes it."""
-    output = ROOT / "build" / "runtime-sanitized"
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:  # test workers build it in turn
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return build_runtime(output, sanitize=True, tests=True)
+    """As `make runtime` builds it, and the tests."""
+    return built("runtime-tests", sanitize=False)
+
+
+@pytest.fixture(scope="session", params=[
+    "plain", pytest.param("sanitized", marks=pytest.mark.slow),
+])  # fmt: skip
+def tests_build(request: pytest.FixtureRequest) -> Path:
+    """The same, and what `make runtime-test` makes: with AddressSanitizer and UBSan."""
+    if request.param == "plain":
+        return built("runtime-tests", sanitize=False)
+    return built("runtime-sanitized", sanitize=True)
 
 
 @pytest.fixture(scope="session")
-def probe(runtime_build: Path) -> Path:
+def probe(tests_build: Path) -> Path:
     """The program that answers for the C++ runtime (engines/cpp/tests/probe.cpp)."""
-    return runtime_build / "tests" / "probe"
+    return tests_build / "tests" / "probe"

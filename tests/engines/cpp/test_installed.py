@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from glm_trt.engines.build_runtime import build_runtime, cmake_command
+from glm_trt.engines.build_runtime import cmake_command
 from glm_trt.engines.build_wheel import build_wheel
 
 ROOT = Path(__file__).parents[3]
@@ -47,14 +47,12 @@ target_link_libraries(simple PRIVATE glm_trt::glm_trt)
 
 
 @pytest.fixture(scope="session")
-def installed() -> Path:
+def installed(runtime_build: Path) -> Path:
     """A tree that `cmake --install` made, moved once: nothing in it may know where it was."""
-    build = ROOT / "build" / "runtime"
-    build.mkdir(parents=True, exist_ok=True)
+    build = runtime_build
     tree = ROOT / "build" / "runtime-installed"
     with (build / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        build_runtime(build)
         first = ROOT / "build" / "runtime-installed-elsewhere"
         shutil.rmtree(tree, ignore_errors=True)
         run(*cmake_command(), "--install", build, "--prefix", first)
