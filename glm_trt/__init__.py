@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glm_trt.engines.python.runtime import Runtime
+    from glm_trt.engines.python.sampling import Sampling
+    from glm_trt.engines.python.session import GenerateOptions, Session
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["GenerateOptions", "Sampling", "Session", "__version__", "load"]
+
+# Public names and where they are; loaded when first used, so that `import glm_trt` is instant.
+_PUBLIC = {
+    "GenerateOptions": "glm_trt.engines.python.session",
+    "Sampling": "glm_trt.engines.python.sampling",
+    "Session": "glm_trt.engines.python.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(

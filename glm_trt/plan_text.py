@@ -172,6 +172,8 @@ def _print_recommended(plan: Plan) -> None:
         _say(f"on each: {parts} = {used} of {usable} usable", indent=4)
         _say(f"room for batch {choice['max_batch']} at this context, or "
              f"{choice['max_context']:,} tokens at this batch", indent=4)  # fmt: skip
+        if choice["missing"]:
+            _say(f"glm-trt cannot do this yet: {'; '.join(choice['missing'])}", indent=4)
 
 
 def _print_decode(plan: Plan) -> None:

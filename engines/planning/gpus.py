@@ -13,6 +13,7 @@ _NATIVE = {
     "sm89": ("bf16", "fp8"),
     "sm90": ("bf16", "fp8"),
     "sm100": ("bf16", "fp8", "nvfp4"),
+    "sm103": ("bf16", "fp8", "nvfp4"),
     "sm120": ("bf16", "fp8", "nvfp4"),
 }
 
@@ -59,6 +60,9 @@ _ALL = (
     Gpu("b200", "B200 180GB", 180, 8000, "sm100"),  # DGX B200: 1,440 GB and 64 TB/s of eight
     Gpu("gb200", "GB200", 186, 8000, "sm100"),  # each of a superchip's two
     Gpu("b200-192", "B200 192GB", 192, 8000, "sm100"),  # as announced
+    Gpu("b300", "B300 270GB", 270, 8000, "sm103"),  # SXM6, HBM3e: what a node's GPUs can address
+    Gpu("gb300", "GB300", 279, 8000, "sm103"),  # each of a superchip's; a rack of 72 has 20 TB
+    Gpu("b300-288", "B300 288GB", 288, 8000, "sm103"),  # as announced, all eight stacks
     Gpu("l40s", "L40S", 48, 864, "sm89"),  # GDDR6
     Gpu("rtx-6000-ada", "RTX 6000 Ada", 48, 960, "sm89"),  # GDDR6
     Gpu("rtx-pro-6000", "RTX PRO 6000", 96, 1792, "sm120"),  # Blackwell Workstation, GDDR7

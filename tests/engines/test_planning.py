@@ -14,13 +14,16 @@ from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound, step_state_bytes
 from glm_trt.engines.planning.gpus import GPUS, find_gpu
+from glm_trt.engines.planning.limits import BUILT_TARGETS, missing
 from glm_trt.engines.planning.plan import PlanOptions, make_plan
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
+from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.presets import preset_config
 from glm_trt.model.quantization import Quantization
+from glm_trt.plugins.common.launch import TARGETS
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 GLM_5_1 = preset_config("glm-5.1", "full")
@@ -127,7 +130,12 @@ def test_state(plan: dict[str, Any]) -> None:
     assert m.state_bytes(CONFIG, with_mtp=True).per_token["index_keys"] == 79 * 256
 
 
-def test_recommends_8_h200_for_fp8_at_195k(plan: dict[str, Any]) -> None:
+def test_recommends_for_fp8_at_195k(plan: dict[str, Any]) -> None:
+    choice = {entry["precision"]: entry for entry in plan["recommended"]}["fp8"]
+    assert (choice["gpus"], choice["gpu"]) == (4, "b300")
+    assert choice["missing"] == ["a model split over 4 devices", "kernels for sm103"]
+    smaller = tuple(name for name, gpu in GPUS.items() if gpu.memory_gb < 200)
+    plan = make_plan(find_source("glm-5.1"), PlanOptions(gpus=smaller, precisions=("fp8",)))
     choice = {entry["precision"]: entry for entry in plan["recommended"]}["fp8"]
     assert (choice["gpus"], choice["gpu"], choice["context"]) == (8, "h200", 195_000)
     assert choice["used_bytes"] + choice["free_bytes"] == choice["usable_bytes"] == 126_900_000_000
@@ -155,6 +163,17 @@ def test_weights_on_a_gpu(fp8: Weights) -> None:
     alone += 78 * (4096 * 2048 + 32 * 16 * 4 + 128 * 6144 + 48 * 4 + 256 * 2 + 32 * 6144 * 2)
     alone += 75 * (256 * 6144 * 2 + 256 * 4) + (78 * 2 + 1) * 6144 * 2
     assert fp8.rank_bytes(8) == alone + (746_130_054_912 - alone) // 8
+
+
+def test_what_cannot_be_done_yet() -> None:
+    assert missing(GPUS["h200"], 1, 1) == []
+    assert missing(GPUS["h200"], 2, 3) == [
+        "a model split over 2 devices", "3 sequences in one pass of an engine"
+    ]  # fmt: skip
+    assert missing(GPUS["gb300"], 1, 1) == ["kernels for sm103"]
+    built = {*TARGETS, *RTX_TARGETS}
+    assert built == set(BUILT_TARGETS)
+    assert all(missing(gpu, 1, 1) == [] for gpu in GPUS.values() if gpu.target in built)
 
 
 def test_counts_of_gpus() -> None:
