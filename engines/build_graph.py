@@ -9,20 +9,6 @@ import onnx
 from onnx import inliner
 
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.model.states import STATE_AXES
-
-# The axes of a block's inputs; an input that is not here is a weight.
-AXES: dict[str, tuple[str, ...]] = {
-    "input_ids": ("batch", "sequence"),
-    "past_lengths": ("batch",),
-    "lengths": ("batch",),
-    "hidden": ("batch", "sequence", "hidden"),
-    "embedded": ("batch", "sequence", "hidden"),
-    "cos": ("batch", "sequence", "rotary"),
-    "sin": ("batch", "sequence", "rotary"),
-    "shared_indices": ("batch", "sequence", "selected"),
-    **STATE_AXES,
-}
 
 Shape = list[int | str]
 DOMAIN = "glm_trt"
@@ -64,10 +50,9 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
     """
     model = onnx.load(path)
     for graph_input in model.graph.input:
-        dims = graph_input.type.tensor_type.shape.dim
-        for dim, axis in zip(dims, AXES.get(graph_input.name, ()), strict=False):
-            if dim.dim_param and axis in sizes:
-                dim.dim_value = sizes[axis]
+        for dim in graph_input.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
     # Shapes noted by the exporter speak of the axes that are now fixed.
     del model.graph.value_info[:]
     if with_plugins:
@@ -96,12 +81,6 @@ def _open_inputs(graph: onnx.GraphProto) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     for graph_input in graph.input:
         dims = graph_input.type.tensor_type.shape.dim
-        axes = AXES.get(graph_input.name, ())
         if any(dim.dim_param for dim in dims):
-            if len(axes) != len(dims):
-                raise ValueError(f"input {graph_input.name}: open axes that no profile speaks of")
-            found[graph_input.name] = [
-                axis if dim.dim_param else dim.dim_value
-                for dim, axis in zip(dims, axes, strict=True)
-            ]
+            found[graph_input.name] = [dim.dim_param or dim.dim_value for dim in dims]
     return found

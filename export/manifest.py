@@ -20,7 +20,7 @@ from glm_trt.model.files import sha256_of, write_atomically
 from glm_trt.model.strict_json import RepeatedName, parse_json
 
 FILE_NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "glm-trt bundle", 4
+FORMAT, FORMAT_VERSION = "glm-trt bundle", 5
 _NO_DIGEST = "0" * 64
 
 Manifest = dict[str, Any]

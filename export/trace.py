@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from glm_trt.export.onnx_version import require_opset
 from glm_trt.export.operators import TracedOperators, translations
+from glm_trt.export.passes.lower_opset import WRITTEN_FOR, lower_opset
+from glm_trt.export.passes.name_axes import name_axes
+from glm_trt.export.passes.type_constants import type_constants
 from glm_trt.model.bindings import parameter_dtype
 from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.glm_moe_dsa import (
@@ -24,11 +27,7 @@ from glm_trt.model.glm_moe_dsa import (
     run_block,
 )
 from glm_trt.model.states import layer_states
-from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
-
-# The last opset to which torch's exporter converts. From there to `OPSET`, what it emits has only
-# gained dtypes that no graph of ours has.
-EXPORTER_OPSET = 24
+from glm_trt.plugins.onnx_bodies import function_bodies
 
 MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.
@@ -58,7 +57,8 @@ def trace_block(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Mode
 
     Inputs are named as in the eager block: activations and states first, then the weights by
     parameter name; outputs `hidden_out`, each state's `NAME_out`, `topk_indices`,
-    `expert_indices`, `cos`, `sin`, `logits`, whichever the block has.
+    `expert_indices`, `cos`, `sin`, `logits`, whichever the block has. Open axes are named `batch`,
+    `sequence`, `capacity`, `selected` and, where tokens of all sequences are packed, `tokens`.
     """
     operators = TracedOperators()
     block: nn.Module
@@ -162,13 +162,15 @@ def _export(
     )
     exported = _to_onnx(program, [*inputs, *weights])
     model = exported.model_proto
-    _raise_opset(model)
     names = list(_output_names(program))
     renamed = dict(zip([o.name for o in model.graph.output], names, strict=True))
     _rename(model.graph, renamed)
     used = {node.op_type for node in model.graph.node if node.domain == "glm_trt"}
     model.functions.extend(body for name, body in function_bodies().items() if name in used)
     _drop_traces(model)
+    type_constants(model)
+    name_axes(model, axes)
+    lower_opset(model)
     require_opset(model, kind)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -184,20 +186,13 @@ def _to_onnx(program: torch.export.ExportedProgram, input_names: list[str]) -> A
             warnings.simplefilter("ignore", FutureWarning)
             return torch.onnx.export(
                 program,
-                opset_version=EXPORTER_OPSET,
+                opset_version=WRITTEN_FOR,
                 custom_translation_table=translations(),
                 input_names=input_names,
                 verbose=False,
             )
     finally:
         registry.setLevel(level)
-
-
-def _raise_opset(model: onnx.ModelProto) -> None:
-    """Declare `OPSET` for a graph that was made for `EXPORTER_OPSET`."""
-    for entry in model.opset_import:
-        if entry.domain == "":
-            entry.version = OPSET
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:

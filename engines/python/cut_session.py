@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from glm_trt.engines.python.values import ort_value
+from glm_trt.export.passes.lower_opset import lower_opset
 from glm_trt.model.bindings import (
     Binding,
     TensorSource,
@@ -271,4 +272,5 @@ def expert_model(op_type: str, stored: int) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     if linear != "Gemm":
         model.functions.append(function_bodies()[linear])
+    lower_opset(model)
     return model

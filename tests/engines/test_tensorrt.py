@@ -409,7 +409,7 @@ def test_without_a_gpu(
         assert "no NVIDIA driver (libcuda.so.1)" in output.err and output.err.count("\n") == 1
     with pytest.raises(GlmTrtError, match="expected onnxruntime or tensorrt or tensorrt-rtx"):
         glm_trt.load(tiny_bundle, "cuda")
-    assert json.loads((tiny_bundle / "manifest.json").read_text())["format_version"] == 4
+    assert json.loads((tiny_bundle / "manifest.json").read_text())["format_version"] == 5
 
 
 def test_tensorrt_has_what_is_called() -> None:

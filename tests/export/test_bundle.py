@@ -106,8 +106,8 @@ def test_schema_is_checked_on_load(bundle: Path) -> None:
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path, no_tracing: list[str]) -> None:
     path = bundle / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 4', '"format_version": 3'))
-    with pytest.raises(BundleError, match="expected 4, found 3; export again"):
+    path.write_text(path.read_text().replace('"format_version": 5', '"format_version": 4'))
+    with pytest.raises(BundleError, match="expected 5, found 4; export again"):
         Bundle.open(bundle)
     assert export_checkpoint(TINY, bundle, FLOAT32)
     assert len(no_tracing) == 5

@@ -43,7 +43,7 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size)
 std::vector<std::string> fuzzSeeds()
 {
     std::string const digest = '"' + kDigest + '"';
-    return {R"({"format": "glm-trt bundle", "format_version": 4, "sha256": )" + digest + R"(, "key": )" + digest
+    return {R"({"format": "glm-trt bundle", "format_version": 5, "sha256": )" + digest + R"(, "key": )" + digest
         + R"(, "versions": {"onnx": "1"}, "config": {"vocab_size": 5}, "model": {"vocab_size": 5, "hidden_size": 4,)"
           R"( "rotary_width": 2, "index_topk": 0, "eos_token_ids": [0, 1]}, "states": {"dense": [{"name": "kv_cache",)"
           R"( "axes": ["batch", 1, "capacity", 8], "dtype": null}]}, "dtypes": ["float32"], "max_seq_len": 16,)"

@@ -14,7 +14,7 @@ namespace
 
 constexpr char kFileName[] = "manifest.json";
 constexpr char kFormat[] = "glm-trt bundle";
-constexpr int64_t kFormatVersion = 4;
+constexpr int64_t kFormatVersion = 5;
 std::string const kNoDigest(64, '0');
 
 void checkVersion(std::string const& path, Json const& manifest)

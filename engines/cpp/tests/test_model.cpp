@@ -99,7 +99,7 @@ Bundle writeBundle(fs::path const& place)
     file["sample_sha256"] = shard.sampleSha256();
     std::string const zeros(64, '0');
     auto const block = [](char const* name, char const* kind) { return Json{{"name", name}, {"kind", kind}}; };
-    Json manifest{{"sha256", zeros}, {"format", "glm-trt bundle"}, {"format_version", 4}, {"key", zeros},
+    Json manifest{{"sha256", zeros}, {"format", "glm-trt bundle"}, {"format_version", 5}, {"key", zeros},
         {"versions", Json::object()}, {"config", Json::object()},
         {"model", {{"vocab_size", kVocab}, {"hidden_size", kHidden}, {"rotary_width", 1}, {"index_topk", kSelected},
                       {"eos_token_ids", {6}}}},

@@ -229,9 +229,9 @@ def test_manifests_are_refused_alike(tmp_path: Path, probe: Path, tiny_bundle: P
     values: list[Any] = [None, True, 0, -1, 1.0, 1.5, "", "x", "../x", "/x", "a\n", "x" * 2000, [],
                          {}, ["float32", "float32"], {"a b'\\": 1}, 1 << 62, "0" * 64]  # fmt: skip
     cases = [original, original[:-1], b"", b"[]", b"null", b'{"format": "glm-trt bundle"}',
-             original.replace(b'"format_version": 4', b'"format_version": 3'),
-             original.replace(b'"format_version": 4', b'"format_version": 4.0'),
-             original.replace(b'"format_version": 4', b'"format_version": true')]  # fmt: skip
+             original.replace(b'"format_version": 5', b'"format_version": 4'),
+             original.replace(b'"format_version": 5', b'"format_version": 5.0'),
+             original.replace(b'"format_version": 5', b'"format_version": true')]  # fmt: skip
     cases += mutations(original, 500)
     for _ in range(1500):
         changed = json.loads(original)
