@@ -1,171 +1,143 @@
-"""Runs the mutations: each wrong edit is made in a copy of the tree, where its test must fail.
+"""Put each known bug into a copy of the tree and see its test fail: `make mutations`.
 
-    python tests/mutations/run.py [--only NAME ...] [--list]
+    python tests/mutations/run.py [--only NAME ...] [--area AREA ...] [--jobs N] [--list]
 
-The lists are the TOML files beside this one. The working tree is only read; kernels and bundles
-that were built before are taken over, so that a copy compiles what its edit changes and no more.
-Exit codes: 0 every mutation was caught, 1 some were not, 2 an entry is wrong.
+The working tree is never edited: each job has a copy of it in a temporary directory, with the
+caches under `build` copied along, so that a bug in C++ or in a kernel costs what it touches. A bug
+is caught if its test fails; a test that cannot be collected or set up catches nothing. Exit code 1
+if one is not caught, 2 if an entry is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-# Built before, and keyed by content: what an edit makes stale is built anew in the copy.
-BUILT = ("build/plugins", "build/test-bundles")
-# pytest's exit code where tests ran and some failed; 2 to 5 are other ends, which prove nothing.
-TESTS_FAILED = 1
+sys.path.insert(0, str(Path(__file__).parent))
 
+from mutations import ROOT, Mutation, MutationError, read_mutations
 
-class EntryError(Exception):
-    """An entry that cannot be carried out."""
+CACHES = ("plugins", "test-traces")
+CAUGHT, SURVIVED, ERROR = "caught", "SURVIVED", "ERROR"
 
 
-@dataclass(frozen=True)
-class Mutation:
-    """One wrong edit: `find`, which occurs once in `file`, becomes `replace`; `test` sees it."""
-
-    name: str
-    file: str
-    find: str
-    replace: str
-    test: str
-    listed_in: str
-
-    def check(self, root: Path = ROOT) -> None:
-        """Raise EntryError unless the edit can be made in the tree at `root`."""
-        path = root / self.file
-        if not path.is_file():
-            raise EntryError(f"{self.listed_in}: {self.name}: there is no {self.file}")
-        if self.find == self.replace:
-            raise EntryError(f"{self.listed_in}: {self.name}: replaces the text by itself")
-        if (found := path.read_text().count(self.find)) != 1:
-            raise EntryError(
-                f"{self.listed_in}: {self.name}: {self.file}: expected the text to find once, "
-                f"found it {found} times"
-            )
-        if not (root / self.test.partition("::")[0]).is_file():
-            raise EntryError(f"{self.listed_in}: {self.name}: there is no {self.test}")
-
-    def apply(self, root: Path) -> None:
-        """Make the edit in the tree at `root`."""
-        self.check(root)
-        path = root / self.file
-        path.write_text(path.read_text().replace(self.find, self.replace))
+def copy_tree(place: Path) -> None:
+    """What git knows of and does not ignore, links as links, and the caches."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        source, target = ROOT / name, place / name
+        if not source.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+    for name in CACHES:
+        if (ROOT / "build" / name).is_dir():
+            shutil.copytree(ROOT / "build" / name, place / "build" / name)
 
 
-def read_mutations(directory: Path = HERE) -> list[Mutation]:
-    """Every entry of the lists in `directory`. Raises EntryError where one is not whole."""
-    found: dict[str, Mutation] = {}
-    for path in sorted(directory.glob("*.toml")):
-        for entry in tomllib.loads(path.read_text()).get("mutation", []):
-            try:
-                mutation = Mutation(**entry, listed_in=path.name)
-            except TypeError as error:
-                raise EntryError(f"{path.name}: {entry.get('name', entry)}: {error}") from None
-            if mutation.name in found:
-                raise EntryError(f"{path.name}: {mutation.name}: there is another of this name")
-            found[mutation.name] = mutation
-    return list(found.values())
-
-
-def copy_tree(to: Path) -> None:
-    """The files of the working tree that git knows or would add, and what was built before."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        source, place = ROOT / name, to / name
-        if source.is_symlink() or source.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, place, follow_symlinks=False)
-    for name in BUILT:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, to / name, symlinks=True)
-
-
-def caught(mutation: Mutation, tree: Path) -> tuple[bool, str]:
-    """Whether the mutation's test fails in `tree`, which is left as it was; the test's output.
-
-    Raises EntryError where the test cannot be run.
-    """
-    path = tree / mutation.file
-    before = path.read_bytes()
-    mutation.apply(tree)
+def run_in(place: Path, mutation: Mutation) -> tuple[str, str]:
+    """Whether the bug is caught in this copy, and what was seen; the copy is as it was then."""
+    if mutation.fault:
+        passed, seen = run_test(place, mutation.test)
+        return {1: CAUGHT, 0: SURVIVED}.get(passed, ERROR), seen
+    path = place / mutation.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(mutation.edited(whole), encoding="utf-8")
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider",
-             mutation.test],
-            cwd=tree, env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True, text=True, errors="replace", check=False,
-        )  # fmt: skip
+        passed, seen = run_test(place, mutation.test)
     finally:
-        path.write_bytes(before)
-    output = done.stdout + done.stderr
-    if done.returncode not in (0, TESTS_FAILED):
-        raise EntryError(
-            f"{mutation.listed_in}: {mutation.name}: {mutation.test} ended with pytest's exit code "
-            f"{done.returncode}:\n{output[-2000:]}"
-        )
-    return done.returncode == TESTS_FAILED, output
+        path.write_text(whole, encoding="utf-8")
+    return {0: CAUGHT, 1: SURVIVED}.get(passed, ERROR), seen
 
 
-def run(mutations: Iterable[Mutation]) -> int:
-    """Run mutations one after the other and print a line for each; the exit code."""
-    missed, wrong = [], []
-    with tempfile.TemporaryDirectory(prefix="mutations-") as directory:
-        tree = Path(directory) / "tree"
-        copy_tree(tree)
-        for mutation in mutations:
-            began = time.monotonic()
+def run_test(place: Path, test: str) -> tuple[int, str]:
+    """1 if the test passed, 0 if it failed, 2 if it did not run; and the last lines of output."""
+    results = place / "results.xml"
+    results.unlink(missing_ok=True)
+    # Bytecode is kept by second and size: an edit may change neither.
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", "-n0", "-q", "-x", "-m", "not slow",
+         "-p", "no:cacheprovider", f"--junitxml={results}", test],
+        cwd=place, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+    if done.returncode not in (0, 1) or not results.is_file():
+        return 2, said
+    suite = ElementTree.parse(results).getroot().find("testsuite")
+    assert suite is not None
+    ran = int(suite.get("tests", 0)) - int(suite.get("skipped", 0))
+    if int(suite.get("failures", 0)):
+        return 0, said
+    return (1 if ran and not int(suite.get("errors", 0)) else 2), said
+
+
+def run_all(chosen: list[Mutation], jobs: int) -> list[tuple[Mutation, str]]:
+    """Each with its verdict, told as they come."""
+    copies: queue.Queue[Path] = queue.Queue()
+    with tempfile.TemporaryDirectory(prefix="glm-trt-mutations-") as place:
+        for i in range(jobs):
+            copies.put(Path(place) / str(i))
+            copy_tree(Path(place) / str(i))
+
+        def judged(mutation: Mutation) -> tuple[Mutation, str]:
+            copy, began = copies.get(), time.monotonic()
             try:
-                seen, output = caught(mutation, tree)
-            except EntryError as error:
-                wrong.append(mutation.name)
-                print(error, file=sys.stderr)
-                continue
-            if not seen:
-                missed.append(mutation.name)
-                print(output[-2000:], file=sys.stderr)
-            word = "caught" if seen else "MISSED"
-            print(f"{word}  {mutation.name}  {mutation.test}  {time.monotonic() - began:.1f} s",
-                  flush=True)  # fmt: skip
-    print(f"{len(missed)} missed" + (f": {', '.join(missed)}" if missed else ""))
-    return 2 if wrong else int(bool(missed))
+                verdict, seen = run_in(copy, mutation)
+            finally:
+                copies.put(copy)
+            seconds = time.monotonic() - began
+            print(f"{verdict:8} {mutation.area}: {mutation.name} ({seconds:.0f} s)", flush=True)
+            if verdict != CAUGHT:
+                print(f"         {mutation.test}\n{seen}", flush=True)
+            return mutation, verdict
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(judged, chosen))
 
 
-def main() -> int:
-    """The command of this module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these, instead of all")
-    parser.add_argument("--list", action="store_true", help="print the names, run nothing")
-    options = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
+    parser.add_argument("--area", nargs="+", metavar="AREA", help="those of these files alone")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    parser.add_argument("--list", action="store_true", help="print them, and run nothing")
+    options = parser.parse_args(arguments)
     try:
-        mutations = read_mutations()
-        known = {mutation.name for mutation in mutations}
-        if unknown := sorted(set(options.only or ()) - known):
-            raise EntryError(f"--only: no mutation is called {', '.join(unknown)}")
-        chosen = [x for x in mutations if options.only is None or x.name in options.only]
-        for mutation in chosen:
-            mutation.check()
-    except EntryError as error:
-        print(error, file=sys.stderr)
+        known = read_mutations()
+        for name in options.only or []:
+            if name not in {x.name for x in known}:
+                raise MutationError(f"there is no mutation {name}")
+        for name in options.area or []:
+            if name not in {x.area for x in known}:
+                raise MutationError(f"there is no area {name}")
+        chosen = [x for x in known if (not options.only or x.name in options.only)
+                  and (not options.area or x.area in options.area)]  # fmt: skip
+        if options.list:
+            for x in chosen:
+                print(f"{x.area}: {x.name}: {x.file or 'tests/validate/faults.py'} → {x.test}")
+            return 0
+        results = run_all(chosen, max(1, min(options.jobs, len(chosen))))
+    except MutationError as error:
+        print(f"mutations: error: {error}", file=sys.stderr)
         return 2
-    if options.list:
-        print(*(f"{x.name}  {x.file}  {x.test}" for x in chosen), sep="\n")
-        return 0
-    return run(chosen)
+    missed = [x.name for x, verdict in results if verdict != CAUGHT]
+    print(f"{len(results) - len(missed)} of {len(results)} caught" + "".join(
+        f"\n  not: {name}" for name in missed))  # fmt: skip
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

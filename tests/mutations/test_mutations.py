@@ -1,53 +1,69 @@
-"""The lists of mutations can be carried out, and the runner tells caught from missed."""
+"""The list of mutations: each edit applies, `make test` has each test, each fault is there."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from run import ROOT, EntryError, Mutation, caught, read_mutations
+from faults import FAULTS
+from mutations import ROOT, Mutation, MutationError, read_mutations, reason_not_run
+from run import CAUGHT, ERROR, SURVIVED, run_in
 
-LISTED = read_mutations()
-
-
-@pytest.mark.parametrize("mutation", LISTED, ids=lambda mutation: mutation.name)
-def test_every_entry_can_be_carried_out(mutation: Mutation) -> None:
-    mutation.check()
+MUTATIONS = read_mutations()
 
 
-def test_the_tests_named_are_in_the_default_run() -> None:
-    nodes = sorted({mutation.test for mutation in LISTED})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-n0", "-m", "not slow"]
-    done = subprocess.run([*command, *nodes], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    collected = done.stdout.splitlines()
-    missing = [n for n in nodes if not any(line.startswith(n) for line in collected)]
-    assert not missing
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda x: x.name)
+def test_an_entry_can_be_run(mutation: Mutation) -> None:
+    assert reason_not_run(mutation.test) is None
+    if not mutation.fault:
+        text = (ROOT / mutation.file).read_text(encoding="utf-8")
+        assert mutation.edited(text) != text
 
 
-@pytest.mark.parametrize("wrong, seen", [("1 + 2", True), ("1 * 1 + 1", False)])
-def test_the_runner_tells_caught_from_missed(tmp_path: Path, wrong: str, seen: bool) -> None:
-    (tmp_path / "code.py").write_text("two = 1 + 1\n")
-    (tmp_path / "test_code.py").write_text("from code_ import two\ndef test(): assert two == 2\n")
-    (tmp_path / "code.py").rename(tmp_path / "code_.py")
-    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
-    mutation = Mutation("x", "code_.py", "1 + 1", wrong, "test_code.py", "x.toml")
-    assert caught(mutation, tmp_path)[0] is seen
-    assert (tmp_path / "code_.py").read_text() == "two = 1 + 1\n"
+def test_every_fault_is_listed() -> None:
+    listed = [x for x in MUTATIONS if x.fault]
+    assert sorted(x.fault for x in listed) == sorted(fault.name for fault in FAULTS)
+    assert all(x.test.endswith(f"[{x.fault}]") for x in listed)
 
 
-def test_a_test_that_cannot_be_collected_proves_nothing(tmp_path: Path) -> None:
+def test_what_is_not_an_entry_is_refused(tmp_path: Path) -> None:
+    good = '[[mutation]]\nname = "a"\nfile = "f"\nfind = "x"\nreplace = "y"\ntest = "t"\n'
+    (tmp_path / "one.toml").write_text(good)
+    (entry,) = read_mutations(tmp_path)
+    assert (entry.area, entry.edited("axb")) == ("one", "ayb")
+    for text in ("ab", "axbx"):
+        with pytest.raises(MutationError, match="a: f has"):
+            entry.edited(text)
+    for other in (good, good.replace('"a"', '"b"') + "more = 1\n", good.replace("find", "fault")):
+        (tmp_path / "two.toml").write_text(other)
+        with pytest.raises(MutationError, match="twice, or other fields"):
+            read_mutations(tmp_path)
+
+
+def test_what_make_test_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(
+        "@pytest.mark.slow\ndef test_slow(): ...\n\n"
+        "@pytest.mark.parametrize('i', [0, pytest.param(1, marks=pytest.mark.slow)])\n"
+        "def test_some(i): ...\n"
+    )
+    reasons = [reason_not_run(f"{node}", tmp_path) for node in (
+        "test_x.py::test_some[0]", "test_x.py::test_slow", "test_x.py::test_none", "test_y.py::t",
+        "test_x.py")]  # fmt: skip
+    assert reasons == [
+        None, "test_slow is slow", "test_x.py has no test test_none", "there is no file test_y.py",
+        "test_x.py has no test ",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict"),
+    [("1 + 2", CAUGHT), ("2 * 1", SURVIVED), ("1 +", ERROR)],
+)  # fmt: skip
+def test_the_runner_tells_caught_from_missed(tmp_path: Path, wrong: str, verdict: str) -> None:
+    """What cannot be collected proves nothing; the copy is left as it was."""
     (tmp_path / "code_.py").write_text("two = 1 + 1\n")
-    (tmp_path / "test_code.py").write_text("import nothing_of_this_name\n")
-    mutation = Mutation("x", "code_.py", "1 + 1", "2", "test_code.py", "x.toml")
-    with pytest.raises(EntryError, match="exit code 2"):
-        caught(mutation, tmp_path)
-
-
-@pytest.mark.parametrize("text, message", [("x", "found it 0 times"), ("a", "found it 2 times")])
-def test_an_edit_must_be_the_only_one_possible(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "code.py").write_text("a = a\n")
-    with pytest.raises(EntryError, match=message):
-        Mutation("n", "code.py", text, "b", "code.py", "x.toml").check(tmp_path)
+    (tmp_path / "test_code.py").write_text("from code_ import two\ndef test(): assert two == 2\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    mutation = Mutation("x", "area", "test_code.py::test", "code_.py", "1 + 1", wrong)
+    assert run_in(tmp_path, mutation)[0] == verdict
+    assert (tmp_path / "code_.py").read_text() == "two = 1 + 1\n"

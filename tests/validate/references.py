@@ -1,7 +1,7 @@
 """The yardstick shared by tests: an eager block of one checkpoint, run once on each input.
 
-A fault in a bundle changes neither the checkpoint nor what the eager model makes of it. So the walks
-of the exact model, and of the same in the backend's dtype, are the same for all faults.
+A fault in a bundle changes neither the checkpoint nor what the eager model makes of it, so
+the walks of the exact model, and of the same in the dtype of a backend, are those of all faults.
 """
 
 from __future__ import annotations
