@@ -19,6 +19,7 @@ from glm_trt.commands import (
     run,
     validate,
 )
+from glm_trt.completion import SHELLS, PrintCompletion
 from glm_trt.model.errors import GlmTrtError
 
 COMMANDS = tuple(
@@ -54,6 +55,10 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"glm-trt {glm_trt.__version__}")
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, action=PrintCompletion,
+        help="print the completion script of this shell, to be sourced",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(

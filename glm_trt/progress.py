@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -47,6 +48,17 @@ class Progress:
         if self.doing:
             seconds = time.monotonic() - self.since
             self.console.print(f"{self.job}: {self.doing} [dim]({seconds:.1f} s)[/dim]")
+
+
+@contextmanager
+def spinner(text: str, quiet: bool = False) -> Iterator[None]:
+    """A turning mark and `text` on stderr while the body runs, on a terminal only."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

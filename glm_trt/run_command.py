@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from glm_trt.chat_input import turns
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import CANCELLED, GenerateOptions, Request, Session, Token
@@ -51,8 +51,15 @@ def run_chat(runtime: Runtime, options: RunOptions) -> None:
     """Answer each line of stdin; what was said before is not run again."""
     text, session = _text(runtime), runtime.session(max_batch=1, drafts=options.drafts)
     messages = [] if options.system is None else [{"role": "system", "content": options.system}]
+    first = len(messages)
     previous: Request | None = None
-    for line in _lines(quiet=options.json):
+
+    def forget() -> None:
+        nonlocal previous
+        del messages[first:]
+        previous = None
+
+    for line in turns(forget, quiet=options.json):
         messages.append({"role": "user", "content": line})
         ids = text.chat(messages)
         prefix = None if previous is None else previous.snapshot
@@ -128,21 +135,6 @@ def _summary(session: Session, request: Request, seconds: float) -> str:
     if request.finish_reason == CANCELLED:
         parts.append("interrupted")
     return f"({'; '.join(parts)})"
-
-
-def _lines(quiet: bool) -> Iterator[str]:
-    """What the user says, line by line; with a mark to write behind on a terminal."""
-    mark = sys.stdin.isatty() and not quiet
-    while True:
-        if mark:
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            if mark:
-                print(file=sys.stderr)
-            return
-        if line.strip():
-            yield line.strip()
 
 
 def _text(runtime: Runtime) -> Text:

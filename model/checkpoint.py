@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from glm_trt.model.checkpoint_place import require_directory
 from glm_trt.model.config import CONFIG_FILE, ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import UNUSED_SCALES
@@ -59,8 +60,7 @@ class Checkpoint:
             Naming file and tensor, what was expected and what was found.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory}: not a directory; expected a checkpoint directory")
+        require_directory(directory)
         config = ModelConfig.from_directory(directory)
         config.quantization.check_supported(str(directory / CONFIG_FILE))
         return cls(directory, config, _open_files(directory))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_trt.model.checkpoint_place import hub_name
 from glm_trt.model.config import CONFIG_FILE, ModelConfig, read_config, read_json
 from glm_trt.model.errors import ConfigError
 from glm_trt.model.presets import PRESETS, preset_config
@@ -34,8 +35,11 @@ def find_source(argument: str | Path) -> Source:
     if not path.exists():
         if name not in PRESETS:
             presets = " or ".join(PRESETS)
+            hub = hub_name(path)
+            hint = f"; download it: hf download {hub} config.json --local-dir DIR" if hub else ""
             raise ConfigError(
-                f"{name}: expected a checkpoint directory, a config.json, or {presets}; found none"
+                f"{name}: expected a checkpoint directory, a config.json, or {presets}; "
+                f"found none{hint}"
             )
         config = ModelConfig.from_dict(preset_config(name, "full"), name)
         return Source(name, config)

@@ -13,7 +13,7 @@ from glm_trt.model.quantization import PRECISIONS
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = f"a checkpoint directory, a config.json, or {' or '.join(PRESETS)}"
-    parser.add_argument("source", metavar="CHECKPOINT_OR_CONFIG", help=sources)
+    parser.add_argument("source", metavar="CHECKPOINT_OR_CONFIG", type=Path, help=sources)
     parser.add_argument("--gpu", nargs="+", metavar="h200", help="GPUs to consider (default: all)")
     parser.add_argument("--context", nargs="+", type=int, metavar="N", help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")

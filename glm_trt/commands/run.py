@@ -79,6 +79,7 @@ def _sampling(options: argparse.Namespace) -> Any:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from glm_trt.progress import spinner
     from glm_trt.run_command import RunOptions, run_chat, run_prompt
 
     new_tokens = options.max_new_tokens
@@ -102,7 +103,9 @@ def _run(options: argparse.Namespace) -> int:
         options.drafts,
         options.json,
     )
-    with glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint) as runtime:
+    with spinner(f"loading {options.bundle}", quiet=options.json):
+        runtime = glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint)
+    with runtime:
         (run_chat if options.chat else run_prompt)(runtime, settings)
     return 0
 
