@@ -36,7 +36,8 @@ PLUGINS = f"plugins/{LIBRARY}"
 # Said by every ahead-of-time build on a machine without a driver; never the reason of a failure.
 NOISE = "cudaError 35"
 
-Progress = Callable[[str], None]
+# What is done now, with its count; and how much of the work is behind it, from 0 to 1.
+Progress = Callable[..., None]
 
 
 class BuildError(GlmTrtError):
@@ -89,7 +90,7 @@ class _Plan:
 
 
 def build_engines(
-    bundle: Path, options: BuildOptions, progress: Progress = lambda _: None
+    bundle: Path, options: BuildOptions, progress: Progress = lambda *_: None
 ) -> list[BuiltEngine]:
     """Build the engines that `bundle` lacks; one per block kind and target, whatever the layers.
 
@@ -116,7 +117,11 @@ def build_engines(
             _verify_all_but(bundle, manifest, {plan.identity for plan in plans})
             if options.plugins:
                 _copy_library(bundle, manifest, options.plugins)
-            return [_cached_or_built(bundle, manifest, plan, flavour, progress) for plan in plans]
+            engines: list[BuiltEngine] = []
+            for plan in plans:
+                done = len(engines), len(plans)
+                engines.append(_cached_or_built(bundle, manifest, plan, flavour, progress, done))
+            return engines
     except OSError as error:
         raise BundleError(explain(Path(error.filename or bundle), error)) from error
 
@@ -212,8 +217,9 @@ def _copy_library(bundle: Path, manifest: m.Manifest, library: Path) -> None:
 
 
 def _cached_or_built(
-    bundle: Path, manifest: m.Manifest, plan: _Plan, flavour: Flavour, progress: Progress
-) -> BuiltEngine:
+    bundle: Path, manifest: m.Manifest, plan: _Plan, flavour: Flavour, progress: Progress,
+    done: tuple[int, int],
+) -> BuiltEngine:  # fmt: skip
     previous = [e for e in manifest["engines"] if _identity(e) == plan.identity]
     if len(previous) == 1 and previous[0]["key"] == plan.entry["key"]:
         try:
@@ -222,7 +228,8 @@ def _cached_or_built(
         except BundleError:
             pass  # damaged: build it anew
     dtype = plan.entry["dtype"]
-    progress(f"{plan.kind} in {dtype} for {plan.target}")
+    before, count = done
+    progress(f"{plan.kind} in {dtype} for {plan.target} ({before + 1} of {count})", before / count)
     engines = bundle / "engines"
     engines.mkdir(exist_ok=True)
     for left_over in engines.glob(".build-*"):  # of a build that was killed: we hold the lock

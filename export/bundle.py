@@ -32,7 +32,8 @@ SCAN_LIMIT_BYTES = 32 << 30
 _NON_FINITE = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00),
                "bfloat16": (np.uint16, 0x7F80), "float8_e4m3fn": (np.uint8, 0x7F)}  # fmt: skip
 
-Progress = Callable[[str], None]
+# What is done now, with its count; and how much of the work is behind it, from 0 to 1.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def model_blocks(checkpoint: Checkpoint) -> list[Block]:
 
 
 def export_checkpoint(
-    directory: Path, output: Path, options: ExportOptions, progress: Progress = lambda _: None
+    directory: Path, output: Path, options: ExportOptions, progress: Progress = lambda *_: None
 ) -> bool:
     """Write the bundle `output`; False where it was already up to date.
 
@@ -151,7 +152,7 @@ def _write_contents(
         sizes = [sum(bound_bytes(x, checkpoint) for x in block.bindings) for block in blocks]
         for i, block in enumerate(blocks):
             done, total = sum(sizes[:i]) / 1e6, sum(sizes) / 1e6
-            progress(f"weights of {block.name}, {done:,.1f} of {total:,.1f} MB")
+            progress(f"weights of {block.name}, {done:,.1f} of {total:,.1f} MB", done / total)
             blocks[i] = Block(
                 block.name, block.kind, block.layer,
                 materialize_block(block.bindings, checkpoint, partial / "weights", block.name),
@@ -226,15 +227,18 @@ def _write_graphs(
 
     from glm_trt.export.trace import trace_block
 
-    graphs = []
+    graphs: list[dict[str, str]] = []
+    kinds = list(dict.fromkeys(block.kind for block in blocks))
+    count = len(dtypes) * len(kinds)
     for dtype in dtypes:
-        for kind in dict.fromkeys(block.kind for block in blocks):
+        for kind in kinds:
             name = f"graphs/{dtype}/{kind}.onnx"
             graphs.append({"kind": kind, "dtype": dtype, "file": name})
             # Written atomically under this very key: what is there is whole.
             if (partial / name).is_file():
                 continue
-            progress(f"tracing {kind} in {dtype}")
+            i = len(graphs)
+            progress(f"tracing {kind} in {dtype} ({i} of {count})", (i - 1) / count)
             model = trace_block(checkpoint.config, kind, getattr(torch, dtype))
             write_atomically(partial / name, model.SerializeToString(deterministic=True))
     return graphs

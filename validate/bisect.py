@@ -30,7 +30,8 @@ from glm_trt.validate.verdict import (
 )
 from glm_trt.validate.walk import Observation, start
 
-Progress = Callable[[str], None]
+# What is done now, with its count; and how much of the work is behind it, from 0 to 1.
+Progress = Callable[..., None]
 # A run of this share of the worst one's error, in multiples of what is allowed, is as clear.
 CLEAR = 0.1
 
@@ -48,7 +49,7 @@ def bisect_bundle(
     directory: Path,
     options: ValidationOptions,
     output: Path | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Where a bundle first leaves its tolerance: `ok`, or the block, the operator, the element.
 

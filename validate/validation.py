@@ -31,7 +31,8 @@ from glm_trt.validate.walk import (
     walk_block,
 )
 
-Progress = Callable[[str], None]
+# What is done now, with its count; and how much of the work is behind it, from 0 to 1.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def open_bundle(directory: Path, checkpoint: Path | None) -> Bundle:
 def validate_bundle(
     directory: Path,
     options: ValidationOptions = ValidationOptions(),
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Compare a backend on the bundle with the eager model; the report's `ok` is the verdict.
 
@@ -141,13 +142,14 @@ def walk(
     reference: Reference,
     subject: Subject,
     flows: list[Flow],
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Iterator[tuple[str, Iterator[Observation]]]:
     """What is seen of each block in turn, and of the runtime behind the head, to be taken before
     the next: a block's weights are let go then.
     """
-    for block in all_blocks(bundle):
-        progress(f"comparing {block.name}")
+    blocks = all_blocks(bundle)
+    for i, block in enumerate(blocks):
+        progress(f"comparing {block.name} ({i + 1} of {len(blocks)})", i / len(blocks))
         if block.prediction is not None and block.layer is not None:
             for flow in flows:
                 start_prediction(flow)
