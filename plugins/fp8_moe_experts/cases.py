@@ -22,9 +22,9 @@ def _case(name: str, tokens: int, k: int, experts: int = 4, hidden: int = 144, i
 CASES = [
     _case("one token", 1, 4),
     _case("no token", 0, 4),
-    _case("few, partial blocks", 3, 2, hidden=130, inner=200),
+    _case("few, partial blocks", 3, 2, hidden=130, inner=140),
     _case("17 tokens, odd sizes", 17, 2, hidden=37, inner=19),
-    _case("16 tokens, sizes of 16", 16, 1, inner=160),
+    _case("16 tokens, sizes of 16", 16, 1, hidden=16, inner=144),
     _case("17 tokens", 17, 4, hidden=272, inner=144),
     _case("tiles of 64", 50, 2, experts=4, hidden=80, inner=96),
     _case("tiles of 128", 99, 2, experts=4, inner=80),

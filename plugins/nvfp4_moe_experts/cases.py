@@ -23,7 +23,7 @@ CASES = [
     _case("one token", 1, 4),
     _case("no token", 0, 4),
     _case("few, sizes of 32", 3, 2, hidden=32, inner=32),
-    _case("16 tokens", 16, 1, inner=96),
+    _case("16 tokens", 16, 1, hidden=64, inner=32),
     _case("17 tokens", 17, 4, hidden=288),
     _case("tiles of 64", 50, 2, experts=4, hidden=96, inner=96),
     _case("tiles of 128", 99, 2, experts=4, hidden=96),

@@ -46,5 +46,5 @@ CASES = [
     _case("more heads than a block", 1, 2, 70, 20, 4, 40, 33, missing=0.1),
     _case("64 heads a program", 2, 8, 40, 20, 4, 40, 30, missing=0.1),
     _case("64 heads a program, split", 2, 8, 33, 16, 4, 90, 70, missing=0.1),
-    _case("many tokens, not split", 1, 130, 2, 16, 4, 90, 70, missing=0.1),
+    _case("many tokens, not split", 1, 66, 2, 16, 4, 90, 70, missing=0.1),
 ]

@@ -50,11 +50,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_every_kind_builds_with_plugins(bundle: Path, library: Path, dtype: str) -> None:
-    options = BuildOptions(targets=RTX_TARGETS, dtype=dtype, plugins=library)
+@pytest.mark.parametrize(
+    ("dtype", "targets"),
+    [
+        ("bfloat16", ("sm89",)),
+        pytest.param("bfloat16", RTX_TARGETS, marks=pytest.mark.slow),
+        pytest.param("float16", RTX_TARGETS, marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_builds_with_plugins(
+    bundle: Path, library: Path, dtype: str, targets: tuple[str, ...]
+) -> None:
+    options = BuildOptions(targets=targets, dtype=dtype, plugins=library)
     engines = [engine.entry for engine in build_engines(bundle, options)]
-    assert len(engines) == 5 * len(RTX_TARGETS)
+    assert len(engines) == 5 * len(targets)
     for engine in engines:
         wanted = {
             "dense_indexed": {"IndexerTopK", "SparseMla"},
@@ -182,8 +191,9 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "bundle"
 
 
-def test_hybrid_builds_with_plugins(hybrid: Path, library: Path) -> None:
-    options = BuildOptions(targets=RTX_TARGETS, dtype="bfloat16", plugins=library)
+@pytest.mark.parametrize("targets", [("sm89",), pytest.param(RTX_TARGETS, marks=pytest.mark.slow)])
+def test_hybrid_builds_with_plugins(hybrid: Path, library: Path, targets: tuple[str, ...]) -> None:
+    options = BuildOptions(targets=targets, dtype="bfloat16", plugins=library)
     linear = {"LinearAttention", "CausalConvWithState"}
     wanted = {
         "dense_linear": linear,
@@ -192,7 +202,7 @@ def test_hybrid_builds_with_plugins(hybrid: Path, library: Path) -> None:
     }
     wanted["mtp_sparse_full"] = wanted["sparse_full"]
     engines = [engine.entry for engine in build_engines(hybrid, options)]
-    assert len(engines) == 6 * len(RTX_TARGETS)
+    assert len(engines) == 6 * len(targets)
     for engine in engines:
         assert set(engine["plugins"]) == wanted.get(engine["kind"], set())
         assert transposed_weights(hybrid / engine["file"]) == []
@@ -230,7 +240,9 @@ def test_a_transposed_weight_is_seen(tmp_path: Path) -> None:
     assert transposed_weights(plan) != []
 
 
-@pytest.mark.parametrize("dtype", [TensorProto.BFLOAT16, TensorProto.FLOAT16])
+@pytest.mark.parametrize(
+    "dtype", [TensorProto.BFLOAT16, pytest.param(TensorProto.FLOAT16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("plugin", [True, False], ids=["plugin", "body"])
 def test_causal_attention_builds(library: Path, tmp_path: Path, plugin: bool, dtype: int) -> None:
     """Which no block of GLM-5.1 has: as a plugin, and as the function body alone."""

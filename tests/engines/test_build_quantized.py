@@ -36,7 +36,10 @@ TYPES = {"int8": TensorProto.INT8, "int32": TensorProto.INT32, "float32": Tensor
          "T": TensorProto.BFLOAT16}  # fmt: skip
 
 
-@pytest.mark.parametrize("target", [RTX_TARGETS[0], RTX_TARGETS[-1]])
+# FP8 bytes on a target that has no such type, and on one that has.
+@pytest.mark.parametrize(
+    "target", [RTX_TARGETS[0], pytest.param(RTX_TARGETS[-1], marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SHAPES)
 def test_plugins_take_bytes(library: Path, tmp_path: Path, name: str, target: str) -> None:
     contract = CONTRACTS[name]

@@ -128,7 +128,7 @@ def test_linear_attention_builds(
 
 
 @pytest.mark.parametrize("inputs", [2, 3, 4])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_causal_convolution_builds(dtype: str, inputs: int, library: Path, tmp_path: Path) -> None:
     values = {"input": (dtype, [1, 40, "length"]), "weight": (dtype, [40, 1, 5]),
               "bias": (dtype, [40]), "past": (dtype, [1, 40, 4])}  # fmt: skip

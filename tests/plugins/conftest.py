@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from plugin_harness import Harness
 
+from glm_trt.plugins.common.interpreter import round_to_nearest
+
+round_to_nearest()  # as GPUs do, in every test of a kernel
+
 
 @pytest.fixture(scope="session")
 def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -28,6 +30,7 @@ from torch import Tensor
 from glm_trt.plugins import build
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
+from glm_trt.plugins.common.launch import Launch, Plan
 
 SOURCES = Path(__file__).parent / "shim"
 # nvinfer1::DataType
@@ -45,6 +48,41 @@ LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p,
     ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p),
 )  # fmt: skip
+
+
+def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Parameters of a test, of which all but `quick` are for the slow run."""
+    return [
+        pytest.param(of, id=str(of), marks=() if of in quick else pytest.mark.slow) for of in values
+    ]
+
+
+def by_turns(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """All pairs; those where not both are next in turn are slow, so that each occurs without."""
+    count = max(len(values), len(others))
+    quick = {(i % len(values), i % len(others)) for i in range(count)}
+    found = []
+    for i, j in itertools.product(range(len(values)), range(len(others))):
+        other = others[j] if isinstance(others[j], tuple) else (others[j],)
+        label = "-".join(map(str, (values[i], *other)))
+        marks = () if (i, j) in quick else pytest.mark.slow
+        found.append(pytest.param(values[i], *other, id=label, marks=marks))
+    return found
+
+
+def coarse(plan: Plan) -> Plan:
+    """The plan with fewer programs, each of more outputs: for sizes that take minutes otherwise."""
+    outputs = {"gate_up_pairs": "BLOCK_I", "down_tokens": "BLOCK_H"}
+
+    def wider(launch: Launch) -> Launch:
+        name = outputs.get(launch.kernel, "BLOCK_N")
+        configs = {
+            key: config | ({name: 128} if name in config else {})
+            for key, config in launch.configs.items()
+        }
+        return replace(launch, configs=configs)
+
+    return replace(plan, launches=tuple(map(wider, plan.launches)))
 
 
 class _Tensor(ctypes.Structure):
@@ -119,6 +157,9 @@ class Harness:
         self._harness.harnessRun.restype = ctypes.c_int64
         self._callback = LAUNCH(self._launched)
         self._described = json.loads((library.parent / "kernels.json").read_text())
+        self._narrow = {
+            _form(entry) for entry in self._described.values() if not _is_wide(entry["signature"])
+        }
         self._functions: dict[str, Any] = {}
         for name in build.OPERATORS:
             self._functions |= vars(import_module(f"glm_trt.plugins.{name}.kernel"))
@@ -235,7 +276,8 @@ class Harness:
             kinds = [kind for _, kind in kernel["signature"]]
             arguments = [_argument(kind, parameters[i]) for i, kind in enumerate(kinds)]
             constants = dict(kernel["constants"])
-            wide = any(kind.endswith(":16") for kind in kinds)
+            wide = _is_wide(kernel["signature"])
+            wide = wide if not wide or _form(kernel) in self._narrow else None
             self.launches.append(
                 Launched(
                     entry.decode(), tuple(grid[:3]),
@@ -266,14 +308,14 @@ class Launched:
     """A launch that reached the driver.
 
     `arguments` are numbers and places (tensor, offset, dtype); `wide` says that the kernel takes
-    row sizes as multiples of 16.
+    row sizes as multiples of 16 (None: it is the same image as one that does not).
     """
 
     kernel: str
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, int]
-    wide: bool
+    wide: bool | None = field(compare=False)
 
 
 class Built:
@@ -290,6 +332,17 @@ class Built:
 
     def __del__(self) -> None:
         self._harness.harnessDelete(self.plan)
+
+
+def _is_wide(signature: Sequence[tuple[str, str]]) -> bool:
+    return any(kind.endswith(":16") for _, kind in signature)
+
+
+def _form(entry: dict[str, Any]) -> str:
+    """What two kernels have in common of which one takes multiples of 16 alone."""
+    signature = [(name, kind.removesuffix(":16")) for name, kind in entry["signature"]]
+    return repr((entry["function"], entry["target"], signature, entry["constants"],
+                 entry["options"]))  # fmt: skip
 
 
 def _sizes(sizes: Sequence[int]) -> Any:

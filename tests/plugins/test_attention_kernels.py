@@ -17,6 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from plugin_harness import by_turns, compiled_kernels, mostly_slow
 from torch import Tensor
 
 from glm_trt.plugins import indexer_topk, sparse_mla
@@ -85,8 +86,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), by_turns(SHAPES, DTYPES))
 def test_random_scores_differ_from_exact_ones_in_near_ties_alone(
     shape: Any, dtype: torch.dtype
 ) -> None:
@@ -187,8 +187,9 @@ def attend(inputs: list[Tensor], attributes: dict[str, Any], target: str) -> Ten
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Of the targets sm80, sm89 and sm90 have all the forms that there are.
+@pytest.mark.parametrize("target", mostly_slow(TARGETS, "sm80", "sm89", "sm90"))
+@pytest.mark.parametrize("dtype", mostly_slow(DTYPES, torch.bfloat16))
 @pytest.mark.parametrize("name", ["64 heads a program, split", "split, -1 anywhere"])
 def test_attention_on_every_target(name: str, dtype: torch.dtype, target: str) -> None:
     (case,) = (case for case in mla_cases.CASES if case.name == name)
@@ -199,7 +200,7 @@ def test_attention_on_every_target(name: str, dtype: torch.dtype, target: str) -
     assert difference <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", mostly_slow(TARGETS, "sm90"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_positions_on_every_target(dtype: torch.dtype, target: str) -> None:
     generator = torch.Generator().manual_seed(6)
@@ -293,7 +294,27 @@ def compiled(directory: Path) -> Iterator[tuple[Path, str, str, int]]:
         yield Path(path), target, kernel, int(shared)
 
 
-def test_kernels_fit_at_the_models_dimensions(tmp_path: Path) -> None:
+def test_compiled_kernels_fit_at_the_models_dimensions(library: Path) -> None:
+    """Of the library; nothing spills."""
+    plans = (indexer_plan.PLAN, mla_plan.PLAN, causal_plan.PLAN)
+    launches = [launch for plan in plans for launch in plan.launches]
+    functions = {launch.kernel for launch in launches}
+    aligned = {launch.kernel for launch in launches if launch.aligned}
+    seen = set()
+    for kernel in compiled_kernels(library, functions):
+        constants = dict(kernel.entry["constants"])
+        sizes = {"BLOCK_R": 512, "BLOCK_D": 128, "MIXED": 0}
+        if any(constants.get(name, of) != of for name, of in sizes.items()):
+            continue
+        if kernel.entry["function"] in aligned and not kernel.is_aligned:
+            continue
+        assert kernel.fits and kernel.stack == 0, kernel
+        seen.add(kernel.entry["function"])
+    assert seen == functions
+
+
+@pytest.mark.slow
+def test_kernels_fit_on_every_target(tmp_path: Path) -> None:
     """Ahead of time, with no GPU: nothing spills, and shared memory is what the target has."""
     import triton
 

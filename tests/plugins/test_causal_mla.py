@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 import torch.nn.functional as F
+from plugin_harness import by_turns
 from test_attention_kernels import DTYPES, Fresh, guarded
 from torch import Tensor
 
@@ -54,9 +56,9 @@ def error(found: Tensor, wanted: Tensor) -> float:
 SHAPES = [(5, 6, [3, 70]), (2, 64, [90, 0]), (1, 70, [100, 31]), (40, 5, [55, 60])]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "target", "dtype"), by_turns(SHAPES, tuple(itertools.product(TARGETS, DTYPES)))
+)
 def test_attention_is_torchs_own(shape: Any, dtype: torch.dtype, target: str) -> None:
     length, heads, past = shape
     generator = torch.Generator().manual_seed(4)

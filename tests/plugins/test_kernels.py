@@ -1,19 +1,27 @@
-"""Every operator's kernels under Triton's interpreter against its naive reference."""
+"""Every operator end to end on host memory, each case interpreted once.
+
+`enqueue` of the compiled library launches under Triton's interpreter, in exactly the workspace that
+a profile of more tokens asked for. The result is the reference's, and what reached the driver is
+what the launch plan says: the same kernels, grids, addresses, numbers and constants.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from plugin_harness import WORKSPACE, Harness, Launched, without_gaps
 from torch import Tensor
 
 from glm_trt.plugins.build import OPERATORS
 from glm_trt.plugins.common.aot import dtypes_of
-from glm_trt.plugins.common.launch import TARGETS, run
+from glm_trt.plugins.common.launch import Launch, Plan, run
 
 GUARD = 64  # elements before and after each buffer
+TOKENS = ("B", "S", "T", "L")  # axes of which a profile has more
 
 
 class Guarded:
@@ -22,7 +30,7 @@ class Guarded:
     def __init__(self) -> None:
         self.buffers: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, shape: list[int], *, dtype: torch.dtype, device: Any) -> Tensor:
+    def __call__(self, shape: list[int], *, dtype: torch.dtype) -> Tensor:
         count = int(torch.Size(shape).numel())
         fill = float("nan") if dtype.is_floating_point else -7
         whole = torch.full((count + 2 * GUARD,), fill, dtype=dtype)
@@ -32,41 +40,127 @@ class Guarded:
     def check(self) -> None:
         for whole, before in self.buffers:
             for part in (slice(GUARD), slice(len(whole) - GUARD, None)):
-                assert torch.equal(whole[part].view(torch.uint8), before[part].view(torch.uint8))
+                assert torch.equal(bits(whole[part]), bits(before[part]))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8) if tensor.numel() else tensor
 
 
 def cases() -> list[Any]:
+    """All cases in all dtypes; by default each in one, so that every operator has all of them."""
+    found = []
+    for name in OPERATORS:
+        dtypes = dtypes_of(import_module(f"glm_trt.plugins.{name}.plan").PLAN)
+        for i, case in enumerate(import_module(f"glm_trt.plugins.{name}.cases").CASES):
+            for j, dtype in enumerate(dtypes):
+                marks = () if j == i % len(dtypes) else (pytest.mark.slow,)
+                label = f"{name}-{case.name}-{dtype}"
+                found.append(pytest.param(name, case, dtype, i, id=label, marks=marks))
+    return found
+
+
+def followed(
+    plan: Plan, tensors: list[Tensor], attributes: dict[str, Any], target: str
+) -> list[Launched]:
+    """What the plan says is launched, by following it in Python with nothing run."""
+    made: list[Tensor] = []
+    launched: list[Launched] = []
+
+    def allocate(shape: list[int], *, dtype: torch.dtype, device: Any) -> Tensor:
+        made.append(torch.empty(shape, dtype=dtype))
+        return made[-1]
+
+    def place(argument: Any, offsets: dict[str, int]) -> Any:
+        if isinstance(argument, float):
+            return ctypes.c_float(argument).value
+        if not isinstance(argument, Tensor):
+            return argument
+        outputs = len(plan.contract.outputs)
+        for buffer, tensor in zip(plan.workspace, made[outputs:], strict=True):
+            if tensor is argument:
+                return WORKSPACE, offsets[buffer.name], tensor.dtype
+        for kind, of in (("input", tensors), ("output", made[:outputs])):
+            for i, tensor in enumerate(of):
+                if tensor is argument and tensor.numel():
+                    return f"{kind} {i}", 0, tensor.dtype
+        assert not argument.numel()
+        return "null", 0, argument.dtype
+
+    class Recorder:
+        def __init__(self, launch: Launch) -> None:
+            self.launch = launch
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def record(*arguments: Any, **constants: int) -> None:
+                aligned = [
+                    value for name, value in zip(self.launch.arguments, arguments, strict=True)
+                    if name in self.launch.aligned
+                ]  # fmt: skip
+                wide = bool(aligned) and all(value % 16 == 0 for value in aligned)
+                launched.append(
+                    Launched(self.launch.kernel, grid, arguments, constants, wide)
+                )  # placed below
+
+            return record
+
+    absent = [None] * (len(plan.contract.inputs) - len(tensors))
+    kernels = {launch.kernel: Recorder(launch) for launch in plan.launches}
+    run(plan, kernels, [*tensors, *absent], attributes, target, allocate=allocate)
+    outputs = len(plan.contract.outputs)
+    offsets, end = {}, 0
+    for buffer, tensor in zip(plan.workspace, made[outputs:], strict=True):
+        offsets[buffer.name] = offsets[buffer.over] if buffer.over else end
+        end = max(end, offsets[buffer.name] + -(-tensor.nbytes // 256) * 256)
     return [
-        pytest.param(name, case, dtype, id=f"{name}-{case.name}-{dtype}")
-        for name in OPERATORS
-        for case in import_module(f"glm_trt.plugins.{name}.cases").CASES
-        for dtype in dtypes_of(import_module(f"glm_trt.plugins.{name}.plan").PLAN)
-    ]
+        Launched(of.kernel, of.grid, tuple(place(a, offsets) for a in of.arguments), of.constants,
+                 of.wide)
+        for of in launched
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "case", "dtype"), cases())
-def test_kernels_equal_the_reference(name: str, case: Any, dtype: str) -> None:
+@pytest.mark.parametrize(("name", "case", "dtype", "number"), cases())
+def test_enqueue_is_the_plan_and_the_reference(
+    harness: Harness, name: str, case: Any, dtype: str, number: int
+) -> None:
     operator = import_module(f"glm_trt.plugins.{name}")
     plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
-    kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
     inputs = case.make(torch.Generator().manual_seed(1), getattr(torch, dtype))
     expected = operator.reference(*inputs, **case.attributes)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    target = TARGETS[sum(map(ord, case.name)) % len(TARGETS)]
-    found = []
-    for _ in range(2):
-        allocate = Guarded()
-        found.append(run(plan, kernels, inputs, case.attributes, target, allocate=allocate))
-        allocate.check()
-    for first, second, wanted in zip(*found, expected, strict=True):
-        assert first.shape == wanted.shape
-        assert first.dtype == wanted.dtype
-        assert torch.equal(first.view(torch.uint8), second.view(torch.uint8))
+    allocate = Guarded()
+    found = tuple(allocate(list(of.shape), dtype=of.dtype) for of in expected)
+    given = without_gaps(plan.contract, inputs, case.attributes)
+    target = harness.targets[number % len(harness.targets)]
+    larger = {
+        axis: 2 * size + 70
+        for port, tensor in zip(plan.contract.inputs, given, strict=False)
+        for axis, size in zip(port.axes, tensor.shape, strict=True)
+        if axis in TOKENS
+    }
+    harness.run(plan.contract, given, case.attributes, list(found),
+                int(target.removeprefix("sm")), larger=larger)  # fmt: skip
+    allocate.check()
+    wanted = followed(plan, given, case.attributes, target)
+    assert harness.launches == wanted
+    assert all(a.wide in (None, b.wide) for a, b in zip(harness.launches, wanted, strict=True))
+    assert_agrees(found, expected, plan.contract.tolerance[dtype])
+    if any(tensor is None for tensor in inputs[: len(given)]):  # which TensorRT cannot leave out
+        kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
+        again = run(plan, kernels, inputs, case.attributes, target)
+        assert_agrees(again, expected, plan.contract.tolerance[dtype])
+
+
+def assert_agrees(
+    found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float
+) -> None:
+    for ours, wanted in zip(found, expected, strict=True):
+        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
         if wanted.dtype.is_floating_point:
-            difference = (first.double() - wanted.double()).norm()
-            assert difference <= plan.contract.tolerance[dtype] * wanted.double().norm()
+            difference = (ours.double() - wanted.double()).norm()
+            assert difference <= tolerance * wanted.double().norm()
         else:
-            assert torch.equal(first, wanted)
+            assert torch.equal(ours, wanted)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

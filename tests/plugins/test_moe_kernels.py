@@ -14,7 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from plugin_harness import compiled_kernels
+from plugin_harness import coarse, compiled_kernels, mostly_slow
 
 from glm_trt.plugins import moe_experts, moe_routing
 from glm_trt.plugins.common.contract import ACTIVATION_DTYPES
@@ -87,7 +87,7 @@ def test_no_routing_has_more_tiles_than_the_plan_has_room_for() -> None:
         assert int(((counts + rows - 1) // rows).sum()) <= room
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", mostly_slow(TARGETS, "sm80", "sm90"))
 @pytest.mark.parametrize("name", ["tiles of 64", "tiles of 128", "17 tokens"])
 def test_tiles_of_every_target(name: str, target: str) -> None:
     """Against the reference in float64: tile sizes differ from target to target."""
@@ -127,10 +127,13 @@ def test_nothing_is_read_beyond_an_input(plan: Any, functions: Any, case: Any) -
     guarded = [between_guards(tensor) for tensor in inputs]
     # The large tiles of sm90 are wider than those of sm80.
     for target in ("sm80", "sm90") if case.name == "tiles of 128" else ("sm90",):
-        plain = run(plan, functions, inputs, case.attributes, target)
         found = run(plan, functions, guarded, case.attributes, target)
-        for one, other in zip(plain, found, strict=True):
-            assert torch.equal(one, other)  # and so without NaN
+        wanted = getattr(torch.ops.glm_trt, plan.contract.torch_name)(*inputs, **case.attributes)
+        for one, other in zip(found, wanted if len(found) > 1 else (wanted,), strict=True):
+            difference = (one.double() - other.double()).norm()  # NaN where one was read
+            assert (
+                difference <= plan.contract.tolerance.get("float16", 1e-6) * other.double().norm()
+            )
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
@@ -152,7 +155,7 @@ def test_addresses_beyond_32_bits(tokens: int, tmp_path: Path) -> None:
     x = torch.randn(tokens, hidden, generator=generator).half()
     indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
     inputs = [x, indices, torch.ones(tokens, 1), gate_up, down]
-    (found,) = run(EXPERTS, vars(experts_kernel), inputs, {}, "sm90")
+    (found,) = run(coarse(EXPERTS), vars(experts_kernel), inputs, {}, "sm90")
     wanted = moe_experts.reference(*inputs).double()
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error <= moe_experts.CONTRACT.tolerance["float16"]

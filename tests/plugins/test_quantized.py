@@ -23,6 +23,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from plugin_harness import coarse, mostly_slow
 from test_onnx_bodies import run as run_body
 from torch import Tensor
 
@@ -233,7 +234,7 @@ def test_bodies_and_fakes(name: str, case: Any) -> None:
         assert error_of(found, expected) < CONTRACTS[name].tolerance["float32"]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", mostly_slow(TARGETS, "sm80", "sm90"))
 @pytest.mark.parametrize(
     ("name", "label"),
     [
@@ -278,10 +279,9 @@ def between_guards(tensor: Tensor) -> Tensor:
 )
 def test_nothing_is_read_beyond_an_input(name: str, label: str) -> None:
     inputs, attributes = case_of(name, label, torch.float16)
-    plain = call(name, inputs, attributes)
-    guarded = call(name, [between_guards(tensor) for tensor in inputs], attributes)
-    assert torch.equal(plain, guarded)  # and so without NaN
-    assert bool(plain.isfinite().all())
+    found = call(name, [between_guards(tensor) for tensor in inputs], attributes)
+    wanted = getattr(torch.ops.glm_trt, name)(*inputs, **attributes)
+    assert error_of(found, wanted) <= CONTRACTS[name].tolerance["float16"]  # NaN if one was read
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -302,7 +302,7 @@ def test_experts_that_are_not_hit_are_not_read(name: str, tokens: int) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_an_expert_that_a_token_has_twice_counts_twice(name: str, tokens: int) -> None:
-    inputs, _ = case_of(name, "17 tokens", torch.float32)
+    inputs, _ = case_of(name, "tiles of 64", torch.float32)
     x, weights = torch.randn(tokens, inputs[0].shape[1]), torch.rand(tokens, 3)
     indices = torch.tensor([2, 1, 2], dtype=torch.int32).repeat(tokens, 1)
     once = torch.stack([weights[:, 1], weights[:, 0] + weights[:, 2]], 1)
@@ -320,6 +320,9 @@ def test_nan_of_either_sign_is_nan_everywhere(name: str, tokens: int, code: int)
     label = "odd sizes, plain" if name == "fp8_linear" else "576 rows"
     inputs, attributes = case_of(name, label, torch.float32)
     inputs[0] = torch.randn(tokens, inputs[0].shape[1])
+    rows = 40
+    inputs[1] = inputs[1][:rows].clone()
+    inputs[2] = inputs[2][: 1 if name == "fp8_linear" else rows].clone()
     inputs[1 if name == "fp8_linear" else 2][3, 1] = code
     (body,) = run_body(name, inputs, attributes)
     reference = getattr(torch.ops.glm_trt, name)(*inputs, **attributes)
@@ -369,7 +372,8 @@ def test_addresses_beyond_32_bits(name: str, tokens: int, tmp_path: Path) -> Non
     indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
     inputs = [x, indices, torch.ones(tokens, 1), *weights]
     wanted = getattr(torch.ops.glm_trt, name)(*inputs)
-    assert error_of(call(name, inputs), wanted) <= CONTRACTS[name].tolerance["float16"]
+    (found,) = run(coarse(PLANS[name]), KERNELS[name], inputs, {}, "sm90")
+    assert error_of(found, wanted) <= CONTRACTS[name].tolerance["float16"]
 
 
 @pytest.mark.parametrize("kernel", ["nvfp4_gate_up_tiles", "nvfp4_down_tiles"])
