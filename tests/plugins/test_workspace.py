@@ -193,7 +193,7 @@ KNOWN = [
     ("causal_mla", {"value_width": 512}, ATTENTION, {"S": 64}),
     ("causal_mla", {"value_width": 512}, ATTENTION, {"S": 1}),
     ("indexer_topk", {"index_topk": 64},
-     {"B": 1, "S": 257, "H": 32, "D": 128, "C": 2049}, {"S": 256}),
+     {"B": 1, "S": 256, "H": 32, "D": 128, "C": 2049}, {"S": 128}),
     ("linear_attention", {"kv_num_heads": 2, "q_num_heads": 2, "update_rule": "gated"},
      {"B": 1, "S": 64, "dk": 129, "dv": 16}, {"dk": 128}),
     ("fp8_moe_experts", {}, {"T": 20, "k": 2, "E": 4, "hidden": 32, "I": 3008}, {"I": 3007}),
