@@ -1,6 +1,9 @@
 # Every job by name. `make` lists them.
 CHECKPOINT ?= tests/data/glm-5.1-tiny
 BUNDLE ?= build/$(notdir $(patsubst %/,%,$(CHECKPOINT)))
+BACKEND ?= tensorrt-rtx
+# Several words are several targets; none: those that glm-trt build builds by default.
+TARGET ?=
 PROMPT ?= def main():
 PREFIX ?= build/runtime-installed
 # The first that is new enough and starts; a name in PATH alone may be an empty shim.
@@ -23,17 +26,25 @@ setup: .venv/.complete ## make .venv with everything; nothing to do the second t
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens
 	touch $@
 
-plugins: setup ## build build/plugins/libglm_trt_plugins.so: no GPU and no CUDA toolkit needed
+plugins: setup ## build build/plugins/libglm_trt_plugins.so, every kernel: no GPU and no CUDA toolkit needed
 	$(BIN)/python -P -m glm_trt.plugins.build --output build/plugins
 
-export: plugins ## CHECKPOINT to BUNDLE: export, build engines, validate, report
+# Of a whole library that is up to date all kernels are there; else those that BUNDLE needs.
+define BUILD_ENGINES
+	library=$$($(BIN)/python -P -m glm_trt.engines.build_plugins "$(BUNDLE)" --backend "$(BACKEND)" \
+		$(if $(TARGET),--target $(TARGET)) --output build/plugins) && \
+	$(BIN)/glm-trt build "$(BUNDLE)" --backend "$(BACKEND)" $(if $(TARGET),--target $(TARGET)) \
+		--plugins "$$library"
+endef
+
+export: setup ## CHECKPOINT to BUNDLE: export, engines (BACKEND=, TARGET=), validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
-	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
+	$(BUILD_ENGINES)
 	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
 	@echo "The report is $(BUNDLE)-report/report.html"
 
-engines: plugins ## build the engines of BUNDLE
-	$(BIN)/glm-trt build "$(BUNDLE)" --backend tensorrt-rtx
+engines: setup ## build the engines of BUNDLE, with the kernels that it needs
+	$(BUILD_ENGINES)
 
 validate: setup ## compare BUNDLE with the eager model
 	$(BIN)/glm-trt validate "$(BUNDLE)"

@@ -19,13 +19,15 @@ import onnx
 
 from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
 from glm_trt.engines.build_worker import Request, Result
+from glm_trt.engines.needed_kernels import needed_kernels
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.export import manifest as m
 from glm_trt.model.child_python import python_module
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.errors import BundleError, GlmTrtError
+from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
-from glm_trt.plugins.library import LIBRARY
+from glm_trt.plugins.common.selection import Selection
+from glm_trt.plugins.library import LIBRARY, WHOLE_ONE, selection_of
 
 WORKER = python_module("glm_trt.engines.build_worker")
 # Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
@@ -104,7 +106,7 @@ def build_engines(
     BundleError
         If the bundle is not whole, lacks the dtype, or is being written.
     MissingCapabilityError
-        If the backend's library or GPU is absent.
+        If the backend's library or GPU is absent, or the plugin library lacks kernels.
     """
     bundle = Path(os.path.abspath(bundle))
     flavour = load_flavour(options.backend)
@@ -116,6 +118,7 @@ def build_engines(
             plans = _plans(bundle, manifest, options, flavour, targets)
             _verify_all_but(bundle, manifest, {plan.identity for plan in plans})
             if options.plugins:
+                _check_library(options.plugins, _needed(bundle, plans))
                 _copy_library(bundle, manifest, options.plugins)
             engines: list[BuiltEngine] = []
             for plan in plans:
@@ -124,6 +127,28 @@ def build_engines(
             return engines
     except OSError as error:
         raise BundleError(explain(Path(error.filename or bundle), error)) from error
+
+
+def needed_by(bundle: Path, options: BuildOptions) -> Selection:
+    """The kernels that the engines of `bundle` need which `options` would build."""
+    flavour = load_flavour(options.backend)
+    targets = flavour.chosen_targets(options.targets)
+    manifest = m.read_manifest(bundle)
+    return _needed(bundle, _plans(bundle, manifest, options, flavour, targets))
+
+
+def _needed(bundle: Path, plans: list[_Plan]) -> Selection:
+    graphs = {bundle / plan.graph for plan in plans}
+    targets = {plan.target for plan in plans}
+    return needed_kernels(sorted(graphs), plans[0].entry["profiles"], targets)
+
+
+def _check_library(library: Path, needed: Selection) -> None:
+    if (lack := selection_of(library).lacks(needed)) is not None:
+        raise MissingCapabilityError(
+            f"{library}: lacks {lack}; build one for this bundle (python -m "
+            f"glm_trt.engines.build_plugins BUNDLE), or {WHOLE_ONE}"
+        )
 
 
 def _verify_all_but(bundle: Path, manifest: m.Manifest, ours: set[tuple[str, ...]]) -> None:

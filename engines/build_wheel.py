@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
-from glm_trt.plugins.library import LIBRARY
+from glm_trt.plugins.library import LIBRARY, require_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("glm_trt", "model", "plugins", "export", "engines", "validate")
@@ -38,13 +38,14 @@ def build_wheel(output: Path, plugins: Path, runtime: Path) -> Path:
     Raises
     ------
     MissingCapabilityError
-        If one of them is not there.
+        If one of them is not there, or the library lacks kernels.
     WheelError
         If setuptools refuses.
     """
     for path, job in ((plugins, "make plugins"), (runtime / "include", "make install")):
         if not path.exists():
             raise MissingCapabilityError(f"{path}: missing; build it first ({job})")
+    require_whole(plugins)
     with tempfile.TemporaryDirectory() as directory:
         # Of a copy: what is built never lies among the sources.
         source = Path(directory)

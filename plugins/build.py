@@ -1,6 +1,9 @@
 """Building libglm_trt_plugins.so: kernels ahead of time, generated C++, a C++17 compiler.
 
-    python -m glm_trt.plugins.build --output build/plugins
+    python -m glm_trt.plugins.build --output build/plugins [--target sm80 ...]
+
+The whole library, or one with the kernels of some targets. `glm_trt.engines.build_plugins` builds
+one with the kernels that a bundle needs.
 
 No GPU, nvcc or CUDA toolkit: Triton compiles the kernels, its wheel has the CUDA headers, and
 TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.
@@ -9,13 +12,13 @@ TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import glm_trt
-from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
-from glm_trt.model.files import write_atomically
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.files import sha256_of, write_atomically
 from glm_trt.plugins.common.aot import Cubin, Variant, compile_variant, variants
 from glm_trt.plugins.common.codegen import (
     KernelTable,
@@ -34,8 +37,9 @@ from glm_trt.plugins.common.codegen import (
     operators_cpp,
 )
 from glm_trt.plugins.common.launch import Plan
-from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
-from glm_trt.plugins.library import LIBRARY
+from glm_trt.plugins.common.selection import TARGETS, WHOLE, Selection
+from glm_trt.plugins.library import build_key, is_current, library_place
+from glm_trt.plugins.link import BuildError, link_library
 
 OPERATORS = (
     "moe_routing",
@@ -50,13 +54,7 @@ OPERATORS = (
     "nvfp4_linear",
     "nvfp4_moe_experts",
 )
-SOURCES = ("driver.cpp", "launch.cpp", "plugin.cpp", "creator.cpp", "library.cpp")
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
-         "-fvisibility=hidden", "-static-libstdc++", "-static-libgcc")  # fmt: skip
-
-
-class BuildError(GlmTrtError):
-    """The library could not be built."""
+CACHE = "cache"  # in the folder that libraries are built in: kernels and object files by content
 
 
 def load_plans() -> list[tuple[Plan, Mapping[str, Any]]]:
@@ -68,10 +66,14 @@ def load_plans() -> list[tuple[Plan, Mapping[str, Any]]]:
     return plans
 
 
-def build_library(output: Path, jobs: int | None = None, quiet: bool = False) -> Path:
-    """Build `output`/libglm_trt_plugins.so unless it is there, made of the same; its path.
+def build_library(
+    output: Path, selection: Selection = WHOLE, jobs: int | None = None, quiet: bool = False
+) -> Path:
+    """Build the library of a selection in `output`, unless it is there, made of the same; its path.
 
-    Beside it are `kernels.json` (which kernel each image is, by SHA-256) and the generated source.
+    The whole one is `output`/libglm_trt_plugins.so, any other in a folder of its own below. Beside
+    it are `kernels.json` (which kernel each image is, by SHA-256) and the generated source. One
+    process at a time builds in `output`; others wait for it.
 
     Raises
     ------
@@ -80,50 +82,70 @@ def build_library(output: Path, jobs: int | None = None, quiet: bool = False) ->
     MissingCapabilityError
         If there is no C++ compiler, Triton or TensorRT header.
     """
+    library, key = library_place(output, selection), build_key(selection)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_current(library, key):
+            _build(output / CACHE, library, selection, jobs or os.cpu_count() or 1, quiet)
+            write_atomically(library.with_suffix(".key"), f"{key} {sha256_of(library)}".encode())
+    return library
+
+
+def _build(cache: Path, library: Path, selection: Selection, jobs: int, quiet: bool) -> None:
     began = time.monotonic()
     plans = load_plans()
-    cubins = _compile_all(plans, output / "cache", jobs or os.cpu_count() or 1, quiet)
+    cubins = _compile_all(plans, selection, cache, jobs, quiet)
     table = KernelTable(cubins)
-    generated = output / "generated"
-    write_atomically(
-        generated / "operators.cpp", operators_cpp(plans, table, glm_trt.__version__).encode()
-    )
-    files = {}
+    generated = library.parent / "generated"
+    shutil.rmtree(generated, ignore_errors=True)
+    source = operators_cpp(plans, table, glm_trt.__version__, selection)
+    write_atomically(generated / "operators.cpp", source.encode())
+    files = {i: f"kernel_{i}.cubin" for i in range(len(table.kernels))}
     for i, cubin in enumerate(table.kernels):
-        files[i] = f"kernel_{i}.cubin"
-        write_atomically(generated / files[i], cubin.image)
+        (generated / files[i]).write_bytes(cubin.image)
     write_atomically(generated / "kernels.S", kernels_assembly(table, files).encode())
     for plan, _ in plans:
         header = generated / "glm_trt" / f"{plan.contract.torch_name}.h"
         write_atomically(header, contract_header(plan.contract, plan.limits).encode())
-    write_atomically(output / "kernels.json", _description(cubins).encode())
-    library = output / LIBRARY
-    key = _key(generated, files)
-    if not library.is_file() or _stored_key(library) != key:
-        _compile_cpp(generated, library)
-        write_atomically(library.with_suffix(".key"), f"{key} {_sha256(library)}".encode())
+    write_atomically(library.parent / "kernels.json", _description(cubins).encode())
+    link_library(cache, generated, library)
     if not quiet:
         size = library.stat().st_size / 1e6
         print(f"{library}: {size:.1f} MB, {len(table.kernels)} kernels, "
-              f"{time.monotonic() - began:.1f} s")  # fmt: skip
-    return library
+              f"{time.monotonic() - began:.1f} s", file=sys.stderr)  # fmt: skip
 
 
 def _compile_all(
-    plans: Sequence[tuple[Plan, Mapping[str, Any]]], cache: Path, jobs: int, quiet: bool
+    plans: Sequence[tuple[Plan, Mapping[str, Any]]],
+    selection: Selection,
+    cache: Path,
+    jobs: int,
+    quiet: bool,
 ) -> dict[Variant, Cubin]:
     work = {
-        of: plan.contract.torch_name for plan, kernels in plans for of in variants(plan, kernels)
+        of: plan.contract.torch_name
+        for plan, kernels in plans
+        for of in variants(plan, kernels, selection)
     }
     done: dict[Variant, Cubin] = {}
-    # Forked: a Python that is started anew would look for its modules in the current folder.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+    # Triton's own cache, of every stage of a kernel, is of no use beside ours. Forked: a Python
+    # that is started anew would look for its modules in the current folder.
+    fork = multiprocessing.get_context("fork")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(jobs, fork, _use_cache, (scratch,)) as pool,
+    ):
         results = pool.map(_compile_one, work, work.values(), [cache] * len(work), chunksize=4)
         for i, (of, cubin) in enumerate(zip(work, results, strict=True), 1):
             done[of] = cubin
             if not quiet and (i % 50 == 0 or i == len(work)):
                 print(f"plugins: {i} of {len(work)} kernels", file=sys.stderr, flush=True)
     return done
+
+
+def _use_cache(directory: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = directory
 
 
 def _compile_one(of: Variant, operator: str, cache: Path) -> Cubin:
@@ -133,25 +155,6 @@ def _compile_one(of: Variant, operator: str, cache: Path) -> Cubin:
     except Exception as error:
         # Triton's errors do not survive the way back to the parent process.
         raise BuildError(f"{operator}: {of.function} for {of.target}: {error}") from None
-
-
-def _compile_cpp(generated: Path, library: Path) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise MissingCapabilityError("no C++ compiler: install g++, or set CXX")
-    cpp = Path(__file__).resolve().parent / "common" / "cpp"
-    temporary = library.with_name(f".{library.name}.tmp")
-    command = [
-        compiler, *FLAGS, f"-I{cpp}", f"-isystem{tensorrt_headers()}", f"-isystem{cuda_headers()}",
-        f"-Wl,--version-script={cpp / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,defs",
-        f"-Wl,-soname,{LIBRARY}", f"-ffile-prefix-map={cpp}=cpp", "-o", str(temporary.resolve()),
-        *(str(cpp / source) for source in SOURCES), "operators.cpp", "kernels.S", "-ldl",
-    ]  # fmt: skip
-    result = subprocess.run(command, cwd=generated, capture_output=True, text=True, check=False)
-    if result.returncode:
-        temporary.unlink(missing_ok=True)
-        raise BuildError(f"{compiler} failed:\n{result.stderr[-4000:]}")
-    temporary.replace(library)
 
 
 def _description(cubins: Mapping[Variant, Cubin]) -> str:
@@ -165,35 +168,19 @@ def _description(cubins: Mapping[Variant, Cubin]) -> str:
     return json.dumps(dict(sorted(entries.items())), indent=1)
 
 
-def _key(generated: Path, files: Mapping[int, str]) -> str:
-    digest = hashlib.sha256(repr((FLAGS, tensorrt_headers().name)).encode())
-    cpp = Path(__file__).resolve().parent / "common" / "cpp"
-    names = [generated / "operators.cpp", generated / "kernels.S", *sorted(cpp.iterdir())]
-    for path in [*names, *(generated / name for name in files.values())]:
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _stored_key(library: Path) -> str | None:
-    path = library.with_suffix(".key")
-    if not path.is_file():
-        return None
-    key, _, digest = path.read_text().partition(" ")
-    return key if digest == _sha256(library) else None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def main() -> int:
     """The command of this module; its exit codes are those of `glm-trt`."""
     parser = argparse.ArgumentParser(description="Build libglm_trt_plugins.so.")
     parser.add_argument("--output", type=Path, default=Path("build/plugins"), metavar="DIR")
+    parser.add_argument(
+        "--target", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="sm80",
+        help="kernels for these alone (default: all)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, help="kernels compiled at a time (default: all cores)")
     options = parser.parse_args()
     try:
-        build_library(options.output, options.jobs)
+        targets = tuple(target for target in TARGETS if target in options.target)
+        print(build_library(options.output, Selection(targets), options.jobs))
     except GlmTrtError as error:
         print(f"plugins: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -24,7 +24,8 @@ from glm_trt.plugins import (
     sparse_mla,
 )
 from glm_trt.plugins.common.contract import Contract, register
-from glm_trt.plugins.common.launch import run, target_for
+from glm_trt.plugins.common.launch import run
+from glm_trt.plugins.common.selection import target_for
 
 OPERATORS = (
     moe_routing,

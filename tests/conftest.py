@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from traces import trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.plugins.library import LIBRARY
 
 # Side by side, each worker has one core: threads of several would wait for one another.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -51,12 +49,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def library() -> Path:
-    """The library, built as `make plugins` does (in a process without the interpreter)."""
-    output = ROOT / "build" / "plugins"
-    output.mkdir(parents=True, exist_ok=True)
+    """The library with the kernels of sm80 alone: what tests of every kernel need."""
+    return build_plugins("--target", "sm80")
+
+
+@pytest.fixture(scope="session")
+def whole_library() -> Path:
+    """The library as `make plugins` builds it; of use to slow tests only."""
+    return build_plugins()
+
+
+def build_plugins(*options: str) -> Path:
+    """Build the library, in a process without the interpreter; workers of a test run in turn."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "glm_trt.plugins.build", "--output", str(output)]
-    with (output / ".lock").open("w") as lock:  # test workers build it in turn
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    return output / LIBRARY
+    command = [sys.executable, "-m", "glm_trt.plugins.build", *options]
+    done = subprocess.run(
+        command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    return ROOT / done.stdout.strip()

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.files import write_atomically
+from glm_trt.plugins.common.bounds import Bounds
 from glm_trt.plugins.common.contract import Types
-from glm_trt.plugins.common.launch import (
-    POINTER_ALIGNMENT,
-    SIZE_ALIGNMENT,
-    TARGETS,
-    Launch,
-    Plan,
-)
+from glm_trt.plugins.common.launch import POINTER_ALIGNMENT, SIZE_ALIGNMENT, Launch, Plan
+from glm_trt.plugins.common.selection import WHOLE, Selection
+from glm_trt.plugins.common.use_ranges import describe, possible_values
 
 _TRITON = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8",
            "int32": "i32", "int64": "i64"}  # fmt: skip
+Constants = tuple[tuple[str, int], ...]  # of a kernel, by name
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -62,16 +60,33 @@ def dtypes_of(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(types.activation for types in plan.contract.types()))
 
 
-def picks(launch: Launch) -> list[tuple[tuple[str, int], ...]]:
-    """Every combination of the launch's constants."""
+def choices(launch: Launch) -> list[tuple[Constants, bool]]:
+    """Every combination of the launch's constants, and whether its sizes are multiples of 16."""
     names = list(launch.constants)
     values = itertools.product(*(launch.constants[name].values for name in names))
-    return [tuple(zip(names, combination, strict=True)) for combination in values]
+    found = [tuple(zip(names, combination, strict=True)) for combination in values]
+    if not launch.aligned:
+        return [(chosen, False) for chosen in found]
+    largest = launch.largest()
+    general = dict.fromkeys(tuple((dict(c) | largest).items()) for c in found)
+    return [*((chosen, True) for chosen in found), *((chosen, False) for chosen in general)]
 
 
-def alignments(launch: Launch) -> tuple[bool, ...]:
-    """Whether the launch has kernels for row sizes that are, or are not, multiples of 16."""
-    return (False, True) if launch.aligned else (False,)
+def possible_choices(launch: Launch, ranges: Mapping[str, Bounds]) -> list[tuple[Constants, bool]]:
+    """Those of `choices` that the launch may make where names are in these ranges."""
+    values = possible_values(launch, ranges)
+    if values is None:
+        return []
+    return [
+        (chosen, aligned)
+        for chosen, aligned in choices(launch)
+        if aligned in values.aligned
+        and all(
+            value in values.constants[name]
+            or (not aligned and bool(launch.aligned) and not launch.constants[name].exact)
+            for name, value in chosen
+        )
+    ]
 
 
 def variant(
@@ -80,7 +95,7 @@ def variant(
     kernels: Mapping[str, Any],
     target: str,
     types: Types,
-    chosen: tuple[tuple[str, int], ...],
+    chosen: Constants,
     aligned: bool,
 ) -> Variant:
     """The variant that a launch uses for a target, dtypes and picked constants.
@@ -105,11 +120,27 @@ def variant(
     return Variant(launch.kernel, target, signature, tuple(sorted(constants.items())), options)
 
 
-def variants(plan: Plan, kernels: Mapping[str, Any]) -> Iterator[Variant]:
-    """Every variant that some launch of the plan may use."""
-    for launch, target, types in itertools.product(plan.launches, TARGETS, plan.contract.types()):
-        for chosen, aligned in itertools.product(picks(launch), alignments(launch)):
-            yield variant(plan, launch, kernels, target, types, chosen, aligned)
+def variants(
+    plan: Plan, kernels: Mapping[str, Any], selection: Selection = WHOLE
+) -> Iterator[Variant]:
+    """Every variant that some launch of the plan may use, for what is selected."""
+    for launch in plan.launches:
+        for types, (chosen, aligned) in _wanted(plan, launch, selection):
+            for target in selection.targets:
+                yield variant(plan, launch, kernels, target, types, chosen, aligned)
+
+
+def _wanted(
+    plan: Plan, launch: Launch, selection: Selection
+) -> Iterator[tuple[Types, tuple[Constants, bool]]]:
+    if selection.uses is None:
+        yield from itertools.product(plan.contract.types(), choices(launch))
+        return
+    for use in selection.uses:
+        if use.operator == plan.contract.name:
+            types, ranges = describe(plan.contract, use)
+            for choice in possible_choices(launch, ranges):
+                yield types, choice
 
 
 def compile_variant(of: Variant, kernels: Mapping[str, Any], cache: Path) -> Cubin:

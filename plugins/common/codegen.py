@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm_trt.plugins.common.aot import Cubin, Variant, alignments, picks, variant
+from glm_trt.plugins.common.aot import Cubin, Variant, choices, variant
 from glm_trt.plugins.common.contract import (
     ACTIVATION,
     STATE,
@@ -20,7 +20,9 @@ from glm_trt.plugins.common.contract import (
     attribute_kind,
 )
 from glm_trt.plugins.common.expressions import names_in, to_cpp, to_postfix
-from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, TARGETS, Launch, Plan
+from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, Launch, Pick, Plan
+from glm_trt.plugins.common.selection import TARGETS, Selection
+from glm_trt.plugins.library import MARK
 
 _DTYPES = {"float32": "kFLOAT32", "float16": "kFLOAT16", "bfloat16": "kBFLOAT16", "int8": "kINT8",
            "int32": "kINT32", "int64": "kINT64", ACTIVATION: "kACTIVATION",
@@ -29,6 +31,9 @@ _WORDS = {ACTIVATION: "the block's dtype", STATE: "float32 or the block's dtype"
 _OPCODES = {"+": "kADD", "-": "kSUBTRACT", "*": "kMULTIPLY", "//": "kDIVIDE", "min": "kMINIMUM",
             "max": "kMAXIMUM"}  # fmt: skip
 _SIZES = {"float32": "4", "int32": "4", "int64": "8", ACTIVATION: "ITEMSIZE"}
+
+
+ABSENT = -1  # in place of a kernel's number
 
 
 class KernelTable:
@@ -40,8 +45,10 @@ class KernelTable:
         self._numbers: dict[Cubin, int] = {}
 
     def number(self, of: Variant) -> int:
-        """The kernel's index in the library."""
-        cubin = self.cubins[of]
+        """The kernel's index in the library; `ABSENT` where it is not in it."""
+        cubin = self.cubins.get(of)
+        if cubin is None:
+            return ABSENT
         if cubin not in self._numbers:
             self._numbers[cubin] = len(self.kernels)
             self.kernels.append(cubin)
@@ -49,10 +56,18 @@ class KernelTable:
 
 
 def operators_cpp(
-    plans: Sequence[tuple[Plan, Mapping[str, Any]]], table: KernelTable, version: str
+    plans: Sequence[tuple[Plan, Mapping[str, Any]]],
+    table: KernelTable,
+    version: str,
+    selection: Selection,
 ) -> str:
-    """`operators.cpp`, from the plans with their Triton functions by name."""
+    """`operators.cpp`, from the plans with their Triton functions by name.
+
+    `selection` says which kernels the table has.
+    """
     functions, operators = [], []
+    for i, (plan, _) in enumerate(plans):
+        functions.append(f"constexpr int32_t {plan.contract.torch_name}_index = {i};\n")
     for plan, kernels in plans:
         launches = [
             _launch(plan, launch, f"{plan.contract.torch_name}_{i}", kernels, table)
@@ -68,7 +83,9 @@ def operators_cpp(
         for i, k in enumerate(table.kernels)
     )
     targets = ", ".join(target.removeprefix("sm") for target in TARGETS)
-    labels = " ".join(TARGETS)
+    labels = " ".join(selection.targets)
+    # An array of nothing is not C++.
+    entries = entries or "    {nullptr, nullptr, 0, 0},\n"
     return f'''// Generated from the operators' contracts and launch plans. Do not edit.
 #include "operators.h"
 
@@ -90,9 +107,11 @@ Kernel const kKernels[] = {{
 int32_t const kTargets[] = {{{targets}}};
 int32_t const kTargetCount = {len(TARGETS)};
 char const* const kVersion = "{version}";
-//! For people who look into the library with `strings`.
-extern char const kTargetNames[];
-char const kTargetNames[] __attribute__((used)) = "glm_trt kernels for {labels}";
+char const* const kTargetNames = "{labels}";
+//! What the library says of itself to who reads its bytes.
+extern char const kSelection[];
+char const kSelection[] __attribute__((used)) = "{MARK}"
+    R"json({selection.to_json()})json";
 
 Operator const kOperators[] = {{
 {"".join(operators)}}};
@@ -204,21 +223,11 @@ def _launch(
         ]
     if launch.when != "1":
         lines += [f"    if (!{to_cpp(launch.when)})", "    {", "        return {};", "    }"]
+    if launch.aligned:
+        multiples = [f"{to_cpp(size)} % {SIZE_ALIGNMENT} == 0" for size in launch.aligned]
+        lines.append(f"    bool const multiples = {' && '.join(multiples)};")
     for constant, pick in launch.constants.items():
-        values = ", ".join(map(str, pick.values))
-        lines += [
-            f"    int32_t const i_{constant} = pickIndex({{{values}}}, {to_cpp(pick.expression)});",
-            f"    if (i_{constant} < 0)",
-            "    {",
-            f'        return "{pick.expression} = " + std::to_string({to_cpp(pick.expression)}) + '
-            f'": expected at most {pick.values[-1]}";',
-            "    }",
-        ]
-        if constant in read:
-            lines.append(
-                f"    int64_t const {constant} = std::initializer_list<int64_t>{{{values}}}"
-                f".begin()[i_{constant}];"
-            )
+        lines += _picked(constant, pick, bool(launch.aligned))
     grid = ", ".join(to_cpp(size) for size in launch.grid)
     lines += [
         f"    int64_t const grid[3] = {{{grid}}};",
@@ -235,32 +244,69 @@ def _launch(
     return "\n".join(lines)
 
 
+def _picked(constant: str, pick: Pick, aligned: bool) -> list[str]:
+    """C++ that picks a constant: its index in the values, and the value."""
+    values = ", ".join(map(str, pick.values))
+    needed = to_cpp(pick.expression)
+    lines = [
+        f"    int32_t i_{constant} = pickIndex({{{values}}}, {needed});",
+        f"    if (i_{constant} < 0)",
+        "    {",
+        f'        return "{pick.expression} = " + std::to_string({needed}) + '
+        f'": expected at most {pick.values[-1]}";',
+        "    }",
+    ]
+    if aligned and not pick.exact:
+        lines.append(f"    i_{constant} = multiples ? i_{constant} : {len(pick.values) - 1};")
+    lines.append(
+        f"    int64_t const {constant} = std::initializer_list<int64_t>{{{values}}}"
+        f".begin()[i_{constant}];"
+    )
+    return lines
+
+
 def _kernel_choice(
     plan: Plan, launch: Launch, kernels: Mapping[str, Any], table: KernelTable
 ) -> list[str]:
     """C++ that finds the kernel by target, dtypes and picked constants."""
-    combinations = list(itertools.product(picks(launch), alignments(launch)))
+    made = set(choices(launch))
+    names = list(launch.constants)
+    values = itertools.product(*(launch.constants[name].values for name in names))
+    combinations = [
+        (tuple(zip(names, combination, strict=True)), aligned)
+        for combination in values
+        for aligned in ((False, True) if launch.aligned else (False,))
+    ]
     rows = []
     for target in TARGETS:
         by_types = []
         for types in plan.contract.types():
             numbers = [
-                table.number(variant(plan, launch, kernels, target, types, chosen, aligned))
-                for chosen, aligned in combinations
+                table.number(variant(plan, launch, kernels, target, types, *combination))
+                if combination in made
+                else ABSENT
+                for combination in combinations
             ]
             by_types.append("{" + ", ".join(map(str, numbers)) + "}")
         rows.append("{" + ", ".join(by_types) + "}")
     index = "0"
     for constant, pick in launch.constants.items():
         index = f"({index} * {len(pick.values)} + i_{constant})"
+    given = [f'{{"{name}", {name}}}' for name in names]
     if launch.aligned:
-        multiples = [f"{to_cpp(size)} % {SIZE_ALIGNMENT} == 0" for size in launch.aligned]
-        index = f"({index} * 2 + ({' && '.join(multiples)} ? 1 : 0))"
+        index = f"({index} * 2 + (multiples ? 1 : 0))"
+        given.append('{"multiples of 16", multiples ? 1 : 0}')
     shape = f"[{len(TARGETS)}][{len(plan.contract.types())}][{len(combinations)}]"
+    operator = f"kOperators[{plan.contract.torch_name}_index]"
     return [
         f"    static constexpr int32_t kNumbers{shape} = {{{', '.join(rows)}}};",
-        "    Kernel const& kernel",
-        f"        = kKernels[kNumbers[call.target][call.types][{index}]];",
+        f"    int32_t const number = kNumbers[call.target][call.types][{index}];",
+        "    if (number < 0)",
+        "    {",
+        f'        return absentKernel({operator}, call, "{launch.kernel}", '
+        f"{{{', '.join(given)}}});",
+        "    }",
+        "    Kernel const& kernel = kKernels[number];",
     ]
 
 

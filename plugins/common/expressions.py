@@ -48,14 +48,14 @@ def evaluate(expression: str, names: Mapping[str, Any], minimum: Callable[..., A
 
 def names_in(expression: str) -> set[str]:
     """The sizes that the expression reads."""
-    tree = _parsed(expression)
+    tree = parsed(expression)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return names - _FUNCTIONS.keys()
 
 
 def to_cpp(expression: str) -> str:
     """The expression in C++ over `int64_t` variables of the same names."""
-    return _cpp(_parsed(expression).body)
+    return _cpp(parsed(expression).body)
 
 
 def to_postfix(expression: str) -> list[tuple[str, str | int]]:
@@ -63,7 +63,7 @@ def to_postfix(expression: str) -> list[tuple[str, str | int]]:
 
     OP is one of + - * // min max; ValueError for anything else.
     """
-    return _postfix(_parsed(expression).body)
+    return _postfix(parsed(expression).body)
 
 
 def _postfix(node: ast.AST) -> list[tuple[str, str | int]]:
@@ -82,15 +82,16 @@ def _postfix(node: ast.AST) -> list[tuple[str, str | int]]:
 
 
 @lru_cache
-def _parsed(expression: str) -> ast.Expression:
+def parsed(expression: str) -> ast.Expression:
+    """The expression's syntax; ValueError for what is not in the language."""
     tree = ast.parse(expression, mode="eval")
-    _cpp(tree.body)  # refuses what is not in the language
+    _cpp(tree.body)  # refuses it
     return tree
 
 
 @lru_cache
 def _compiled(expression: str) -> Any:
-    return compile(_parsed(expression), expression, "eval")
+    return compile(parsed(expression), expression, "eval")
 
 
 def _cpp(node: ast.AST) -> str:

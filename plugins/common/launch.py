@@ -19,33 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.plugins.common.contract import Contract, Types
 from glm_trt.plugins.common.expressions import evaluate
+from glm_trt.plugins.common.selection import TARGETS as TARGETS
 
-# GPU architectures that kernels are compiled for.
-TARGETS = ("sm80", "sm89", "sm90", "sm100", "sm120")
 ALIGNMENT = 256  # bytes; of each buffer in the workspace
 POINTER_ALIGNMENT = 16  # bytes; what kernels may assume of every pointer
 SIZE_ALIGNMENT = 16  # elements; what aligned kernels may assume of their row sizes
-
-
-def target_for(capability: int) -> str:
-    """The target whose kernels a device of this compute capability (89 for 8.9) runs.
-
-    Up to 8.x, code for a lower minor version runs too; from 9.0 on it is for one chip alone.
-
-    Raises
-    ------
-    MissingCapabilityError
-        If there is none.
-    """
-    for target in reversed(TARGETS):
-        ours = int(target.removeprefix("sm"))
-        same_major = ours // 10 == capability // 10 and capability < 90
-        if ours == capability or (same_major and ours <= capability):
-            return target
-    raise MissingCapabilityError(f"no kernels for sm{capability}; there are {', '.join(TARGETS)}")
 
 
 @dataclass(frozen=True)
@@ -69,10 +49,14 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Pick:
-    """A constant of a kernel: the smallest of `values` that is at least `expression`."""
+    """A constant of a kernel: the smallest of `values` that is at least `expression`.
+
+    `exact`: a larger one would mean something else, and not only be slower.
+    """
 
     expression: str
     values: tuple[int, ...]
+    exact: bool = False
 
     def pick(self, names: Mapping[str, Any]) -> int:
         """The value for these sizes; ValueError where none is large enough."""
@@ -98,7 +82,8 @@ class Launch:
         or "*", the first of these that is there.
     when : expression without `constants`; nothing is launched where it is 0.
     aligned : integer arguments for which there is a second kernel, used where all of them are
-        multiples of 16: row sizes, without which no load can be wide.
+        multiples of 16: row sizes, without which no load can be wide. Models have no others, so
+        where one is not, there is only the kernel whose constants are the largest.
     """
 
     kernel: str
@@ -108,6 +93,19 @@ class Launch:
     constants: dict[str, Pick] = field(default_factory=dict)
     when: str = "1"
     aligned: tuple[str, ...] = ()
+
+    def is_aligned(self, names: Mapping[str, Any]) -> bool:
+        """Whether all `aligned` arguments are multiples of 16; so if there are none."""
+        return all(evaluate(size, names) % SIZE_ALIGNMENT == 0 for size in self.aligned)
+
+    def picked(self, names: Mapping[str, Any]) -> dict[str, int]:
+        """The constants for these sizes; ValueError where no value is large enough."""
+        found = {name: pick.pick(names) for name, pick in self.constants.items()}
+        return found if self.is_aligned(names) else found | self.largest()
+
+    def largest(self) -> dict[str, int]:
+        """Of each constant that may be larger than it need be the largest value."""
+        return {name: p.values[-1] for name, p in self.constants.items() if not p.exact}
 
     def config(self, target: str, dtype: str) -> dict[str, int]:
         """The configuration for a target and an activation dtype."""
@@ -185,7 +183,7 @@ def run(
         config = launch.config(target, types.activation)
         if not evaluate(launch.when, names | config):
             continue
-        constants = {name: pick.pick(names) for name, pick in launch.constants.items()}
+        constants = launch.picked(names)
         inner = names | config | constants
         grid = tuple(evaluate(size, inner) for size in launch.grid)
         if 0 in grid:

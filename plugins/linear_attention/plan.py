@@ -13,6 +13,7 @@ GATED, DELTA = "update_rule % 2", "update_rule // 2"
 N_DECAY, N_BETA = f"G * ({GATED})", f"R * ({DELTA})"
 GROUP = "q_num_heads // max(kv_num_heads, 1)"
 PER_CHANNEL = f"{N_DECAY} > H"
+ONE_QUERY = Pick("q_num_heads == kv_num_heads", (0, 1), exact=True)
 CHUNK = 32  # the longest there is
 # Wider keys go token by token, yet have room: the workspace may not shrink where a size grows.
 CHUNKS = f"(S > 32) * B * H * cdiv(S, {CHUNK})"
@@ -65,7 +66,7 @@ def _chunked(
             "present_state", "S", "H", GROUP, "dk", "dv", "has_past_state", N_BETA, "scale",
         ),
         aligned=("dk", "dv"),
-        constants=constants | {"ONE_QUERY": Pick("q_num_heads == kv_num_heads", (0, 1))},
+        constants=constants | {"ONE_QUERY": ONE_QUERY},
         configs={
             "*": {"BLOCK_T": 32, "BLOCK_V": 32, "num_warps": 8, "num_stages": 2},
             "*/float32": {"BLOCK_T": 16, "BLOCK_V": 16, "num_warps": 8, "num_stages": 1},

@@ -31,6 +31,7 @@ from glm_trt.plugins import build
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
 SOURCES = Path(__file__).parent / "shim"
 # nvinfer1::DataType
@@ -122,7 +123,7 @@ def compile_shared(source: str, output: Path, *flags: str) -> Path:
     """A shared object from one of the sources here."""
     subprocess.run(
         ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *flags,
-         f"-isystem{build.tensorrt_headers()}", f"-isystem{build.cuda_headers()}",
+         f"-isystem{tensorrt_headers()}", f"-isystem{cuda_headers()}",
          str(SOURCES / source), "-o", str(output), "-ldl"],
         check=True,
     )  # fmt: skip

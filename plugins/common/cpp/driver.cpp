@@ -159,12 +159,7 @@ Error currentTarget(int32_t& target) noexcept
         {
             return {};
         }
-        std::string have;
-        for (int32_t i = 0; i < kTargetCount; ++i)
-        {
-            have += " sm" + std::to_string(kTargets[i]);
-        }
-        return "no kernels for sm" + std::to_string(10 * major + minor) + "; this library has" + have;
+        return "no kernels for sm" + std::to_string(10 * major + minor) + "; this library has " + kTargetNames;
     });
 }
 

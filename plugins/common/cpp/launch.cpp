@@ -5,6 +5,33 @@
 
 namespace glm_trt
 {
+namespace
+{
+
+char const* nameOf(Dtype dtype)
+{
+    return dtype == Dtype::kFLOAT16 ? "float16" : dtype == Dtype::kBFLOAT16 ? "bfloat16" : "float32";
+}
+
+} // namespace
+
+Error absentKernel(Operator const& op, Call const& call, char const* kernel,
+    std::initializer_list<std::pair<char const*, int64_t>> constants)
+{
+    Types const& types = op.types[call.types];
+    std::string what = std::string(op.name) + ": no kernel " + kernel + " for sm"
+        + std::to_string(kTargets[call.target]) + " in " + nameOf(types.activation);
+    if (types.state != types.activation)
+    {
+        what += std::string(" with a state in ") + nameOf(types.state);
+    }
+    for (auto const& [name, value] : constants)
+    {
+        what += std::string(", ") + name + " = " + std::to_string(value);
+    }
+    return what + ": this library holds only what some graphs need on " + kTargetNames
+        + "; build the whole one (make plugins)";
+}
 
 Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],
     std::initializer_list<int64_t> integers, void** parameters)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <iterator>
+#include <utility>
 
 namespace glm_trt
 {
@@ -134,6 +135,8 @@ extern int32_t const kOperatorCount;
 extern int32_t const kTargets[];
 extern int32_t const kTargetCount;
 extern char const* const kVersion;
+//! The targets that the library has kernels for, in words: all of kTargets, or some.
+extern char const* const kTargetNames;
 
 // The functions of the language that launch plans are written in.
 constexpr int64_t cdiv(int64_t a, int64_t b)
@@ -177,6 +180,10 @@ constexpr size_t aligned(size_t bytes)
     constexpr size_t kAlignment = 256;
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
+
+//! The error of a launch whose kernel was not selected when the library was built.
+Error absentKernel(Operator const& op, Call const& call, char const* kernel,
+    std::initializer_list<std::pair<char const*, int64_t>> constants);
 
 //! Check grid and 32-bit arguments, then launch (or only load) `kernel`.
 Error launchChecked(Call const& call, Kernel const& kernel, int64_t const (&grid)[3],
