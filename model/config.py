@@ -32,6 +32,7 @@ _SIZES_OF = {
     ),
 }  # fmt: skip
 _NUMBERS = ("routed_scaling_factor", "rms_norm_eps")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts")
 # Fields that may be absent, but if present must say this: no graph of ours computes anything else.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -181,8 +182,17 @@ def _block_kinds(config: ModelConfig) -> tuple[str, ...]:
 
 
 class _Reader:
+    """Reads what transformers' own config class would say: fields that it derives from others are
+    derived here too, whatever the file says of them. So `head_dim`, which a published GLM-5.2 gives
+    as 192, is not read; nor are `qk_head_dim`, which its model adds up anew, and
+    `num_key_value_heads`, as each head of latent attention has keys of its own.
+    """
+
     def __init__(self, data: dict[str, Any], source: str) -> None:
-        self.data, self.source = data, source
+        # The experts' older names, which win there as here; the last one most.
+        experts = [data[name] for name in _EXPERT_COUNTS if data.get(name) is not None]
+        self.data = data | ({"n_routed_experts": experts[-1]} if experts else {})
+        self.source = source
 
     def fail(self, field: str, expected: str, found: object) -> ConfigError:
         return ConfigError(f"{self.source}: {field}: expected {expected}, found {found!r}")
@@ -197,8 +207,6 @@ class _Reader:
         for layer_type, names in _SIZES_OF.items():
             required += names if layer_type in types else ()
         missing = [name for name in required if data.get(name) is None]
-        if "mlp_layer_types" not in data and "first_k_dense_replace" not in data:
-            missing.append("mlp_layer_types (or first_k_dense_replace)")
         if not data.get("rope_parameters") and "rope_theta" not in data:
             missing.append("rope_parameters")
         if missing:
@@ -231,9 +239,11 @@ class _Reader:
         self.check(config)
         return config
 
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, name: str, default: int | None = None, least: int | None = 1) -> int:
         value = self.data.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.fail(name, "an integer", value)
+        if least is not None and value < least:
             raise self.fail(name, f"an integer of at least {least}", value)
         return value
 
@@ -274,7 +284,7 @@ class _Reader:
         if self.data.get("mlp_layer_types") is not None:
             return self.layers("mlp_layer_types", ("dense", "sparse"))
         count = self.integer("num_hidden_layers")
-        dense = min(self.integer("first_k_dense_replace", None, 0), count)
+        dense = min(self.integer("first_k_dense_replace", 3, 0), count)
         return ("dense",) * dense + ("sparse",) * (count - dense)
 
     def indexers(self, layer_types: tuple[str, ...]) -> tuple[str, ...]:
@@ -288,8 +298,8 @@ class _Reader:
                 raise self.fail("index_topk_pattern", f"{count} of F and S", pattern)
             kinds = tuple(letters[entry] for entry in pattern)
         else:
-            every = max(self.integer("index_topk_freq", 1, 0), 1)
-            offset = self.integer("index_skip_topk_offset", 2, 0)
+            every = max(self.integer("index_topk_freq", 1, None), 1)
+            offset = self.integer("index_skip_topk_offset", 2, None)
             kinds = tuple(allowed[max(i - offset + 1, 0) % every != 0] for i in range(count))
         indexed = [i for i, kind in enumerate(layer_types) if kind == "indexed_attention"]
         if indexed and kinds[indexed[0]] != "full":
@@ -314,15 +324,6 @@ class _Reader:
 
     def check(self, config: ModelConfig) -> None:
         """Fields that contradict each other."""
-        qk_width = config.qk_nope_head_dim + config.qk_rope_head_dim
-        equal = {
-            "qk_head_dim": ("qk_nope_head_dim + qk_rope_head_dim", qk_width),
-            "head_dim": ("qk_rope_head_dim", config.qk_rope_head_dim),
-            "num_key_value_heads": ("num_attention_heads", config.num_attention_heads),
-        }
-        for name, (meaning, value) in equal.items():
-            if self.data.get(name, value) != value:
-                raise self.fail(name, f"{value} = {meaning}", self.data[name])
         if config.qk_rope_head_dim % 2:
             raise self.fail("qk_rope_head_dim", "an even width", config.qk_rope_head_dim)
         if 0 < config.index_head_dim < config.qk_rope_head_dim:

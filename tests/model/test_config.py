@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,6 @@ def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
         ("n_group", 16),
         ("topk_group", 2),
         ("num_experts_per_tok", 17),
-        ("qk_head_dim", 63),
-        ("head_dim", 48),
-        ("num_key_value_heads", 2),
         ("index_head_dim", 8),
         ("hidden_act", "gelu"),
         ("mlp_bias", True),
@@ -118,3 +116,46 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not readable as JSON"):
         ModelConfig.from_directory(tmp_path)
+
+
+def test_derived_fields_are_those_of_transformers() -> None:
+    """50 configs that say something else of them, or nothing: what transformers accepts is read so
+    too, unless the first indexer has nothing to share.
+    """
+    draw, accepted = random.Random(0), 0
+    for _ in range(50):
+        count = draw.randint(1, 7)
+        kinds = [draw.choice(["full", "shared"]) for _ in range(count)]
+        letters = "".join(kind[0].upper() for kind in kinds)
+        choices: dict[str, list[Any]] = {
+            "head_dim": [192, 64, 1],
+            "qk_head_dim": [7, 256],
+            "num_key_value_heads": [1, 3, 64],
+            "num_experts": [None, 4, 32],
+            "num_local_experts": [8],
+            "first_k_dense_replace": [0, 1, 9],
+            "mlp_layer_types": [None, [draw.choice(["dense", "sparse"]) for _ in range(count)]],
+            "layer_types": [None, ["indexed_attention"] * count],
+            "indexer_types": [None, kinds],
+            "index_topk_pattern": [None, letters, kinds],
+            "index_topk_freq": [-1, 0, 1, 2, 4],
+            "index_skip_topk_offset": [-1, 0, 1, 3],
+        }
+        base = {k: v for k, v in DATA.items() if k not in choices}
+        said = {k: draw.choice(v) for k, v in choices.items() if draw.random() < 0.4}
+        data = base | {"num_hidden_layers": count} | said
+        try:
+            theirs = GlmMoeDsaConfig(**data)
+        except Exception:  # what it raises is its own affair
+            continue
+        if theirs.indexer_types[0] == "shared":
+            with pytest.raises(ConfigError, match="nothing to share yet"):
+                ModelConfig.from_dict(data)
+            continue
+        accepted += 1
+        ours = ModelConfig.from_dict(data)
+        for name in ("layer_types", "mlp_layer_types", "indexer_types"):
+            assert list(getattr(ours, name)) == getattr(theirs, name), data
+        assert ours.n_routed_experts == theirs.n_routed_experts
+        assert ours.qk_rope_head_dim == theirs.head_dim
+    assert accepted >= 30
