@@ -60,7 +60,7 @@ def model_blocks(checkpoint: Checkpoint) -> list[Block]:
     layers, if the checkpoint has them, each with its head: no plain pass runs those.
     """
     config = checkpoint.config
-    blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config))]
+    blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config, checkpoint))]
     for i in range(config.num_hidden_layers):
         bindings = b.layer_bindings(config, checkpoint, i)
         blocks.append(Block(f"layer.{i}", block_kind(config, i), i, bindings))

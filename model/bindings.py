@@ -82,21 +82,19 @@ class Binding:
         return cls(**{**data, "tensors": tuple(data["tensors"]), "shape": tuple(data["shape"])})
 
 
-def embedding_bindings(config: ModelConfig) -> list[Binding]:
+def embedding_bindings(config: ModelConfig, checkpoint: Checkpoint) -> list[Binding]:
     """Weights of the embedding block."""
     shape = (config.vocab_size, config.hidden_size)
-    return [Binding("embed_tokens.weight", ("model.embed_tokens.weight",), shape)]
+    return [Binding("embed_tokens.weight", (checkpoint.embedding_name,), shape)]
 
 
 def head_bindings(
     config: ModelConfig, checkpoint: Checkpoint, norm: str = _LAST_NORM
 ) -> list[Binding]:
-    """Weights of the head block behind the norm of that name; a tied head reads the embedding."""
-    tied = config.tie_word_embeddings or "lm_head.weight" not in checkpoint.names
-    source = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    """Weights of the head block behind the norm of that name."""
     return [
         Binding("norm.weight", (norm,), (config.hidden_size,)),
-        Binding("lm_head.weight", (source,), (config.vocab_size, config.hidden_size)),
+        Binding("lm_head.weight", (checkpoint.head_name,), (config.vocab_size, config.hidden_size)),
     ]
 
 
@@ -278,13 +276,17 @@ def bound_tensor(
 
 
 def bound_dtype(binding: Binding, source: TensorSource) -> str:
-    """The dtype that `bound_tensor` gives when it is asked for none."""
+    """The dtype that `bound_tensor` gives when it is asked for none: as stored; of tensors that are
+    stacked, and stored in several, the narrowest that holds the values of all.
+    """
     if binding.dtype is not None:
         return binding.dtype
     if binding.transform == "head_rows" and len(binding.tensors) > 1:
         return "float32"
-    stored = source.tensor(binding.tensors[0].format(expert=0)).dtype
-    return next(name for name, dtype in NUMPY_DTYPES.items() if dtype == stored)
+    stored = {source.tensor(name).dtype for name in tensor_names([binding])}
+    if len(stored) > 1:
+        return "float32"  # bfloat16 and float16 do not hold each other's values
+    return next(name for name, dtype in NUMPY_DTYPES.items() if dtype in stored)
 
 
 def _head_rows(tensor: NDArray[Any], heads: int, start: int, stop: int) -> NDArray[Any]:
@@ -299,7 +301,7 @@ def is_large_stack(binding: Binding) -> bool:
 
 def expert_parts(binding: Binding, source: TensorSource, expert: int) -> list[NDArray[Any]]:
     """Of a stacked input, views of what one expert has in it: a tensor a module (gate and up), or
-    all of them in one where they are stored so.
+    all of them in one where they are stored so. Each is in the dtype in which it is stored.
     """
     if binding.transform == "stack_experts":
         parts = [source.tensor(name.format(expert=expert)) for name in binding.tensors]
@@ -315,11 +317,14 @@ def release_expert(binding: Binding, source: TensorSource, expert: int) -> None:
 
 
 def bound_expert(binding: Binding, source: TensorSource, expert: int) -> NDArray[Any]:
-    """`bound_tensor(binding, source)[expert]`, without reading any other expert."""
+    """The values of `bound_tensor(binding, source)[expert]`, without reading any other expert."""
     parts = expert_parts(binding, source, expert)
     shape = binding.shape[1:]
-    joined = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
-    return joined.reshape(shape)
+    if len(parts) == 1:
+        return parts[0].reshape(shape)
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.astype(np.float32) for part in parts]
+    return np.concatenate([part.reshape(-1) for part in parts]).reshape(shape)
 
 
 def _stack_experts(

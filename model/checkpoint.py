@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.model.checkpoint_place import require_directory
-from glm_trt.model.config import CONFIG_FILE, ModelConfig
+from glm_trt.model.config import CONFIG_FILE, DTYPES, ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import UNUSED_SCALES
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
-from glm_trt.model.tensors import (
-    FLOAT32_ALLOWED,
-    checkpoint_tensors,
-    experts_narrow,
-    mtp_layers,
-    stored_tensors,
-)
+from glm_trt.model.tensors import checkpoint_tensors, experts_narrow, mtp_layers, stored_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,6 +29,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_COMPARED_ROWS = 4096  # of embedding and head at once
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -63,16 +63,52 @@ class Checkpoint:
         require_directory(directory)
         config = ModelConfig.from_directory(directory)
         config.quantization.check_supported(str(directory / CONFIG_FILE))
-        return cls(directory, config, _open_files(directory))
+        checkpoint = cls(directory, config, _open_files(directory))
+        if config.tie_word_embeddings and checkpoint.head_name != checkpoint.embedding_name:
+            _LOG.warning(
+                "%s: %s: the config ties it to the embedding (tie_word_embeddings), but it is "
+                "stored with other values; the stored one is used, as in transformers",
+                checkpoint.info(HEAD).file,
+                HEAD,
+            )
+        return checkpoint
 
     @property
     def dtype(self) -> str:
-        """The checkpoint's dtype: the config's, or the embedding's where that says none. What is
-        stored narrow has another.
+        """What the model runs in: the config's dtype, or the embedding's where that says none. A
+        tensor may be stored in another.
         """
-        embedding = self._file_of.get("model.embed_tokens.weight")
-        found = embedding.tensors["model.embed_tokens.weight"].dtype if embedding else "bfloat16"
+        name = self.embedding_name
+        found = self.info(name).dtype if name in self._file_of else "bfloat16"
         return self.config.dtype or found
+
+    @property
+    def embedding_name(self) -> str:
+        """The tensor of the embedding: of a tied pair that which is stored."""
+        alone = HEAD in self._file_of and EMBEDDING not in self._file_of
+        return HEAD if alone and self.config.tie_word_embeddings else EMBEDDING
+
+    @cached_property
+    def head_name(self) -> str:
+        """The tensor of the head. As in transformers, one that is stored wins over the config's
+        word that it is tied to the embedding; one of equal values is the embedding.
+        """
+        if HEAD not in self._file_of:
+            return EMBEDDING
+        tied = self.config.tie_word_embeddings and EMBEDDING in self._file_of
+        return EMBEDDING if tied and self._equal(EMBEDDING, HEAD) else HEAD
+
+    def _equal(self, first: str, second: str) -> bool:
+        """Whether two matrices of the same shape hold the same values; read in pieces."""
+        a, b = self.tensor(first), self.tensor(second)
+        pieces = (slice(i, i + _COMPARED_ROWS) for i in range(0, len(a), _COMPARED_ROWS))
+        same = all(
+            np.array_equal(a[rows].astype(np.float32), b[rows].astype(np.float32))
+            for rows in pieces
+        )
+        self.release(first)
+        self.release(second)
+        return same
 
     @property
     def has_mtp(self) -> bool:
@@ -132,7 +168,7 @@ class Checkpoint:
         layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
         stacked = {layer for layer in layers if self.experts_stacked(layer)}
         # A tied head may be stored all the same.
-        head = not config.tie_word_embeddings or "lm_head.weight" in self._file_of
+        head = not config.tie_word_embeddings or HEAD in self._file_of
         quantization = config.quantization
         if stacked and quantization.precision != "bf16":
             raise CheckpointError(
@@ -146,6 +182,8 @@ class Checkpoint:
             config, dtype=self.dtype, stacked=stacked, with_mtp=self.has_mtp, with_head=head
         )
         expected = {spec.name: spec for spec in stored_tensors(whole, quantization)}
+        if self.embedding_name == HEAD:
+            del expected[EMBEDDING]
         missing = [name for name in expected if name not in self._file_of]
         if missing:
             hint = ""
@@ -167,10 +205,14 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{info.file}: {name}: expected shape {spec.shape}, found {info.shape}"
                 )
-            either = {self.dtype, "float32"} if name.endswith(FLOAT32_ALLOWED) else {spec.dtype}
-            if info.dtype not in either:
+            # Each whole tensor may be in a float dtype of its own, and is cast where it is bound;
+            # the parts of one that is stored narrow are what the method says.
+            narrow = quantization.narrows(name.partition(".weight")[0])
+            allowed = (spec.dtype,) if narrow else DTYPES
+            if info.dtype not in allowed:
                 raise CheckpointError(
-                    f"{info.file}: {name}: expected dtype {spec.dtype}, found {info.dtype}"
+                    f"{info.file}: {name}: expected dtype {' or '.join(allowed)}, "
+                    f"found {info.dtype}"
                 )
 
 

@@ -19,13 +19,6 @@ COMPONENTS = (
 
 # Float32 in the released checkpoint, whatever the rest is in.
 _FLOAT32 = "mlp.gate.e_score_correction_bias"
-# Kept in float32 by transformers where the rest is narrower, unless the user casts them.
-FLOAT32_ALLOWED = (
-    _FLOAT32,
-    "indexer.weights_proj.weight",
-    "linear_attn.A_log",
-    "linear_attn.dt_bias",
-)
 
 _Entry = tuple[str, str, tuple[int, ...]]  # component, name within the layer, shape
 

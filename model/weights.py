@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -44,55 +44,84 @@ class ExpertStack:
 
     Stands in for a tensor [E, rows, columns] of which only whole experts are taken: a layer of the
     full model has 19 GB of them, and a token reaches 0.6.
+
+    Parameters
+    ----------
+    read : gives an expert's own tensor, in the block's dtype (bytes and scales in theirs).
     """
 
-    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
-        self.binding, self.source, self.dtype = binding, source, dtype
+    def __init__(self, read: Callable[[int], Tensor]) -> None:
+        self._read = read
 
     def __getitem__(self, expert: int) -> Tensor:
-        """The expert's own tensor, in the block's dtype (bytes and scales in theirs)."""
-        array = b.bound_expert(self.binding, self.source, expert)
-        tensor = as_torch(array).to(_wanted(self.binding, self.dtype))
-        b.release_expert(self.binding, self.source, expert)
-        return tensor
+        """The expert's own tensor."""
+        return self._read(expert)
+
+
+# Rows of a matrix [n, ·] by an index of them, in the block's dtype.
+ReadRows = Callable[[Any], Tensor]
 
 
 class LargeEmbedding(nn.Module):
-    """An embedding whose rows are read from its file."""
+    """An embedding of which only the rows that are looked up are read from the file."""
 
-    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
+    def __init__(self, read: ReadRows) -> None:
         super().__init__()
-        self.binding, self.source, self.dtype = binding, source, _wanted(binding, dtype)
+        self._read = read
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int64 [B, S] → [B, S, hidden]."""
-        rows = self.source.tensor(self.binding.tensors[0])[ids.numpy()]
-        return as_torch(rows).to(self.dtype)
+        return self._read(ids)
 
 
 class LargeLinear(nn.Module):
-    """A linear layer whose weight is read from its file, some rows at a time."""
+    """A linear layer whose weight [out, in] is read from its file, some rows at a time.
 
-    def __init__(self, binding: b.Binding, source: b.TensorSource, dtype: str) -> None:
+    Parameters
+    ----------
+    release : lets go of the memory of what was read.
+    """
+
+    def __init__(self, shape: tuple[int, ...], read: ReadRows, release: Callable[[], None]) -> None:
         super().__init__()
-        self.binding, self.source, self.dtype = binding, source, _wanted(binding, dtype)
+        self._shape, self._read, self._release = shape, read, release
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
-        weight = self.source.tensor(self.binding.tensors[0])
-        y = product_by_slices(x, weight.shape, lambda rows: as_torch(weight[rows]).to(self.dtype))
-        self.source.release(self.binding.tensors[0])
+        y = product_by_slices(x, self._shape, self._read)
+        self._release()
         return y
 
 
-_LARGE: dict[str, Any] = {"embed_tokens": LargeEmbedding, "lm_head": LargeLinear}
+def _expert_stack(binding: b.Binding, source: b.TensorSource, dtype: torch.dtype) -> ExpertStack:
+    def read(expert: int) -> Tensor:
+        tensor = as_torch(b.bound_expert(binding, source, expert)).to(dtype)
+        b.release_expert(binding, source, expert)
+        return tensor
+
+    return ExpertStack(read)
 
 
-def _wanted(binding: b.Binding, dtype: str) -> torch.dtype:
-    """Inputs bound as float32 stay at least that wide, and bytes bytes."""
-    if binding.dtype == "int8":
-        return torch.int8
-    return TORCH_DTYPES["float64" if dtype == "float64" else binding.dtype or dtype]
+def _large_module(binding: b.Binding, source: b.TensorSource, dtype: torch.dtype) -> nn.Module:
+    (name,) = binding.tensors
+    weight = source.tensor(name)
+
+    def read(rows: Any) -> Tensor:
+        rows = rows.numpy() if isinstance(rows, Tensor) else rows
+        return as_torch(weight[rows]).to(dtype)
+
+    if binding.name == "embed_tokens.weight":
+        return LargeEmbedding(read)
+    return LargeLinear(weight.shape, read, lambda: source.release(name))
+
+
+LARGE_MODULES = ("embed_tokens.weight", "lm_head.weight")
+
+
+def held_dtype(name: str, dtype: str) -> torch.dtype:
+    """What a block in `dtype` holds its parameter `name` in, unless that is bytes."""
+    wide = dtype == "float64"  # which is at least as wide as any parameter wants
+    return TORCH_DTYPES[dtype if wide else b.parameter_dtype(name) or dtype]
 
 
 def load_block(
@@ -110,17 +139,31 @@ def load_block(
     Experts' weights above `bindings.LARGE` numbers stay in their files: each is read, and
     converted, when a token reaches it. So do embeddings and heads.
     """
+    block = empty_block(config, layer, absorbed=absorbed, operators=operators)
+    return fill_block(block, load_weights(bindings, source, dtype))
+
+
+def empty_block(
+    config: ModelConfig,
+    layer: int | str,
+    *,
+    absorbed: bool = False,
+    operators: EagerOperators | None = None,
+) -> nn.Module:
+    """The block of `layer`, as in `load_block`, with parameters that have shapes alone."""
     operators = operators or EagerOperators()
-    block: nn.Module
     with torch.device("meta"):
         if layer == "embedding":
-            block = Embedding(config)
-        elif layer == "head":
-            block = Head(config, operators)
-        else:
-            kind = DecoderLayer if int(layer) < config.num_hidden_layers else PredictionLayer
-            block = kind(config, int(layer), absorbed, operators)
-    weights = load_weights(bindings, source, dtype)
+            return Embedding(config)
+        if layer == "head":
+            return Head(config, operators)
+        kind = DecoderLayer if int(layer) < config.num_hidden_layers else PredictionLayer
+        return kind(config, int(layer), absorbed, operators)
+
+
+def fill_block(block: nn.Module, weights: dict[str, Any]) -> nn.Module:
+    """An empty block with `weights`, which are all that it has, by name; see `load_weights`."""
+    weights = dict(weights)
     for name, weight in list(weights.items()):
         if isinstance(weight, Tensor):
             continue
@@ -144,14 +187,13 @@ def load_weights(
     """
     weights: dict[str, Any] = {}
     for binding in bindings:
-        module = binding.name.rpartition(".")[0]
+        wanted = torch.int8 if binding.dtype == "int8" else held_dtype(binding.name, dtype)
         if b.is_large_stack(binding):
-            weights[binding.name] = ExpertStack(binding, source, dtype)
-        elif module in _LARGE and math.prod(binding.shape) > b.LARGE:
-            weights[binding.name] = _LARGE[module](binding, source, dtype)
+            weights[binding.name] = _expert_stack(binding, source, wanted)
+        elif binding.name in LARGE_MODULES and math.prod(binding.shape) > b.LARGE:
+            weights[binding.name] = _large_module(binding, source, wanted)
         else:
-            tensor = as_torch(b.bound_tensor(binding, source))
-            weights[binding.name] = tensor.to(_wanted(binding, dtype))
+            weights[binding.name] = as_torch(b.bound_tensor(binding, source)).to(wanted)
     return weights
 
 
@@ -172,7 +214,7 @@ def load_model(
             config, layer, bindings, checkpoint, dtype, absorbed=absorbed, operators=operators
         )
 
-    model.add_module("embedding", loaded("embedding", b.embedding_bindings(config)))
+    model.add_module("embedding", loaded("embedding", b.embedding_bindings(config, checkpoint)))
     model.add_module("head", loaded("head", b.head_bindings(config, checkpoint)))
     for i in range(config.num_hidden_layers):
         model.layers[i] = loaded(i, b.layer_bindings(config, checkpoint, i))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.errors import CheckpointError
+from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.model.states import input_dtype
-from glm_trt.model.weights import TORCH_DTYPES, as_torch, load_block, load_weights
+from glm_trt.model.weights import TORCH_DTYPES, as_torch, empty_block, fill_block, load_weights
+from glm_trt.validate.published import PublishedWeights
 
 Array = NDArray[Any]
 
 
+OWN_WEIGHTS = (
+    "the bundle's own weights and bindings; that they are the checkpoint's was not checked"
+)
 # Numbers: a model with fewer may be held in float64 as a whole.
 SMALL = 1 << 27
 
@@ -107,73 +112,85 @@ def as_array(tensor: Tensor) -> Array:
 class Reference:
     """The eager blocks of a bundle's checkpoint, loaded one at a time.
 
-    The bindings are made anew from the checkpoint, so that a wrong one in the bundle is found.
-    A materialized bundle without its checkpoint is its own reference: `source` says so.
+    Config and weights are read from the checkpoint's own files (`published`), not as the bundle
+    says: a bundle whose blocks, bindings or copied weights are not the checkpoint's is found. A
+    materialized bundle without its checkpoint is its own reference, and that is not found: `source`
+    says so.
 
     Parameters
     ----------
     checkpoint : where it lies if not where the bundle says.
     own_bindings : take the bundle's bindings, right or wrong.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is not sound, or has another config than the bundle.
+    BundleError
+        If the bundle's blocks are not those of the checkpoint.
     """
 
     def __init__(
         self, bundle: Bundle, checkpoint: Path | None = None, *, own_bindings: bool = False
     ) -> None:
-        self.bundle = bundle
-        self.checkpoint: Checkpoint | None = None
+        self.bundle, self.config = bundle, bundle.config
+        self.published: PublishedWeights | None = None
+        self.source = OWN_WEIGHTS
         given = checkpoint is not None or not bundle.manifest["materialized"]
         if given and not own_bindings:
-            self.checkpoint = Checkpoint.open(checkpoint or bundle.weights_directory)
-            if self.checkpoint.config != bundle.config:
+            opened = Checkpoint.open(checkpoint or bundle.weights_directory)
+            if opened.config != bundle.config:
                 raise CheckpointError(
-                    f"{self.checkpoint.directory}: has another config than the bundle "
-                    f"{bundle.directory} was exported with"
+                    f"{opened.directory}: has another config than the bundle {bundle.directory} "
+                    "was exported with"
                 )
-        self.source = (
-            "the bundle's own weights and bindings"
-            if self.checkpoint is None
-            else str(self.checkpoint.directory.resolve())
-        )
+            self.config = opened.config
+            _check_blocks(bundle, opened)
+            self.published = PublishedWeights(opened.directory, opened.config)
+            self.source = str(opened.directory.resolve())
 
     def block(self, block: BundleBlock, dtype: str, *, absorbed: bool = False) -> EagerBlock:
         """`block` in `dtype`; expanded attention unless `absorbed`, as exported."""
         operators = RecordingOperators()
-        module = load_block(
-            self.bundle.config,
-            block.kind if block.layer is None else block.layer,
-            self._bindings(block),
-            self._source,
-            dtype,
-            absorbed=absorbed,
-            operators=operators,
-        )
-        return EagerBlock(module, dtype, operators)
+        module = self._empty(block, absorbed, operators)
+        return EagerBlock(fill_block(module, self._weights(block, module, dtype)), dtype, operators)
 
     def weights(self, block: BundleBlock, dtype: str) -> dict[str, Any]:
         """The weights of `block` as its graph takes them, by name; see `load_weights`."""
-        return load_weights(self._bindings(block), self._source, dtype)
+        return self._weights(block, self._empty(block, False, RecordingOperators()), dtype)
 
     def release(self, block: BundleBlock) -> None:
-        """Let go of the pages of files that `block` was read from, here and by a backend."""
-        for name in b.tensor_names(self._bindings(block)):
-            self._source.release(name)
+        """Let go of the pages of files that a backend read `block` from, and this one too."""
         for name in b.tensor_names(block.bindings):
             self.bundle.weights.release(name)
 
-    @property
-    def _source(self) -> b.TensorSource:
-        return self.checkpoint or self.bundle.weights
+    def _empty(self, block: BundleBlock, absorbed: bool, operators: EagerOperators) -> nn.Module:
+        layer = block.kind if block.layer is None else block.layer
+        return empty_block(self.config, layer, absorbed=absorbed, operators=operators)
 
-    def _bindings(self, block: BundleBlock) -> list[b.Binding]:
-        config, checkpoint = self.bundle.config, self.checkpoint
-        if checkpoint is None:
-            return list(block.bindings)
-        if block.name == "embedding":
-            return b.embedding_bindings(config)
-        if block.layer is None:
-            if block.prediction is None:
-                return b.head_bindings(config, checkpoint)
-            layer = config.num_hidden_layers + block.prediction
+    def _weights(self, block: BundleBlock, module: nn.Module, dtype: str) -> dict[str, Any]:
+        if self.published is None:
+            return load_weights(block.bindings, self.bundle.weights, dtype)
+        prefix = "" if block.layer is None else f"model.layers.{block.layer}."
+        norm = "model.norm.weight"
+        if block.layer is None and block.prediction is not None:
+            layer = self.config.num_hidden_layers + block.prediction
             norm = f"model.layers.{layer}.shared_head.norm.weight"
-            return b.head_bindings(config, checkpoint, norm)
-        return b.layer_bindings(config, checkpoint, block.layer)
+        return self.published.of(module, prefix, norm, dtype)
+
+
+def _check_blocks(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """BundleError unless the bundle has the model's blocks, in their order, each as its layer."""
+    config = checkpoint.config
+    decoder = config.num_hidden_layers
+    expected: list[tuple[str, int | None]] = [("embedding", None)]
+    expected += [(f"layer.{i}", i) for i in range(decoder)]
+    expected.append(("head", None))
+    for i in range(config.num_nextn_predict_layers if checkpoint.has_mtp else 0):
+        expected += [(f"mtp.{i}", decoder + i), (f"mtp.{i}.head", None)]
+    found = [(block.name, block.layer) for block in (*bundle.blocks, *bundle.prediction_blocks)]
+    for place, (wanted, given) in enumerate(zip_longest(expected, found)):
+        if wanted != given:
+            raise BundleError(
+                f"{bundle.directory}: block {place}: expected {wanted}, found {given} (name, layer)"
+            )

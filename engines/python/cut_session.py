@@ -39,19 +39,30 @@ _MODULES = ("gate", "up", "down")
 
 
 class MappedExperts:
-    """One stacked weight of a layer's experts, left in its file."""
+    """One stacked weight of a layer's experts, left in its file.
 
-    def __init__(self, binding: Binding, source: TensorSource) -> None:
-        self.binding, self.source = binding, source
+    Parameters
+    ----------
+    dtype : what whole experts are given in; None for bytes and scales, which are as they are.
+    """
+
+    def __init__(
+        self, binding: Binding, source: TensorSource, dtype: np.dtype[Any] | None = None
+    ) -> None:
+        self.binding, self.source, self.dtype = binding, source, dtype
 
     def modules(self, expert: int, count: int) -> list[Array]:
-        """Views of the expert's tensors, one for each of `count` modules (gate and up, or down)."""
+        """The expert's tensors, one for each of `count` modules (gate and up, or down): views, or
+        copies of those that are stored in another dtype.
+        """
         parts = expert_parts(self.binding, self.source, expert)
         if len(parts) < count:  # stored as one: rows after one another, or [2, ·] already
             shape = parts[0].shape
             of_module = shape[1:] if shape[0] == count else (shape[0] // count, *shape[1:])
             parts = list(parts[0].reshape(count, *of_module))
-        return [part.reshape(part.shape or (1,)) for part in parts]
+        parts = [part.reshape(part.shape or (1,)) for part in parts]
+        wanted = self.dtype
+        return parts if wanted is None else [part.astype(wanted, copy=False) for part in parts]
 
     def release(self, expert: int) -> None:
         """Let go of the memory of an expert that was read, if that is much."""
@@ -65,7 +76,7 @@ class CutSession:
     Parameters
     ----------
     model : the graph; its experts' weights become inputs of no session.
-    stored : ONNX's number of the dtype in which whole experts' weights are stored.
+    stored : ONNX's number of the dtype in which whole experts' weights are given.
     make : makes a session.
     """
 
@@ -77,6 +88,8 @@ class CutSession:
     ) -> None:
         before, after, node = cut_at_experts(model)
         self.weights = frozenset(node.input[3:])
+        whole = node.op_type == "MoeExperts"
+        self.stored = onnx.helper.tensor_dtype_to_np_dtype(stored) if whole else None
         self._before, self._after = make(before), make(after)
         self._expert = make(expert_model(node.op_type, stored))
         self._node = node

@@ -78,7 +78,7 @@ class OnnxruntimeBackend:
         """The name of the graph's input that `binding` feeds, and the weights."""
         session, inputs = self._sessions[kind], self._inputs[kind]
         if isinstance(session, CutSession) and binding.name in session.weights:
-            return binding.name, MappedExperts(binding, self.bundle.weights)
+            return binding.name, MappedExperts(binding, self.bundle.weights, session.stored)
         parted = (r.PARTED_GATE_UP, r.PARTED_DOWN)
         suffix = next((suffix for suffix in parted if binding.name + suffix in inputs), "")
         # None: as it is stored.
@@ -204,8 +204,9 @@ def _make_session(
     node = experts_node(model)
     if node is not None and (node.op_type != "MoeExperts" or _numbers(model, node) > LARGE):
         _mark(model, marked)
-        kept = ELEMENT_TYPES[NUMPY_DTYPES[stored[node.input[3]]]]
-        return CutSession(model, kept, rewritten)
+        of = {stored[name] for name in node.input[3:]}  # one dtype, or what holds the values of all
+        kept = of.pop() if len(of) == 1 else DTYPE
+        return CutSession(model, ELEMENT_TYPES[NUMPY_DTYPES[kept]], rewritten)
     return rewritten(keep_stored(model, mapped))
 
 

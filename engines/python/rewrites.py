@@ -15,7 +15,7 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 
-from glm_trt.model.bindings import Binding, TensorSource
+from glm_trt.model.bindings import Binding, TensorSource, bound_expert
 
 DOMAIN = "glm_trt.cpu"
 FEW_TOKENS = 8
@@ -142,7 +142,7 @@ def parted_experts(
     result = np.empty(_parted_shape(binding.shape, parts, suffix), np.float32)
     by_part = result.reshape(parts, experts, *result.shape[1:])
     for expert in range(experts):
-        weight = _expert(binding, source, expert)
+        weight = bound_expert(binding, source, expert)
         if suffix == PARTED_GATE_UP:
             halves = weight.reshape(2, parts, rows // 2 // parts, cols)
             ordered = halves.transpose(1, 2, 0, 3).reshape(parts, -1, cols)
@@ -150,13 +150,6 @@ def parted_experts(
             ordered = weight.reshape(rows, parts, cols // parts).transpose(1, 0, 2)
         by_part[:, expert] = ordered
     return result
-
-
-def _expert(binding: Binding, source: TensorSource, expert: int) -> NDArray[Any]:
-    if binding.transform == "stack_experts":
-        tensors = [source.tensor(name.format(expert=expert)) for name in binding.tensors]
-        return np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
-    return source.tensor(binding.tensors[0])[expert]
 
 
 def _parted_shape(shape: tuple[int, ...], parts: int, suffix: str) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ FAULTS = {
     "missing": (edit(lambda t: t.pop(NAME)), NAME),
     "extra": (edit(lambda t: t.update(surplus=torch.zeros(1))), "surplus"),
     "shape": (edit(lambda t: t.update({NAME: t[NAME][1:].contiguous()})), r"\(256, 256\)"),
-    "dtype": (edit(lambda t: t.update({NAME: t[NAME].float()})), "expected dtype bfloat16"),
+    "dtype": (edit(lambda t: t.update({NAME: t[NAME].byte()})), "expected dtype float32 or"),
     "integers": (edit(lambda t: t.update({NAME: t[NAME].int()})), "found I32"),
     "partial MTP": (edit(lambda t: t.pop("model.layers.6.enorm.weight")), "enorm"),
     "expert": (edit(lambda t: t.pop("model.layers.2.mlp.experts.3.up_proj.weight")), "experts.3"),

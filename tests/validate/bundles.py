@@ -17,7 +17,15 @@ LENGTH = 160  # keeps the longest case short, and the indexer choosing
 
 def make_bundle(name: str, place: Path) -> tuple[Path, Path]:
     """Checkpoint and bundle of that name, in `place`; graphs in float32 and bfloat16."""
-    checkpoint, bundle = place / f"{name}-checkpoint", place / name
+    checkpoint, bundle = make_checkpoint(name, place), place / name
+    options = ExportOptions(("float32", "bfloat16"), LENGTH, materialize=True)
+    export_checkpoint(checkpoint, bundle, options)
+    return checkpoint, bundle
+
+
+def make_checkpoint(name: str, place: Path) -> Path:
+    """The checkpoint alone."""
+    checkpoint = place / f"{name}-checkpoint"
     if name == "plain":
         save(make_oracle(), checkpoint)
     elif name == "hybrid":
@@ -25,6 +33,4 @@ def make_bundle(name: str, place: Path) -> tuple[Path, Path]:
     else:  # NVFP4 groups 16 inputs
         save(make_oracle(q_lora_rank=32, moe_intermediate_size=32), place / "wide")
         quantize_checkpoint(place / "wide", checkpoint, name)
-    options = ExportOptions(("float32", "bfloat16"), LENGTH, materialize=True)
-    export_checkpoint(checkpoint, bundle, options)
-    return checkpoint, bundle
+    return checkpoint

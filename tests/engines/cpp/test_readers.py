@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import shutil
@@ -19,6 +20,7 @@ import torch
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 from quantize_checkpoint import quantize_checkpoint
+from safetensors.torch import load_file, save_file
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
@@ -44,6 +46,12 @@ def checkpoint_of(kind: str, place: Path) -> None:
         quantize_checkpoint(TINY, place, kind)
     elif kind == "tiny":
         shutil.copytree(TINY, place)
+    elif kind == "mixed":
+        save(make_oracle(), place)
+        tensors = load_file(place / "model.safetensors")
+        floats = itertools.cycle((torch.float32, torch.bfloat16, torch.float16, torch.bfloat16))
+        tensors = {name: tensor.to(next(floats)) for name, tensor in tensors.items()}
+        save_file(tensors, place / "model.safetensors")
     elif kind == "hybrid":
         save_hybrid(make_hybrid("linear_first"), place)
     else:
@@ -53,7 +61,7 @@ def checkpoint_of(kind: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["tiny", "fp8", "nvfp4", "hybrid", "stacked", "odd", "materialized"]
+    "kind", ["tiny", "fp8", "nvfp4", "hybrid", "stacked", "odd", "mixed", "materialized"]
 )
 def test_buffers_are_the_same(tmp_path: Path, probe: Path, kind: str) -> None:
     """Byte for byte, of every input of every block, in every dtype."""

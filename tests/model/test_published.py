@@ -1,0 +1,152 @@
+"""Checkpoints as people publish them: what transformers loads, with its logits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import make_oracle, reload_oracle, save
+from safetensors.torch import load_file, save_file
+
+import glm_trt
+from glm_trt.engines.python import cut_session, onnxruntime_backend
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
+from glm_trt.model.weights import load_model
+
+TOLERANCE = 2e-5
+IDS = torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# All 50 in the full run, the first ones always.
+VARIATIONS = [i if i < 3 else pytest.param(i, marks=pytest.mark.slow) for i in range(50)]
+
+
+def relative(found: Any, expected: torch.Tensor) -> float:
+    found = torch.as_tensor(found)
+    return float((found - expected).double().norm() / expected.double().norm())
+
+
+@torch.no_grad()
+def theirs(directory: Path) -> torch.Tensor:
+    """Logits [B, S, vocab] of what transformers loads."""
+    logits: torch.Tensor = reload_oracle(directory)(IDS, use_cache=False).logits
+    return logits
+
+
+def ours(directory: Path) -> torch.Tensor:
+    """Those of the eager model."""
+    model = load_model(Checkpoint.open(directory))
+    states = model.empty_states(*IDS.shape)
+    return model(IDS, states, torch.zeros(len(IDS), dtype=torch.int64))[0]
+
+
+def change_config(directory: Path, **fields: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def small(directory: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A checkpoint of one dense and one sparse layer; its tensors."""
+    save(make_oracle(num_hidden_layers=2, n_routed_experts=4, **changes), directory)
+    return load_file(directory / SINGLE_FILE)
+
+
+def test_a_config_like_glm_5_2(tmp_path: Path) -> None:
+    """Fields that transformers derives, said otherwise; indexers shared from the schedule."""
+    oracle = make_oracle(
+        num_hidden_layers=7, first_k_dense_replace=3, index_topk_freq=4, index_skip_topk_offset=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 8e6}, index_n_heads=32,
+        max_position_embeddings=1 << 20,
+    )  # fmt: skip
+    save(oracle, tmp_path / "c")
+    change_config(
+        tmp_path / "c", head_dim=192, qk_head_dim=256, moe_router_dtype="float32",
+        index_share_for_mtp_iteration=True, index_topk_freq=4, index_skip_topk_offset=3,
+        num_nextn_predict_layers=1,
+    )  # fmt: skip
+    config = Checkpoint.open(tmp_path / "c").config
+    assert config.indexer_types == ("full",) * 3 + ("shared",) * 3 + ("full",)
+    assert relative(ours(tmp_path / "c"), theirs(tmp_path / "c")) < TOLERANCE
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(("float32",), 64))
+    with glm_trt.load(tmp_path / "b") as runtime:
+        found = runtime.forward(IDS.numpy())
+    assert relative(found, theirs(tmp_path / "c")) < TOLERANCE
+
+
+def test_a_bfloat16_checkpoint_with_its_router_in_float32(tmp_path: Path) -> None:
+    """As transformers 5.24 saves one: the router as it is, whatever the model runs in."""
+    tensors = small(tmp_path)
+    router = "model.layers.1.mlp.gate"
+    wide = (f"{router}.weight", f"{router}.e_score_correction_bias")
+    save_file({n: t if n in wide else t.bfloat16() for n, t in tensors.items()},
+              tmp_path / SINGLE_FILE)  # fmt: skip
+    change_config(tmp_path, dtype="bfloat16")
+    assert relative(ours(tmp_path), theirs(tmp_path)) < TOLERANCE
+    held = load_model(Checkpoint.open(tmp_path), "bfloat16").layers[1].mlp.gate.weight
+    assert torch.equal(held, tensors[wide[0]])
+
+
+def mixed(directory: Path, seed: int, **changes: Any) -> None:
+    """Each tensor in a float dtype of its own."""
+    draw = random.Random(seed)
+    tensors = small(directory, **changes)
+    save_file({n: t.to(draw.choice(FLOATS)) for n, t in tensors.items()}, directory / SINGLE_FILE)
+    change_config(directory, dtype=draw.choice(("float32", "bfloat16", "float16")))
+
+
+@pytest.mark.parametrize("seed", VARIATIONS)
+def test_each_tensor_in_a_dtype_of_its_own(tmp_path: Path, seed: int) -> None:
+    mixed(tmp_path, seed)
+    assert relative(ours(tmp_path), theirs(tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["stacked", "mapped"])
+def test_bundles_of_mixed_dtypes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """Referenced and copied, with experts stacked in memory or left in their files."""
+    mixed(tmp_path / "c", 7)
+    if mapped:
+        for module in (onnxruntime_backend, b):
+            monkeypatch.setattr(module, "LARGE", 0)
+    for name, materialize in (("b", False), ("m", True)):
+        options = ExportOptions(("float32",), 64, materialize=materialize)
+        export_checkpoint(tmp_path / "c", tmp_path / name, options)
+        with glm_trt.load(tmp_path / name) as runtime:
+            kinds = {type(of) for of in runtime.backend._sessions.values()}
+            assert (cut_session.CutSession in kinds) == mapped
+            assert relative(runtime.forward(IDS.numpy()), theirs(tmp_path / "c")) < TOLERANCE
+
+
+TIED = ("differs", "equal", "head alone", "embedding alone")
+
+
+@pytest.mark.parametrize("seed", VARIATIONS)
+def test_a_tied_head_is_what_transformers_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """What is stored wins over what the config says of it, with a notice where they disagree."""
+    draw = random.Random(seed)
+    case = TIED[seed] if seed < len(TIED) else draw.choice(TIED)
+    tensors = small(tmp_path, tie_word_embeddings=True)
+    if case == "equal":
+        tensors[HEAD] = tensors[EMBEDDING].clone()
+    elif case == "head alone":
+        tensors[HEAD] = tensors.pop(EMBEDDING)
+    elif case == "differs":
+        tensors[HEAD] = tensors[EMBEDDING].clone()
+        row = draw.randrange(len(tensors[HEAD]))
+        tensors[HEAD][row:] += draw.choice((0.5, -2.0))
+    save_file(tensors, tmp_path / SINGLE_FILE)
+    with caplog.at_level(logging.WARNING, "glm_trt"):
+        found = ours(tmp_path)
+    assert relative(found, theirs(tmp_path)) < TOLERANCE
+    notices = [record.getMessage() for record in caplog.records if "glm_trt" in record.name]
+    assert len(notices) == (case == "differs")
+    assert all("lm_head.weight" in notice and "tie_word_embeddings" in notice for notice in notices)

@@ -1,0 +1,189 @@
+"""A checkpoint's weights by their published names: what the yardstick is made of.
+
+A bundle reads its checkpoint through the bindings that `model.bindings` made and the runtimes
+follow. A yardstick that read it so too would share their faults. So here names are matched, halves
+told apart, experts stacked and narrow matrices dequantised anew; only the eager block, which says
+what it wants under which name, is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glm_trt.model import bindings as b
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.dequantize import dequantize_fp8, dequantize_nvfp4
+from glm_trt.model.weights import (
+    LARGE_MODULES,
+    ExpertStack,
+    LargeEmbedding,
+    LargeLinear,
+    held_dtype,
+)
+
+_DTYPES = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8,
+}  # fmt: skip
+_EXPERTS = "mlp.experts."
+_PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+class _Place(NamedTuple):
+    map: mmap.mmap
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class PublishedTensors:
+    """The tensors of a sound checkpoint (`Checkpoint.open` says whether it is), mapped."""
+
+    def __init__(self, directory: Path) -> None:
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = {directory / name for name in names}
+        else:
+            files = set(directory.glob("*.safetensors"))
+        self._places: dict[str, _Place] = {}
+        for path in files:
+            with path.open("rb") as file:
+                start = 8 + int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(start - 8))
+                # A copy on write, as torch takes no memory that cannot be written; none is.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            for name, of in header.items():
+                if name != "__metadata__":
+                    begin, end = (start + offset for offset in of["data_offsets"])
+                    shape = tuple(of["shape"])
+                    self._places[name] = _Place(mapped, begin, end, _DTYPES[of["dtype"]], shape)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it is stored."""
+        return name in self._places
+
+    def view(self, name: str) -> Tensor:
+        """The tensor where it is mapped."""
+        place = self._places[name]
+        count = math.prod(place.shape)
+        flat = torch.frombuffer(place.map, dtype=place.dtype, count=count, offset=place.begin)
+        return flat.reshape(place.shape)
+
+    def release(self, name: str) -> None:
+        """Let go of the pages that are the tensor's own."""
+        place = self._places[name]
+        begin = -(-place.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = place.end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            place.map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+class PublishedWeights:
+    """The weights of eager blocks, read from a checkpoint's files alone."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        self.tensors, self.config = PublishedTensors(directory), config
+
+    def of(self, block: nn.Module, prefix: str, norm: str, dtype: str) -> dict[str, Any]:
+        """What `block` holds in `dtype`, by its parameters' names, as `load_weights` gives it.
+
+        Parameters
+        ----------
+        prefix : of the layer's tensors; "" for the embedding and heads.
+        norm : the tensor of the block's own `norm.weight`: the last norm, or a shared head's.
+        """
+        own = {
+            "norm.weight": norm,
+            "embed_tokens.weight": self._stored("model.embed_tokens.weight", "lm_head.weight"),
+            "lm_head.weight": self._stored("lm_head.weight", "model.embed_tokens.weight"),
+        }
+        return {
+            name: self._weight(name, own.get(name, prefix + name), parameter, dtype)
+            for name, parameter in block.state_dict().items()
+        }
+
+    def _stored(self, name: str, tied: str) -> str:
+        """`name`, or where it is not stored the one that it is tied to."""
+        return name if name in self.tensors else tied
+
+    def _weight(self, name: str, source: str, parameter: Tensor, dtype: str) -> Any:
+        is_bytes = parameter.dtype == torch.int8
+        wanted = torch.int8 if is_bytes else held_dtype(name, dtype)
+        shape, large = tuple(parameter.shape), parameter.numel() > b.LARGE
+        if name.startswith(_EXPERTS):
+            stack = ExpertStack(lambda expert: self._expert(source, expert, shape[1:], wanted))
+            return stack if large else torch.stack([stack[i] for i in range(shape[0])])
+        if name in LARGE_MODULES and large:
+            return self._large(name, source, wanted)
+        if name in ("self_attn.k_up_proj", "self_attn.v_up_proj"):
+            return self._half(source, wanted)
+        return self._copy(source, wanted).reshape(shape)
+
+    def _copy(self, source: str, wanted: torch.dtype) -> Tensor:
+        view = self.tensors.view(source)
+        copy = _as(view, wanted)
+        copy = copy.clone() if copy.data_ptr() == view.data_ptr() else copy
+        self.tensors.release(source)
+        return copy
+
+    def _expert(
+        self, source: str, expert: int, shape: tuple[int, ...], wanted: torch.dtype
+    ) -> Tensor:
+        """One expert of the stacked `source`: stored so, or its projections one by one."""
+        if source in self.tensors:
+            one = self.tensors.view(source)[expert].to(wanted, copy=True)
+            self.tensors.release(source)
+            return one
+        prefix, _, name = source.partition(_EXPERTS)
+        stacked = next(of for of in _PROJECTIONS if name.startswith(of))
+        suffix = name.removeprefix(stacked)
+        parts = [
+            self._copy(f"{prefix}{_EXPERTS}{expert}.{of}.weight{suffix}", wanted).flatten()
+            for of in _PROJECTIONS[stacked]
+        ]
+        return torch.cat(parts).reshape(shape)
+
+    def _large(self, name: str, source: str, wanted: torch.dtype) -> nn.Module:
+        weight = self.tensors.view(source)
+
+        def read(rows: Any) -> Tensor:
+            return weight[rows].to(wanted, copy=True)
+
+        if name == "embed_tokens.weight":
+            return LargeEmbedding(read)
+        return LargeLinear(tuple(weight.shape), read, lambda: self.tensors.release(source))
+
+    def _half(self, source: str, wanted: torch.dtype) -> Tensor:
+        """Of each head of `kv_b_proj` the rows that make keys, or those that make values."""
+        prefix, _, half = source.rpartition(".")
+        matrix = self._matrix(f"{prefix}.kv_b_proj")
+        heads = matrix.unflatten(0, (self.config.num_attention_heads, -1))
+        sizes = (self.config.qk_nope_head_dim, self.config.v_head_dim)
+        keys, values = heads.split(sizes, dim=1)
+        return (keys if half == "k_up_proj" else values).to(wanted, copy=True).contiguous()
+
+    def _matrix(self, module: str) -> Tensor:
+        """A module's weight; in float32 where it is stored narrow."""
+        codes = self.tensors.view(f"{module}.weight")
+        if f"{module}.weight_scale_inv" in self.tensors:
+            scale = self.tensors.view(f"{module}.weight_scale_inv").clone()
+            return dequantize_fp8(codes.view(torch.int8), scale)
+        if f"{module}.weight_scale" in self.tensors:
+            scale = self.tensors.view(f"{module}.weight_scale").view(torch.int8)
+            overall = self.tensors.view(f"{module}.weight_scale_2")
+            return dequantize_nvfp4(codes.view(torch.int8), scale, overall)
+        return codes
+
+
+def _as(view: Tensor, wanted: torch.dtype) -> Tensor:
+    """Bytes as bytes, numbers as numbers."""
+    return view.view(torch.int8) if wanted == torch.int8 else view.to(wanted)
