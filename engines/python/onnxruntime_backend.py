@@ -20,6 +20,7 @@ from glm_trt.engines.python.backend import Array
 from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
 from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narrow_products
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
+from glm_trt.engines.python.scatter import write_caches
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 from glm_trt.model.errors import BlockError, BundleError
@@ -182,6 +183,7 @@ def _make_session(
     path = bundle.graph_path(block.kind, DTYPE)
 
     def made(model: onnx.ModelProto) -> ort.InferenceSession:
+        model = write_caches(model)
         _mark(model, marked)
         graph = model.SerializeToString()
         try:

@@ -74,6 +74,15 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.main, keys.encode())
 
+    def press_until(self, keys: str, text: str) -> None:
+        """Press again each second: between the mark and the wait behind it, Python sees none."""
+        until = time.monotonic() + 30
+        while text not in self.seen:
+            assert time.monotonic() < until, self.seen
+            self.type(keys)
+            if select.select([self.main], [], [], 1)[0]:
+                self.seen += os.read(self.main, 4096).decode(errors="replace")
+
     def wait_for(self, text: str, times: int = 1) -> None:
         until = time.monotonic() + 90
         while self.seen.count(text) < times:
@@ -92,6 +101,8 @@ def test_terminal(tiny_bundle: Path) -> None:
     terminal.wait_for("forget the conversation", 2)
     terminal.type("import os\r")
     terminal.wait_for("3 tokens in")
+    terminal.wait_for("> ", 4)
+    terminal.press_until("\x03", "leave with /exit or Ctrl-D")  # at the mark: it goes on
     terminal.type("\x04")
     assert terminal.process.wait(30) == 0
     os.close(terminal.main)
