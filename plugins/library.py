@@ -10,7 +10,7 @@ import mmap
 from importlib.metadata import version
 from pathlib import Path
 
-from glm_trt.model.errors import MissingCapabilityError
+from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import sha256_of
 from glm_trt.plugins.common.selection import WHOLE, Selection
 from glm_trt.plugins.headers import tensorrt_headers
@@ -57,7 +57,7 @@ def selection_of(library: Path) -> Selection:
 
     Raises
     ------
-    MissingCapabilityError
+    GlmTrtError
         If the file does not say so: it is no plugin library, or one of an older version.
     """
     with library.open("rb") as file:
@@ -68,7 +68,7 @@ def selection_of(library: Path) -> Selection:
                     end = content.find(b"\0", begin)
                     text = content[begin + len(MARK) : end].decode()
                     return Selection.from_json(text)
-    raise MissingCapabilityError(
+    raise GlmTrtError(
         f"{library}: not a plugin library of this version; build it anew (make plugins)"
     )
 
