@@ -23,7 +23,7 @@ import torch
 from glm_trt.export import trace
 from glm_trt.model.config import ModelConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 STORE = ROOT / "build" / "test-traces"
 SOURCES = ("model", "plugins", "export")
 PACKAGES = ("torch", "onnx", "onnxscript")
