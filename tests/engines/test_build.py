@@ -204,7 +204,7 @@ def test_crash_becomes_an_error(
 def test_interrupted_build_resumes(
     bundle: Path, spawned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop_at_the_third(_: str) -> None:
+    def stop_at_the_third(*_: object) -> None:
         if len(spawned) == 2:
             raise KeyboardInterrupt
 
