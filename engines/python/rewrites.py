@@ -2,7 +2,8 @@
 
 Each pass takes a model and returns a rewritten copy, or the very model where no case applies. A
 node that is rewritten becomes a call of a function in the domain `glm_trt.cpu`, its numbers baked
-in, which onnxruntime inlines.
+in, which onnxruntime inlines. Constants are typed tensors: onnxruntime 1.24 does not see the shape
+of others when it inlines.
 """
 
 from __future__ import annotations
@@ -222,10 +223,10 @@ def _is_static_float(value: onnx.ValueInfoProto | None) -> bool:
 def _experts_body(experts: int, top_k: int, parts: int) -> str:
     return f"""(x, indices, weights, gate_up, down) => (y) {{
     tokens = Shape <start = 0, end = 1> (indices)
-    experts = Constant <value_ints = [{experts}]> ()
+    experts = Constant <value = int64[1] {{{experts}}}> ()
     shape = Concat <axis = 0> (tokens, experts)
     none = ConstantOfShape <value = float[1] {{-1e30}}> (shape)
-    floor = Constant <value_float = 1e-37> ()
+    floor = Constant <value = float {{1e-37}}> ()
     floored = Max (weights, floor)
     logits = Log (floored)
     columns = Cast <to = 7> (indices)
@@ -235,9 +236,9 @@ def _experts_body(experts: int, top_k: int, parts: int) -> str:
         k = {top_k * parts}, normalize_routing_weights = 1, activation_type = "swiglu",
         swiglu_fusion = 1, activation_alpha = 1.0, activation_beta = 0.0
     > (x, tiled, gate_up, , down)
-    last = Constant <value_ints = [-1]> ()
+    last = Constant <value = int64[1] {{-1}}> ()
     total = ReduceSum <keepdims = 1> (weights, last)
-    parts = Constant <value_float = {float(parts)}> ()
+    parts = Constant <value = float {{{float(parts)}}}> ()
     scale = Mul (total, parts)
     y = Mul (mean, scale)
 }}"""
@@ -245,18 +246,18 @@ def _experts_body(experts: int, top_k: int, parts: int) -> str:
 
 def _routing_body(top_k: int, normalised: bool, factor: float) -> str:
     normalise = """
-    last = Constant <value_ints = [-1]> ()
+    last = Constant <value = int64[1] {-1}> ()
     total = ReduceSum <keepdims = 1> (picked, last)
-    tiny = Constant <value_float = 1e-20> ()
+    tiny = Constant <value = float {1e-20}> ()
     safe = Add (total, tiny)
     shares = Div (picked, safe)"""
     return f"""(logits, correction_bias) => (indices, weights) {{
     scores = Sigmoid (logits)
     choice = Add (scores, correction_bias)
-    count = Constant <value_ints = [{top_k}]> ()
+    count = Constant <value = int64[1] {{{top_k}}}> ()
     best, chosen = TopK <axis = -1> (choice, count)
     picked = GatherElements <axis = 1> (scores, chosen){normalise if normalised else ""}
-    factor = Constant <value_float = {factor!r}> ()
+    factor = Constant <value = float {{{factor!r}}}> ()
     weights = Mul ({"shares" if normalised else "picked"}, factor)
     indices = Cast <to = 6> (chosen)
 }}"""
@@ -264,17 +265,17 @@ def _routing_body(top_k: int, normalised: bool, factor: float) -> str:
 
 def _attention_body(scale: float, value_width: int) -> str:
     return f"""(query, cache, indices) => (latent) {{
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
-    three = Constant <value_ints = [3]> ()
+    zero = Constant <value = int64[1] {{0}}> ()
+    one = Constant <value = int64[1] {{1}}> ()
+    two = Constant <value = int64[1] {{2}}> ()
+    three = Constant <value = int64[1] {{3}}> ()
     capacity = Shape <start = 2, end = 3> (cache)
     wide = Add (capacity, one)
     rows = Shape <start = 0, end = 2> (indices)
     shape = Concat <axis = 0> (rows, wide)
     hidden = ConstantOfShape <value = float[1] {{-inf}}> (shape)
     long = Cast <to = 7> (indices)
-    absent = Constant <value_int = 0> ()
+    absent = Constant <value = int64 {{0}}> ()
     is_absent = Less (long, absent)
     columns = Where (is_absent, capacity, long)
     each = Shape (indices)
@@ -284,12 +285,12 @@ def _attention_body(scale: float, value_width: int) -> str:
     masks = Unsqueeze (mask, two)
     turned = Transpose <perm = [0, 1, 3, 2]> (cache)
     dots = MatMul (query, turned)
-    scale = Constant <value_float = {scale!r}> ()
+    scale = Constant <value = float {{{scale!r}}}> ()
     scaled = Mul (dots, scale)
     masked = Add (scaled, masks)
     probabilities = Softmax <axis = -1> (masked)
     attended = MatMul (probabilities, cache)
-    width = Constant <value_ints = [{value_width}]> ()
+    width = Constant <value = int64[1] {{{value_width}}}> ()
     latent = Slice (attended, zero, width, three)
 }}"""
 
@@ -307,9 +308,9 @@ def _convolution_body(activation: str) -> str:
     call = f'CausalConvWithState <activation = "{activation}"> (x, weight, bias, past)'
     return f"""(x, weight, bias, past) => (y, present) {{
     length = Shape <start = 2, end = 3> (x)
-    few = Constant <value_ints = [{FEW_TOKENS}]> ()
+    few = Constant <value = int64[1] {{{FEW_TOKENS}}}> ()
     is_few = LessOrEqual (length, few)
-    scalar = Constant <value_ints = [0]> ()
+    scalar = Constant <value = int64[1] {{0}}> ()
     directly = Squeeze (is_few, scalar)
     y, present = If (directly) <
         then_branch = direct () => (float[b, c, s] y_few, float[b, c, k] present_few) {{
