@@ -1,7 +1,8 @@
 """Saved runs: what a validation saw, to be judged and compared later or on another machine.
 
 A directory of `run.json` (what ran, on what, with which cases, and what each array is) and an
-uncompressed `.npz` for each block. Nothing in it is pickled.
+uncompressed `.npz` for each block. Nothing in it is pickled. Where Polygraphy is installed, its
+files of inputs and results lie beside them, in `polygraphy`; no command of ours needs those.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.files import explain, sha256_of, sync_directory
 from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.cases import Case
+from glm_trt.validate.polygraphy_files import FOLDER, is_installed, save_block
 from glm_trt.validate.walk import Observation
 
 FORMAT, FORMAT_VERSION = "glm-trt saved run", 1
@@ -35,12 +37,17 @@ class RecordingError(GlmTrtError):
 
 
 class Recorder:
-    """Writes a saved run; the directory appears when `finish` has been called, or not at all."""
+    """Writes a saved run; the directory appears when `finish` has been called, or not at all.
 
-    def __init__(self, directory: Path) -> None:
+    Parameters
+    ----------
+    dtype : that of the backend.
+    """
+
+    def __init__(self, directory: Path, dtype: str) -> None:
         if directory.exists() and not (directory / FILE_NAME).is_file():
             raise RecordingError(f"{directory}: exists and is not a saved run")
-        self.directory = directory
+        self.directory, self.dtype = directory, dtype
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             place = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
@@ -81,6 +88,8 @@ class Recorder:
         file = f"{block}.npz"
         np.savez(self._place / file, allow_pickle=False, **arrays)
         self._files[file] = sha256_of(self._place / file)
+        if is_installed():
+            save_block(self._place / FOLDER, block, self.dtype, observations)
 
     def finish(self, context: dict[str, Any], config: dict[str, Any], cases: list[Case]) -> None:
         """Complete the run; `context` are the parts of its report that are not measured."""

@@ -96,7 +96,7 @@ def validate_bundle(
         if options.policy:
             policy = read_policy(options.policy, kinds, ALLOWED_RATIO[subject.dtype])
         reference = Reference(bundle, options.checkpoint)
-        recorder = Recorder(options.save) if options.save else None
+        recorder = Recorder(options.save, subject.dtype) if options.save else None
         with recorder or nullcontext():
             progress("continuing prompts")
             cases = make_cases(bundle, reference, options.cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from glm_trt.commands.command import (
     Command,
@@ -11,6 +12,7 @@ from glm_trt.commands.command import (
     check_report,
     print_report,
 )
+from glm_trt.model.errors import GlmTrtError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +23,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.validate.diff import DiffOptions, diff_runs
 
+    if options.a.is_file() or options.b.is_file():
+        return _diff_results(options)
     check_report(options)
     report = diff_runs(options.a, options.b, DiffOptions(options.policy, options.baseline))
     return print_report(report, options)
 
 
+def _diff_results(options: argparse.Namespace) -> int:
+    from glm_trt.validate.polygraphy_diff import describe_results, diff_results
+
+    for name in ("report", "policy", "baseline"):
+        if getattr(options, name):
+            raise GlmTrtError(f"--{name}: for saved runs, not for files of Polygraphy's results")
+    report = diff_results(options.a, options.b)
+    print(json.dumps(report) if options.json else describe_results(report))
+    return 0 if report["ok"] else 1
+
+
 COMMAND = Command(
     "diff",
-    "judge and compare two runs saved by validate --save",
-    "glm-trt diff run-here run-there --report report",
+    "judge and compare two runs saved by validate --save, or two files of Polygraphy's results",
+    "glm-trt diff run-here run-there --report report\n"
+    "glm-trt diff run/polygraphy/layer.0.json outputs.json",
     _add_arguments,
     _run,
 )

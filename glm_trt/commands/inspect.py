@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from glm_trt.commands.command import Command, add_paths
+from glm_trt.commands.command import DTYPES, Command, add_paths
+from glm_trt.model.errors import GlmTrtError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_paths(parser, "BUNDLE")
+    parser.add_argument(
+        "--polygraphy", metavar="BLOCK",
+        help="print the line that runs this block (or the first of this kind) in Polygraphy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=DTYPES, metavar="DTYPE", help="of --polygraphy (default: float32)"
+    )
+    parser.add_argument(
+        "--inputs", type=Path, metavar="RUN",
+        help="of --polygraphy: those of a run saved by validate --save (default: random)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR",
+        help="of --polygraphy: where what loads the inputs goes (default: BUNDLE-polygraphy)",
+    )  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.export.manifest import read_manifest, verify_files
     from glm_trt.progress import print_table
 
+    if options.polygraphy is not None:
+        return _print_polygraphy_line(options)
+    for name in ("dtype", "inputs", "output"):
+        if getattr(options, name) is not None:
+            raise GlmTrtError(f"--{name}: goes with --polygraphy BLOCK")
     manifest = read_manifest(options.bundle)
     verify_files(options.bundle, manifest)
     if options.json:
@@ -37,6 +59,23 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _print_polygraphy_line(options: argparse.Namespace) -> int:
+    from glm_trt.engines.bundle import Bundle
+    from glm_trt.validate.polygraphy_run import polygraphy_line
+
+    bundle = options.bundle
+    line = polygraphy_line(
+        Bundle.open(bundle), options.polygraphy, options.dtype or "float32", options.inputs,
+        options.output or bundle.resolve().parent / f"{bundle.resolve().name}-polygraphy",
+    )  # fmt: skip
+    print(json.dumps({"command": line}) if options.json else line)
+    return 0
+
+
 COMMAND = Command(
-    "inspect", "show what a bundle holds", "glm-trt inspect bundle", _add_arguments, _run
+    "inspect",
+    "show what a bundle holds",
+    "glm-trt inspect bundle\nglm-trt inspect bundle --polygraphy layer.0",
+    _add_arguments,
+    _run,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject(parser)
     add_judgement(parser)
     parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="keep what was seen, for glm-trt diff"
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="keep what was seen, for glm-trt diff and Polygraphy",
     )
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="measure the perplexity on this text"
@@ -31,6 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.progress import Progress
+    from glm_trt.validate.polygraphy_files import is_installed
     from glm_trt.validate.validation import validate_bundle
 
     settings = replace(
@@ -40,6 +45,12 @@ def _run(options: argparse.Namespace) -> int:
     check_report(options)
     with Progress("validate", quiet=options.json) as progress:
         report = validate_bundle(options.bundle, settings, progress)
+    if options.save and not is_installed():
+        print(
+            f"{options.save}: without files for Polygraphy, which is not installed: "
+            "pip install 'glm-trt[validate]'",
+            file=sys.stderr,
+        )
     return print_report(report, options)
 
 

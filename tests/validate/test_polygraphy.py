@@ -1,0 +1,96 @@
+"""Polygraphy's files beside a saved run, and what diff makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from polygraphy.comparator import RunResults
+
+from glm_trt.cli import main
+from glm_trt.validate import polygraphy_files
+from glm_trt.validate.polygraphy_diff import diff_results
+from glm_trt.validate.polygraphy_files import ResultsError, read_results, save_block
+from glm_trt.validate.walk import Observation
+
+SHAPE = (1, 3, 4)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """A layer with a cache of 6 positions, of which the pass wrote 1 to 3."""
+    generator = np.random.default_rng(0)
+    exact = {"hidden_out": generator.standard_normal(SHAPE),
+             "kv_cache_out": generator.standard_normal((1, 1, 3, 2)),
+             "expert_indices": np.array([[0, 1], [2, 3], [1, 3]], np.int32)}  # fmt: skip
+    rounded = {k: x.astype(np.float32) if x.dtype == np.float64 else x for k, x in exact.items()}
+    inputs = {"kv_cache": np.full((1, 1, 6, 2), 64, np.float32)}
+    seen = Observation("layer.0", "text", "isolated", 1, 3,
+                       {"exact": exact, "rounded": rounded, "found": rounded},
+                       inputs=inputs)  # fmt: skip
+    probe = Observation("layer.0", "text", "ties", 1, 3, seen.tensors, inputs=inputs)
+    save_block(tmp_path / "polygraphy", "layer.0", "float32", [seen, probe])
+    return tmp_path / "polygraphy" / "layer.0.json"
+
+
+def other(ours: Path, **changes: np.ndarray) -> Path:
+    """The backend's outputs with changes, as `polygraphy run --save-outputs` writes them."""
+    (outputs,) = read_results(ours)["found"]
+    results = RunResults()
+    results.add([outputs | changes], runner_name="onnxrt-runner")
+    path = ours.parent / "outputs.json"
+    results.save(str(path))
+    return path
+
+
+def test_polygraphy_reads_them_and_caches_are_whole(ours: Path) -> None:
+    results = RunResults.load(str(ours))
+    assert list(results.keys()) == ["exact", "eager-float32", "found"]
+    (outputs,) = results["found"]
+    cache = outputs["kv_cache_out"]
+    assert cache.shape == (1, 1, 6, 2)
+    assert (cache[:, :, [0, 4, 5]] == 64).all() and (cache[:, :, 1:4] != 64).all()
+    (fed,) = polygraphy_files.read_inputs(ours.with_name("layer.0.inputs.json"))
+    assert list(fed) == ["kv_cache"]
+
+
+def test_results_are_judged_by_the_yardstick(ours: Path) -> None:
+    (outputs,) = read_results(ours)["found"]
+    good = diff_results(ours, other(ours))
+    assert good["ok"] and good["yardstick"] == "float32"
+    hidden = outputs["hidden_out"] * np.float32(1.001)
+    bad = diff_results(ours, other(ours, hidden_out=hidden))
+    assert not bad["ok"] and len(bad["problems"]) == 1 and "hidden_out" in bad["problems"][0]
+    (entry,) = [x for x in bad["outputs"] if x["output"] == "hidden_out"]
+    assert entry["difference"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_other_choices_are_wrong(ours: Path) -> None:
+    report = diff_results(ours, other(ours, expert_indices=np.array([[1, 0], [2, 3], [1, 2]])))
+    assert report["choices"] == [{"output": "expert_indices", "rows": 3, "equal": 2}]
+    assert not report["ok"] and "1 of 3 rows differ" in report["problems"][0]
+
+
+def test_files_that_do_not_match_are_refused(ours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="iteration 0: expected outputs"):
+        diff_results(ours, other(ours, hidden_out=np.zeros((1, 2, 4), np.float32)))
+    with pytest.raises(ResultsError, match=r"polygraphy/BLOCK\.json"):
+        diff_results(tmp_path, ours)
+    text = tmp_path / "text.json"
+    text.write_text("{")
+    with pytest.raises(ResultsError, match="no file of Polygraphy's results"):
+        diff_results(ours, text)
+    with pytest.raises(ResultsError, match="expected Polygraphy's results"):
+        diff_results(ours, ours.with_name("layer.0.inputs.json"))
+
+
+def test_the_command(
+    ours: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["diff", str(ours), str(other(ours))]) == 0
+    assert capsys.readouterr().out.endswith("ok\n")
+    assert main(["diff", str(ours), str(other(ours)), "--policy", "p.toml"]) == 2
+    monkeypatch.setattr(polygraphy_files, "is_installed", lambda: False)
+    assert main(["diff", str(ours), str(ours.with_name("outputs.json"))]) == 3
+    assert "pip install" in capsys.readouterr().err
