@@ -31,7 +31,7 @@ NAMES = {"batch", "sequence", "capacity", "selected", "tokens"}
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime's shape inference, which Polygraphy calls, leaves a file in the current folder."""
+    """Polygraphy leaves a file of onnxruntime's shape inference in the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
