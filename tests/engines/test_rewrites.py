@@ -335,8 +335,13 @@ def test_runtimes_with_and_without_agree(tmp_path: Path, shape: str) -> None:
 
 def test_constants_are_typed_tensors() -> None:
     """onnxruntime 1.24 infers no shape of `value_ints` in a function, and refuses the graph."""
-    texts = [r._experts_body(4, 2, 2), r._routing_body(2, True, 2.5), r._routing_body(2, False, 1.0),
-             r._attention_body(0.5, 8), r._convolution_body("silu")]  # fmt: skip
+    texts = [
+        r._experts_body(4, 2, 2),
+        r._routing_body(2, True, 2.5),
+        r._routing_body(2, False, 1.0),
+        r._attention_body(0.5, 8),
+        r._convolution_body("silu"),
+    ]
     for text in texts:
         function = onnx.parser.parse_function(
             f'<domain: "x", opset_import: ["": 24, "com.microsoft": 1]> f {text}'
