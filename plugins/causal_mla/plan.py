@@ -14,7 +14,7 @@ SPLITS = f"max(1, min({MOST_SPLITS}, cdiv(C, 64), 128 // max(1, B * cdiv(S * H, 
 # 64. More rows are split less, so this does not shrink where a size grows.
 SPLIT_ROWS = f"(C > 64) * min(B * S * H * min({MOST_SPLITS}, cdiv(C, 64)), 128 * 64)"
 # Models have 512; what is smaller is a test.
-RANKS = (32, 128, 512)
+RANKS = (64, 512)
 # A program's rows of 1.1 KB and its stages of entries, 1.1 KB each, share an SM's shared memory;
 # its sums take 2 KB a row of the registers. 64 rows, a token of 64 heads, read each entry once; on
 # sm89 and sm120 they do not fit, on sm100 they spill.

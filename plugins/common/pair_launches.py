@@ -55,7 +55,7 @@ def sorting(when: str, rows: str) -> tuple[Launch, ...]:
                 most_tiles(rows),
                 rows,
             ),
-            constants={"BLOCK_E": Pick("E", (16, 64, 256, 512))},
+            constants={"BLOCK_E": Pick("E", (512,))},
             configs={"*": _CONFIG},
         ),
     )

@@ -28,7 +28,7 @@ def _score(when: str, config: dict[str, int]) -> Launch:
             "query", "keys", "weights", "past_lengths", "scores", "S", "H", "D", "C", "scale",
         ),
         aligned=("D",),
-        constants={"BLOCK_H": Pick("H", (16, 32, 64)), "BLOCK_D": Pick("D", (16, 64, 128))},
+        constants={"BLOCK_H": Pick("H", (32, 64)), "BLOCK_D": Pick("D", (64, 128))},
         configs={"*": config, "*/float32": FLOAT32},
     )  # fmt: skip
 

@@ -80,7 +80,7 @@ PLAN = Plan(
     launches=(
         # 16 KB of state a program, in registers.
         _recur("dk > 64 and dk <= 128", (128,), columns=32),
-        _recur("(dk <= 64 or dk > 128)", (32, 64, 256), columns=16),
+        _recur("(dk <= 64 or dk > 128)", (64, 256), columns=16),
         *_chunked(False, (64, 128), "query", "key", "key"),
         *_chunked(True, (WIDEST,), "scaled_query", "scaled_key", "final_key"),
     ),

@@ -16,7 +16,7 @@ PLAN = Plan(
                 "top_k", "norm_topk_prob", "routed_scaling_factor",
             ),
             constants={
-                "BLOCK_E": Pick("E", (16, 64, 256, 512)),
+                "BLOCK_E": Pick("E", (256, 512)),
                 "BLOCK_K": Pick("top_k", (16,)),
             },
             # One warp: its reductions need no shared memory, and many tokens fit on a processor.

@@ -18,7 +18,7 @@ SPLITS = (
 # than 128 programs of 64. More tokens are split less, so this does not shrink where a size grows.
 SPLIT_ROWS = f"(K > 64) * min(B * S * H * min({MOST_SPLITS}, cdiv(K, 64)), 128 * 64)"
 # Models have 512 and 64; what is smaller is a test.
-RANKS = (32, 128, 512)
+RANKS = (64, 512)
 # A program's heads of 1.1 KB and its stages of entries, 1.1 KB each, share an SM's shared memory;
 # its sums take 2 KB a head of the registers. Five stages: the pipeline spends some of them on the
 # indices, and two are left for the entries.
