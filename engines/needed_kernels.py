@@ -47,6 +47,8 @@ def _uses(path: Path, profile: Profile) -> Iterator[Use]:
     graph = onnx.load(path).graph
     values = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input)}
     symbols = {axis: (sizes[0], sizes[-1]) for axis, sizes in profile.items()}
+    # Where the tokens of all sequences are packed.
+    symbols["tokens"] = bounds("batch * sequence", symbols)
     for node in graph.node:
         if node.domain != DOMAIN and (node.domain or node.op_type not in STANDARD_PLUGINS):
             continue

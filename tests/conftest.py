@@ -59,6 +59,15 @@ def whole_library() -> Path:
     return build_plugins()
 
 
+@pytest.fixture(
+    scope="session", params=["library", pytest.param("whole_library", marks=pytest.mark.slow)]
+)
+def each_library(request: pytest.FixtureRequest) -> Path:
+    """The library of one target and, where slow tests are run, the whole one."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
 def build_plugins(*options: str) -> Path:
     """Build the library, in a process without the interpreter; workers of a test run in turn."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from glm_trt.plugins.operators import CONTRACTS
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
-LibraryFor = Callable[[tuple[str, ...]], Path]  # targets → a library with their kernels
 OPERATORS = {"MoeRouting", "MoeExperts", "IndexerTopK", "SparseMla"}  # of GLM-5.1's blocks
 
 
@@ -52,26 +50,26 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture
-def library_for(request: pytest.FixtureRequest) -> LibraryFor:
-    """The library that has the targets' kernels: that of sm80 alone, or the whole one."""
-    return lambda targets: request.getfixturevalue(
-        "library" if targets == ("sm80",) else "whole_library"
-    )
+def library_for(targets: tuple[str, ...], request: pytest.FixtureRequest) -> Path:
+    """One that has kernels for all of them: engines are refused without their kernels."""
+    name = "whole_library" if targets == RTX_TARGETS else "library"
+    found: Path = request.getfixturevalue(name)
+    return found
 
 
 @pytest.mark.parametrize(
     ("dtype", "targets"),
     [
-        ("bfloat16", ("sm80",)),
+        ("bfloat16", ("sm80", "sm86")),
         pytest.param("bfloat16", RTX_TARGETS, marks=pytest.mark.slow),
         pytest.param("float16", RTX_TARGETS, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_builds_with_plugins(
-    bundle: Path, library_for: LibraryFor, dtype: str, targets: tuple[str, ...]
+    bundle: Path, request: pytest.FixtureRequest, dtype: str, targets: tuple[str, ...]
 ) -> None:
-    options = BuildOptions(targets=targets, dtype=dtype, plugins=library_for(targets))
+    library = library_for(targets, request)
+    options = BuildOptions(targets=targets, dtype=dtype, plugins=library)
     engines = [engine.entry for engine in build_engines(bundle, options)]
     assert len(engines) == 5 * len(targets)
     for engine in engines:
@@ -203,9 +201,10 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("targets", [("sm80",), pytest.param(RTX_TARGETS, marks=pytest.mark.slow)])
 def test_hybrid_builds_with_plugins(
-    hybrid: Path, library_for: LibraryFor, targets: tuple[str, ...]
+    hybrid: Path, request: pytest.FixtureRequest, targets: tuple[str, ...]
 ) -> None:
-    options = BuildOptions(targets=targets, dtype="bfloat16", plugins=library_for(targets))
+    library = library_for(targets, request)
+    options = BuildOptions(targets=targets, dtype="bfloat16", plugins=library)
     linear = {"LinearAttention", "CausalConvWithState"}
     wanted = {
         "dense_linear": linear,
@@ -224,7 +223,7 @@ def test_linear_attention_wants_the_library(
     hybrid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(hybrid, tmp_path / "bundle"))
-    assert main(["build", str(copy), "--target", "sm80", "--no-plugins"]) == 2
+    assert main(["build", str(copy), "--target", "sm89", "--no-plugins"]) == 2
     said = capsys.readouterr().err
     assert re.search(r"TensorRT has (LinearAttention|CausalConvWithState) as a plugin alone", said)
     assert "Traceback" not in said

@@ -294,14 +294,14 @@ def compiled(directory: Path) -> Iterator[tuple[Path, str, str, int]]:
         yield Path(path), target, kernel, int(shared)
 
 
-def test_compiled_kernels_fit_at_the_models_dimensions(library: Path) -> None:
+def test_compiled_kernels_fit_at_the_models_dimensions(each_library: Path) -> None:
     """Of the library; nothing spills."""
     plans = (indexer_plan.PLAN, mla_plan.PLAN, causal_plan.PLAN)
     launches = [launch for plan in plans for launch in plan.launches]
     functions = {launch.kernel for launch in launches}
     aligned = {launch.kernel for launch in launches if launch.aligned}
     seen = set()
-    for kernel in compiled_kernels(library, functions):
+    for kernel in compiled_kernels(each_library, functions):
         constants = dict(kernel.entry["constants"])
         sizes = {"BLOCK_R": 512, "BLOCK_D": 128, "MIXED": 0}
         if any(constants.get(name, of) != of for name, of in sizes.items()):

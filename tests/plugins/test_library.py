@@ -15,7 +15,6 @@ import pytest
 import torch
 from plugin_harness import Harness, up_to
 
-
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -32,7 +31,8 @@ def test_absent_kernel_is_named(harness: Harness) -> None:
     plan, case, inputs, outputs = _routing()
     message = (
         r"MoeRouting: no kernel route_tokens for sm90 in float32, BLOCK_E = 256, BLOCK_K = 16: "
-        r"this library holds only what some graphs need on sm80; build the whole one \(make plugins\)"
+        r"this library holds only what some graphs need on sm80; build the whole one "
+        r"\(make plugins\)"
     )
     with pytest.raises(RuntimeError, match=message):
         harness.run(plan.contract, inputs, case.attributes, outputs, 90)

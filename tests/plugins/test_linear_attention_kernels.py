@@ -431,13 +431,13 @@ def test_convolution_has_the_same_bits_token_by_token() -> None:
     assert past is not None and torch.equal(past, last)
 
 
-def test_compiled_kernels_fit_and_spill_where_it_is_known(library: Path) -> None:
-    """Those for widths that are multiples of 16, and the convolution, for all targets and dtypes.
+def test_compiled_kernels_fit_and_spill_where_it_is_known(each_library: Path) -> None:
+    """Those for widths that are multiples of 16, and the convolution, in each target and dtype.
 
     Known: a state in half precision at 128 channels, on sm100 and sm120, 8 bytes a thread.
     """
     names = {launch.kernel for plan in (LINEAR, CONVOLUTION) for launch in plan.launches}
-    found = [k for k in compiled_kernels(library, names)
+    found = [k for k in compiled_kernels(each_library, names)
              if k.is_aligned or k.entry["function"] == "convolve"]  # fmt: skip
     assert {k.entry["function"] for k in found} == names
     spilling = set()
