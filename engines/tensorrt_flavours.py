@@ -124,7 +124,8 @@ def present_target(what: str = "backend 'tensorrt'", instead: str = OTHERWISE) -
     needs = f"{what} needs a GPU"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        driver.cuInit  # noqa: B018  (a library without it is no driver)
+    except (OSError, AttributeError):
         raise MissingCapabilityError(
             f"{needs}: no NVIDIA driver (libcuda.so.1) is on this machine{instead}"
         ) from None

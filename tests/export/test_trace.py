@@ -93,7 +93,7 @@ def compare(oracle: Any, checkpoint: Checkpoint) -> None:
     for start, stop in ((0, 17), (17, 18), (18, 30)):
         past = np.full(2, start)
         step = {"input_ids": ids[:, start:stop].numpy(), "past_lengths": past}
-        out = run(sessions["embedding"], step | bound(b.embedding_bindings(config)))
+        out = run(sessions["embedding"], step | bound(b.embedding_bindings(config, checkpoint)))
         shared = {"past_lengths": past, "cos": out["cos"], "sin": out["sin"]}
         shared |= {"lengths": np.full(2, stop - start)}
         hidden, selected = out["hidden_out"], None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
-from glm_trt.validate.reference import EagerBlock, Reference
+from glm_trt.validate.reference import OWN_WEIGHTS, EagerBlock, Reference
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,6 +55,6 @@ def remembered_block(
     reference: Reference, block: BundleBlock, dtype: str, *, absorbed: bool = False
 ) -> EagerBlock | RememberedBlock:
     """In the place of `Reference.block`; a bundle that is its own yardstick is not remembered."""
-    if reference.checkpoint is None:
+    if reference.source == OWN_WEIGHTS:
         return _BLOCK(reference, block, dtype, absorbed=absorbed)
     return RememberedBlock(reference, block, dtype, absorbed)

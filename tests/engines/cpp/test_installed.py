@@ -16,6 +16,7 @@ import pytest
 
 from glm_trt.engines.build_runtime import cmake_command
 from glm_trt.engines.build_wheel import build_wheel
+from glm_trt.model.errors import MissingCapabilityError
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "engines" / "cpp" / "examples" / "simple.cpp"
@@ -166,9 +167,16 @@ def test_the_command(installed: Path, tmp_path: Path, tiny_bundle: Path) -> None
             assert done.stdout == "" and done.stderr.count("\n") == 1 and DRIVER in done.stderr
 
 
-def test_the_wheel(installed: Path, library: Path, tmp_path: Path) -> None:
+def test_a_wheel_wants_every_kernel(installed: Path, library: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingCapabilityError, match=r"only some of the kernels.*make plugins"):
+        build_wheel(tmp_path / "dist", library, installed)
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel(installed: Path, whole_library: Path, tmp_path: Path) -> None:
     """It carries both libraries, which are found where it is unpacked."""
-    wheel = build_wheel(tmp_path / "dist", library, installed)
+    wheel = build_wheel(tmp_path / "dist", whole_library, installed)
     assert "none-any" not in wheel.name
     place = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -177,7 +185,7 @@ def test_the_wheel(installed: Path, library: Path, tmp_path: Path) -> None:
     found = run(
         sys.executable, "-c", code, env=os.environ | {"PYTHONPATH": str(place)}, cwd=tmp_path
     )
-    assert found.stdout.strip() == str(place / "glm_trt" / "plugins" / library.name)
+    assert found.stdout.strip() == str(place / "glm_trt" / "plugins" / whole_library.name)
     prefix = place / "glm_trt" / "engines" / "runtime"
     (tmp_path / "CMakeLists.txt").write_text(PROJECT)
     shutil.copy(EXAMPLE, tmp_path)
