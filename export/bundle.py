@@ -22,6 +22,7 @@ from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig, block_kind, read_config
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
+from glm_trt.model.requirements import require, require_installed
 from glm_trt.model.safetensors_file import SafetensorsFile
 from glm_trt.model.states import layer_states
 from glm_trt.model.tensors import mtp_layers
@@ -87,6 +88,8 @@ def export_checkpoint(
         If the checkpoint is not sound (a value that is not finite included).
     BundleError
         If `output` is something else than a bundle, is being written, or the disk is full.
+    MissingCapabilityError
+        If PyTorch or its exporter is not installed.
     """
     checkpoint = Checkpoint.open(directory)
     output = Path(os.path.abspath(output))
@@ -99,6 +102,7 @@ def export_checkpoint(
             f"--max-seq-len: expected 1 … {config.max_position_embeddings} "
             f"(max_position_embeddings), found {max_seq_len}"
         )
+    require_installed("export", "export", "torch", "onnxscript")
     progress("checking weights")
     if _is_small(checkpoint.files):
         for file in checkpoint.files:
@@ -223,6 +227,7 @@ def _write_graphs(
     dtypes: tuple[str, ...],
     progress: Progress,
 ) -> list[dict[str, str]]:
+    require("export", "export", "torch", "onnxscript")
     import torch  # slow to load, and an up-to-date bundle needs none of it
 
     from glm_trt.export.trace import trace_block

@@ -16,11 +16,6 @@ def e4m3_values(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return codes.contiguous().view(torch.float8_e4m3fn).to(dtype)
 
 
-def e4m3_of_every_byte() -> Tensor:
-    """The values of the bytes 0 … 255 [256]."""
-    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-
-
 def dequantize_fp8(codes: Tensor, scale: Tensor) -> Tensor:
     """codes int8 [out, in], scale [⌈out/128⌉, ⌈in/128⌉] → [out, in] in the scale's dtype."""
     values = e4m3_values(codes, scale.dtype)

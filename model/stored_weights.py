@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from glm_trt.model.quantization import FP8_BLOCK, NVFP4_GROUP
 
 _BYTES = np.arange(256, dtype=np.uint8)
-_E4M3 = _BYTES.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+E4M3_OF_BYTE = _BYTES.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 # Two to a byte, the first in its low bits.
-_E2M1 = np.stack(
+E2M1_OF_BYTE = np.stack(
     [half.view(ml_dtypes.float4_e2m1fn).astype(np.float32) for half in (_BYTES & 15, _BYTES >> 4)],
     axis=-1,
 )
@@ -31,8 +31,8 @@ def dequantize(codes: NDArray[Any], scale: NDArray[Any], *rest: NDArray[Any]) ->
     rows = codes.shape[0]
     if not rest:
         wide = scale.repeat(FP8_BLOCK[1], 1)[:, : codes.shape[1]]
-        return _E4M3[codes.view(np.uint8)] * wide.repeat(FP8_BLOCK[0], 0)[:rows]
-    values = _E2M1[codes].reshape(rows, -1)
-    scales = _E4M3[scale.view(np.uint8)].repeat(NVFP4_GROUP, 1)
+        return E4M3_OF_BYTE[codes.view(np.uint8)] * wide.repeat(FP8_BLOCK[0], 0)[:rows]
+    values = E2M1_OF_BYTE[codes].reshape(rows, -1)
+    scales = E4M3_OF_BYTE[scale.view(np.uint8)].repeat(NVFP4_GROUP, 1)
     product: NDArray[Any] = values * scales * rest[0].reshape(())
     return product

@@ -7,20 +7,13 @@ the experts' body computes every expert, the attention's attends densely under a
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 from onnxscript import script, values
 from onnxscript.onnx_opset import opset23 as op
 
-from glm_trt.model.dequantize import E2M1, e4m3_of_every_byte
+from glm_trt.plugins.linear_bodies import E2M1_TABLE, E4M3_TABLE, OPSET, linear_bodies
 
 GLM_TRT = values.Opset("glm_trt", 1)
-OPSET = 27  # none of the operators used here changed between 23 and 27 for our dtypes
-# By a byte as int8: a negative index counts from the end, which is the byte's place as unsigned.
-E4M3_OF_BYTE = onnx.numpy_helper.from_array(e4m3_of_every_byte().numpy())
-E2M1_OF_BYTE = onnx.numpy_helper.from_array(
-    np.array([[E2M1[byte & 15], E2M1[byte >> 4]] for byte in range(256)], np.float32)
-)
 
 
 @script(GLM_TRT, default_opset=op)
@@ -162,48 +155,10 @@ def CausalMla(query, cache, past_lengths, scale: float, value_width: int):
 
 
 @script(GLM_TRT, default_opset=op)
-def Fp8Linear(x, weight, scale, quantize_activations: int):
-    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
-    block = op.Constant(value_int=128)
-    count = op.Shape(weight, start=1, end=2)
-    rows = op.Div(op.Range(zero, op.Squeeze(op.Shape(weight, start=0, end=1)), one), block)
-    columns = op.Div(op.Range(zero, op.Squeeze(count), one), block)
-    scales = op.Gather(op.Gather(scale, rows, axis=0), columns, axis=1)
-    codes = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(weight, to=6), axis=0)
-    given = op.Cast(x, to=1)
-    # Groups of 128, the last filled up with zeros.
-    groups = op.Shape(scale, start=1, end=2)
-    missing = op.Sub(op.Mul(groups, block), count)
-    padded = op.Pad(given, op.Concat(op.Constant(value_ints=[0, 0, 0]), missing, axis=0))
-    shape = op.Concat(op.Shape(x, start=0, end=1), groups, op.Constant(value_ints=[128]), axis=0)
-    grouped = op.Reshape(padded, shape, allowzero=1)
-    last = op.Constant(value_ints=[-1])
-    largest = op.Max(op.ReduceMax(op.Abs(grouped), last), op.Constant(value_float=1e-10))
-    steps = op.Div(largest, op.Constant(value_float=448.0))
-    rounded = op.Cast(op.Cast(op.Div(grouped, steps), to=17), to=1)  # FLOAT8E4M3FN and back
-    flat = op.Reshape(op.Mul(rounded, steps), op.Shape(padded), allowzero=1)
-    quantized = op.Slice(flat, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[1]))
-    chosen = op.Where(op.Equal(op.Constant(value_int=quantize_activations), one), quantized, given)
-    return op.CastLike(op.Gemm(chosen, op.Mul(codes, scales), transB=1), x)
-
-
-@script(GLM_TRT, default_opset=op)
-def Nvfp4Linear(x, weight, scale, global_scale):
-    pairs = op.Gather(op.Constant(value=E2M1_OF_BYTE), op.Cast(weight, to=6), axis=0)
-    values_of = op.Gather(op.Constant(value=E4M3_OF_BYTE), op.Cast(scale, to=6), axis=0)
-    # [out, in/2, 2] and [out, in/16] as [out, in/16, 16] and [out, in/16, 1].
-    grouped = op.Reshape(pairs, op.Concat(op.Shape(scale), op.Constant(value_ints=[16]), axis=0))
-    scaled = op.Mul(grouped, op.Unsqueeze(values_of, op.Constant(value_ints=[-1])))
-    shape = op.Concat(op.Shape(weight, start=0, end=1), op.Shape(x, start=1, end=2), axis=0)
-    dense = op.Mul(op.Reshape(scaled, shape), global_scale)
-    return op.CastLike(op.Gemm(op.Cast(x, to=1), dense, transB=1), x)
-
-
-@script(GLM_TRT, default_opset=op)
 def Fp8MoeExperts(x, indices, weights, gate_up, gate_up_scale, down, down_scale):
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     block = op.Constant(value_int=128)
-    table = op.Constant(value=E4M3_OF_BYTE)
+    table = op.Constant(value=E4M3_TABLE)
     width, hidden = op.Shape(down, start=2, end=3), op.Shape(down, start=1, end=2)
     inner = op.Div(op.Range(zero, op.Squeeze(width), one), block)
     outer = op.Div(op.Range(zero, op.Squeeze(hidden), one), block)
@@ -220,7 +175,7 @@ def Fp8MoeExperts(x, indices, weights, gate_up, gate_up_scale, down, down_scale)
 def Nvfp4MoeExperts(
     x, indices, weights, gate_up, gate_up_scale, gate_up_global, down, down_scale, down_global
 ):
-    e2m1, e4m3 = op.Constant(value=E2M1_OF_BYTE), op.Constant(value=E4M3_OF_BYTE)
+    e2m1, e4m3 = op.Constant(value=E2M1_TABLE), op.Constant(value=E4M3_TABLE)
     last, group = op.Constant(value_ints=[-1]), op.Constant(value_ints=[16])
     pairs = op.Gather(e2m1, op.Cast(gate_up, to=6), axis=0)
     values_of = op.Gather(e4m3, op.Cast(gate_up_scale, to=6), axis=0)
@@ -259,11 +214,11 @@ def _then_experts(dequantize: onnx.FunctionProto) -> onnx.FunctionProto:
 
 def function_bodies() -> dict[str, onnx.FunctionProto]:
     """ONNX op type → its function body, at the opset of the exported graphs."""
-    scripts = (MoeRouting, MoeExperts, IndexerTopK, SparseMla, CausalMla, Fp8Linear, Nvfp4Linear)
+    scripts = (MoeRouting, MoeExperts, IndexerTopK, SparseMla, CausalMla)
     protos = [body.to_function_proto() for body in scripts]
     protos += [_then_experts(body.to_function_proto()) for body in (Fp8MoeExperts, Nvfp4MoeExperts)]
     for proto in protos:
         for entry in proto.opset_import:
             if entry.domain == "":
                 entry.version = OPSET
-    return {proto.name: proto for proto in protos}
+    return {proto.name: proto for proto in protos} | linear_bodies()

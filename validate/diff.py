@@ -15,8 +15,8 @@ from glm_trt.validate.compare import Difference
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, read_policy
 from glm_trt.validate.recording import Recording, RecordingError
+from glm_trt.validate.report import assemble
 from glm_trt.validate.report_text import problems
-from glm_trt.validate.validation import assemble
 from glm_trt.validate.verdict import ALLOWED_RATIO, Report, number
 from glm_trt.validate.walk import Observation
 

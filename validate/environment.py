@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from glm_trt.engines.bundle import Bundle
+from glm_trt.model.requirements import installed
 from glm_trt.validate.names import SUBJECTS
 
-_PACKAGES = ("glm-trt", "torch", "numpy", "onnx", "onnxruntime", "triton", "tensorrt-cu13",
-             "tensorrt-rtx-cu13")  # fmt: skip
+_PACKAGES = ("glm-trt", "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "triton",
+             "tensorrt-cu13", "tensorrt-rtx-cu13")  # fmt: skip
 
 
 def describe_backend(bundle: Bundle, name: str, dtype: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe_environment(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     graphs = {graph["file"] for graph in manifest["graphs"]}
     return {
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := installed(name))},
         "exported_with": manifest["versions"],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -45,13 +45,6 @@ def describe_environment(bundle: Bundle) -> dict[str, Any]:
             for entry in manifest["checkpoint"]["files"]
         },
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.model.bindings import NUMPY_DTYPES
-from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.requirements import require
 from glm_trt.validate.walk import Observation
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
@@ -33,14 +34,6 @@ class ResultsError(GlmTrtError):
 def is_installed() -> bool:
     """Whether Polygraphy can be imported; does not import it."""
     return find_spec("polygraphy") is not None
-
-
-def require_polygraphy(what: str) -> None:
-    """Raise `MissingCapabilityError` unless Polygraphy is installed; `what` needs it."""
-    if not is_installed():
-        raise MissingCapabilityError(
-            f"{what} needs Polygraphy: pip install 'glm-trt[validate]' (or pip install polygraphy)"
-        )
 
 
 def save_block(folder: Path, block: str, dtype: str, observations: list[Observation]) -> None:
@@ -90,7 +83,7 @@ def read_inputs(path: Path) -> list[Arrays]:
 
 
 def _load(path: Path, what: str) -> Any:
-    require_polygraphy(f"{path}: reading {what}")
+    require(f"{path}: reading {what}", "validate", "polygraphy")
     from polygraphy.comparator import RunResults
     from polygraphy.exception import PolygraphyException
     from polygraphy.json import load_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -21,6 +20,7 @@ from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.model.states import input_dtype
 from glm_trt.model.weights import TORCH_DTYPES, as_torch, empty_block, fill_block, load_weights
+from glm_trt.validate.cases import is_small
 from glm_trt.validate.published import PublishedWeights
 
 Array = NDArray[Any]
@@ -29,13 +29,6 @@ Array = NDArray[Any]
 OWN_WEIGHTS = (
     "the bundle's own weights and bindings; that they are the checkpoint's was not checked"
 )
-# Numbers: a model with fewer may be held in float64 as a whole.
-SMALL = 1 << 27
-
-
-def is_small(bundle: Bundle) -> bool:
-    """Whether the whole model is little for any machine."""
-    return sum(math.prod(x.shape) for block in bundle.blocks for x in block.bindings) < SMALL
 
 
 @contextmanager

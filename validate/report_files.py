@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import explain, write_atomically
+from glm_trt.model.requirements import require
 from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.report_text import markdown
 from glm_trt.validate.verdict import Report
@@ -48,10 +48,7 @@ def check_report_place(directory: Path) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise ReportError(f"--report {directory}: expected a directory, found a file")
-    if find_spec("matplotlib") is None:
-        raise MissingCapabilityError(
-            "--report needs matplotlib, which is not installed: pip install 'glm-trt[charts]'"
-        )
+    require("--report", "charts", "matplotlib")
 
 
 def write_report(report: Report, directory: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.backend import Backend
-from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.tensorrt_backend import open_backend
 from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
+from glm_trt.model.requirements import require
 from glm_trt.model.weights import load_weights
 from glm_trt.plugins.common.interpreter import round_to_nearest
 from glm_trt.plugins.common.launch import run
@@ -71,6 +71,8 @@ def open_subject(bundle: Bundle, name: str, dtype: str | None = None) -> Subject
     checkpoints: str = bundle.manifest["checkpoint"]["dtype"]
     if name.startswith("onnxruntime"):
         _require(name, dtype, "float32")
+        from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+
         return OnnxruntimeBackend(bundle, rewrites=name == "onnxruntime", preload=False)
     if name in TENSORRT:
         _require(name, dtype, checkpoints)
@@ -174,6 +176,8 @@ class KernelOperators(EagerOperators):
     ------
     GlmTrtError
         If Triton was imported before, without its interpreter.
+    MissingCapabilityError
+        If there is no Triton.
     """
 
     def __init__(self) -> None:
@@ -183,6 +187,7 @@ class KernelOperators(EagerOperators):
             raise GlmTrtError(
                 "backend 'kernels': set TRITON_INTERPRET=1 before anything imports triton"
             )
+        require("backend 'kernels'", "plugins", "triton")
         round_to_nearest()
         calls = {name: _interpreted(name) for name in CONTRACTS}
         convolve = calls["causal_conv_with_state"]

@@ -15,13 +15,14 @@ from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
 from glm_trt.validate.environment import describe_backend, describe_environment
 from glm_trt.validate.measure import Measures
-from glm_trt.validate.policy import NO_POLICY, RUNTIME, Policy, read_policy
+from glm_trt.validate.policy import NO_POLICY, RUNTIME, read_policy
 from glm_trt.validate.recording import Recorder
 from glm_trt.validate.reference import Reference, fitting_threads
-from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION, read_report
+from glm_trt.validate.report import assemble
+from glm_trt.validate.report_files import read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject
-from glm_trt.validate.verdict import ALLOWED_RATIO, Report, judge, tolerances
+from glm_trt.validate.verdict import ALLOWED_RATIO, Report, tolerances
 from glm_trt.validate.walk import (
     Flow,
     Observation,
@@ -121,15 +122,6 @@ def validate_bundle(
         report["baseline"] = baseline = compare_with_baseline(report, options.baseline, earlier)
         report["ok"] = report["ok"] and baseline["ok"]
     return report
-
-
-def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) -> Report:
-    """The report of what was measured."""
-    layers = {name: layer for name, _, layer in context["kinds"] if layer is not None}
-    judged = judge(measures, policy, layers)
-    report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
-    report |= {name: value for name, value in context.items() if name != "kinds"}
-    return report | {"policy": policy.to_dict(), "baseline": None, "compared": None} | judged
 
 
 def all_blocks(bundle: Bundle) -> list[BundleBlock]:

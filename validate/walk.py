@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from glm_trt.model.errors import BlockError
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
 from glm_trt.validate.choices import CHOSEN_BY
-from glm_trt.validate.reference import EagerBlock, Reference
-from glm_trt.validate.subjects import Subject
+
+if TYPE_CHECKING:  # diff reads observations too, and needs no PyTorch
+    from glm_trt.validate.reference import EagerBlock, Reference
+    from glm_trt.validate.subjects import Subject
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

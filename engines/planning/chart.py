@@ -11,8 +11,9 @@ from glm_trt.engines.planning.gpus import GPUS, find_gpu
 from glm_trt.engines.planning.plan import Plan, weights_in
 from glm_trt.engines.planning.source import Source
 from glm_trt.engines.planning.weights import Weights
-from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import write_atomically
+from glm_trt.model.requirements import require
 
 FORMATS = (".svg", ".png")
 # Okabe and Ito's colours, which colour-blind readers tell apart; light to dark also in grey.
@@ -40,12 +41,7 @@ def check_chart(path: Path) -> None:
         raise GlmTrtError(
             f"--chart: expected a name ending in {' or '.join(FORMATS)}, found {path}"
         )
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingCapabilityError(
-            "--chart needs matplotlib, which is not installed: pip install 'glm-trt[charts]'"
-        ) from None
+    require("--chart", "charts", "matplotlib")
 
 
 def write_chart(path: Path, source: Source, plan: Plan) -> None:

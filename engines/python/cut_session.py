@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.values import ort_value
 from glm_trt.export.passes.lower_opset import lower_opset
 from glm_trt.model.bindings import (
@@ -26,7 +26,7 @@ from glm_trt.model.bindings import (
     is_large_stack,
     release_expert,
 )
-from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from glm_trt.plugins.linear_bodies import OPSET, linear_bodies
 
 Array = NDArray[Any]
 # Operator of stacked experts → that of a linear layer with such weights, and the tensors of one.
@@ -284,6 +284,6 @@ def expert_model(op_type: str, stored: int) -> onnx.ModelProto:
         }}"""
     model = onnx.parser.parse_model(text)
     if linear != "Gemm":
-        model.functions.append(function_bodies()[linear])
+        model.functions.append(linear_bodies()[linear])
     lower_opset(model)
     return model

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.tensorrt_flavours import present_target
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.model.requirements import require
 
 Array = NDArray[Any]
 ALIGNMENT = 256
@@ -66,15 +67,17 @@ class Gpu:
     Parameters
     ----------
     what : needs it; for the error.
+    extra : of this package, that has the bindings; for the error.
 
     Raises
     ------
     MissingCapabilityError
-        If there is no driver or no GPU.
+        If there is no driver, no GPU or no bindings.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, extra: str = "tensorrt") -> None:
         self.target = present_target(what, instead="")
+        require(what, extra, "cuda.bindings.driver")
         from cuda.bindings import driver
 
         self._driver = driver

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
@@ -20,6 +19,7 @@ from glm_trt.engines.python.backend import Array
 from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
 from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narrow_products
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
+from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.scatter import write_caches
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor

@@ -6,11 +6,11 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
+from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.model.states import StateSpec
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import functools
 
 import onnx
 import onnx.parser
-import onnxruntime as ort
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotImplementedByOrt
+
+from glm_trt.engines.python.onnxruntime_module import ort
 
 DOMAIN = "glm_trt.cpu"
 # cache [B, 1, C, D], update [B, 1, T, D], first [B] -> the cache, its T positions from `first` on
@@ -51,7 +51,7 @@ def has_tensor_scatter() -> bool:
     )
     try:
         ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    except NotImplementedByOrt:
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
         return False
     return True
 

@@ -203,7 +203,7 @@ def open_backend(bundle: Bundle, backend: str) -> TensorrtBackend:
     """
     if backend not in BACKENDS:
         raise GlmTrtError(f"backend {backend!r}: expected onnxruntime or {' or '.join(BACKENDS)}")
-    device, dtype = Gpu(f"backend {backend!r}"), bundle.manifest["checkpoint"]["dtype"]
+    device, dtype = Gpu(f"backend {backend!r}", backend), bundle.manifest["checkpoint"]["dtype"]
     make_marked = partial(load_marked, bundle, backend, dtype, device)
     try:
         engines = load_engines(bundle, backend, dtype, device)

@@ -7,8 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+from glm_trt.engines.python.onnxruntime_module import ort
 
 ELEMENT_TYPES: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): onnx.TensorProto.FLOAT,

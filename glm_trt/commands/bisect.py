@@ -19,9 +19,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.progress import Progress
-    from glm_trt.validate.bisect import bisect_bundle, describe_finding
 
     settings = validation_options(options)
+    # Now that there is what it imports.
+    from glm_trt.validate.bisect import bisect_bundle, describe_finding
+
     with Progress("bisect", quiet=options.json) as progress:
         report = bisect_bundle(options.bundle, settings, options.output, progress)
     print(json.dumps(report) if options.json else describe_finding(report))

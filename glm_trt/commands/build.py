@@ -33,11 +33,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.engines.build import BuildOptions, build_engines
+    from glm_trt.engines.tensorrt_flavours import load_flavour
     from glm_trt.plugins.library import find_library
     from glm_trt.progress import Progress, print_table
 
     if options.no_plugins and options.embed_plugins:
         raise GlmTrtError("--embed-plugins: there is nothing to embed with --no-plugins")
+    load_flavour(options.backend)  # without it, a plugin library would not help
     settings = BuildOptions(
         options.backend,
         tuple(options.target) if options.target else None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.requirements import require
 from glm_trt.validate.names import SUBJECTS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -63,7 +64,11 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
 
 
 def validation_options(options: argparse.Namespace) -> Any:
-    """`ValidationOptions` of what `add_subject` declared, and of `--text` where there is one."""
+    """`ValidationOptions` of what `add_subject` declared, and of `--text` where there is one.
+
+    Raises MissingCapabilityError where the eager model cannot be run.
+    """
+    require(options.command, "validate", "torch", "onnxscript")
     from glm_trt.validate.cases import LONGEST, CaseOptions, read_text
     from glm_trt.validate.subjects import default_subject
     from glm_trt.validate.validation import ValidationOptions

@@ -35,14 +35,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.progress import Progress
-    from glm_trt.validate.polygraphy_files import is_installed
-    from glm_trt.validate.validation import validate_bundle
 
     settings = replace(
         validation_options(options), policy=options.policy, baseline=options.baseline,
         save=options.save,
     )  # fmt: skip
     check_report(options)
+    # Now that there is what they import.
+    from glm_trt.validate.polygraphy_files import is_installed
+    from glm_trt.validate.validation import validate_bundle
+
     with Progress("validate", quiet=options.json) as progress:
         report = validate_bundle(options.bundle, settings, progress)
     if options.save and not is_installed():

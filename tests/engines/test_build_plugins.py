@@ -34,7 +34,8 @@ from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.presets import preset_config
-from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from glm_trt.plugins.linear_bodies import OPSET
+from glm_trt.plugins.onnx_bodies import function_bodies
 from glm_trt.plugins.operators import CONTRACTS
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")

@@ -22,7 +22,8 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
-from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from glm_trt.plugins.linear_bodies import OPSET
+from glm_trt.plugins.onnx_bodies import function_bodies
 
 TOLERANCE = 1e-6
 EXPERTS, HIDDEN, WIDTH, TOP_K = 8, 20, 12, 3

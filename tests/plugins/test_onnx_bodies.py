@@ -10,7 +10,8 @@ import torch
 from onnx import helper
 from test_operators import CASES, as_tuple
 
-from glm_trt.plugins.onnx_bodies import OPSET, function_bodies
+from glm_trt.plugins.linear_bodies import OPSET
+from glm_trt.plugins.onnx_bodies import function_bodies
 from glm_trt.plugins.operators import CONTRACTS
 
 BODIES = function_bodies()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -178,8 +179,11 @@ def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "file").write_text("x")
     with pytest.raises(ReportError, match="expected a directory, found a file"):
         check_report_place(tmp_path / "file")
-    monkeypatch.setattr(report_files, "find_spec", lambda name: None)
-    with pytest.raises(MissingCapabilityError, match="matplotlib"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        MissingCapabilityError,
+        match=r"matplotlib, which is not installed: pip install 'glm-trt\[charts\]'",
+    ):
         check_report_place(tmp_path / "new")
 
 

@@ -136,12 +136,12 @@ def test_the_command_says_it(made: Made, capsys: pytest.CaptureFixture[str]) -> 
 PEAK = """
 import sys
 from pathlib import Path
-from glm_trt.validate import reference, runtime_check
+from glm_trt.validate import cases, runtime_check
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 # As a model that is not small: the runtime, which holds every weight, is not run.
-runtime_check.MOST_WEIGHTS = reference.SMALL = 0
+runtime_check.MOST_WEIGHTS = cases.SMALL = 0
 options = ValidationOptions(sys.argv[2], cases=CaseOptions(longest=1))
 assert validate_bundle(Path(sys.argv[1]), options)["ok"]
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
