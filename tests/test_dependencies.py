@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -16,6 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Not installed by make: an alternative to `cpu`, and what only its vendor's index has.
 ELSEWHERE = ("gpu", "tensorrt")
+REQUIRE = ("require", "require_installed")
 
 
 def constraints() -> dict[str, Version]:
@@ -64,9 +66,26 @@ def test_running_needs_neither_torch_nor_an_onnxruntime() -> None:
 def test_extras_by_role() -> None:
     assert closure("cpu") == {"onnxruntime"}
     assert closure("gpu") == {"onnxruntime-gpu"}
-    assert closure("charts") | closure("export") == closure("validate")
+    polygraphy = {"polygraphy", "onnx-graphsurgeon"}
+    assert closure("charts") | closure("export") | polygraphy == closure("validate")
     everything = closure("all")
     for extra in EXTRAS:
         if extra not in (*ELSEWHERE, "dev"):
             assert closure(extra) <= everything, extra
     assert "onnxruntime-gpu" not in everything  # two packages, one module
+
+
+def test_an_extra_that_an_error_names_has_the_module() -> None:
+    """Of each call of `require` in the package whose extra is written there."""
+    distributions = {"cuda": "cuda-bindings"}
+    checked = set()
+    for folder in ("glm_trt", "model", "plugins", "export", "engines", "validate"):
+        for path in (ROOT / folder).glob("**/*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in REQUIRE:
+                    extra, *modules = [getattr(given, "value", None) for given in node.args[1:]]
+                    for module in modules if isinstance(extra, str) else ():
+                        name = module.partition(".")[0]
+                        assert distributions.get(name, name) in closure(extra), (path, module)
+                        checked.add((extra, name))
+    assert {("export", "torch"), ("validate", "torch"), ("plugins", "triton")} <= checked
