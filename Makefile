@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel test test-all mutations bench gpu lint constraints clean
+.PHONY: help setup plugins export engines validate report run runtime runtime-test fuzz install wheel wheel-python test test-all mutations bench gpu lint constraints clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -69,6 +69,9 @@ runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and U
 wheel: plugins ## a wheel with the plugin library and the C++ runtime, in dist
 	$(MAKE) install PREFIX=build/runtime-installed
 	$(BIN)/python -P -m glm_trt.engines.build_wheel --runtime build/runtime-installed
+
+wheel-python: setup ## a wheel for any machine, in dist: exports, validates, runs on onnxruntime
+	$(BIN)/python -P -m glm_trt.engines.build_wheel --python-only
 
 fuzz: setup ## a million cases of each fuzzer of the C++ runtime
 	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests

@@ -6,15 +6,18 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from bundles import LENGTH, make_checkpoint
 
 import glm_trt
+from glm_trt.engines.build_wheel import build_wheel
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ("model", "plugins", "export", "engines", "validate")
 WITHOUT = ROOT / "tests" / "support" / "without.py"
 # What the package itself does not require, but for onnxruntime.
 ABSENT = (
@@ -88,6 +91,35 @@ def test_bundles_give_the_same_tokens(bundles: list[Path]) -> None:
     found = json.loads(output)
     assert found["tokens"] == expected
     assert len(found["chat"]) == 4
+
+
+def test_a_wheel_of_python_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Unpacked, it is the whole package, its data files included."""
+    wheel = build_wheel(tmp_path, None)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
+    assert not [name for name in names if name.endswith(".so")]
+    sources = [
+        *(
+            f"glm_trt/{path.relative_to(ROOT)}"
+            for of in FOLDERS
+            for path in (ROOT / of).rglob("*.py")
+        ),
+        *(str(path.relative_to(ROOT)) for path in (ROOT / "glm_trt").glob("*.py")),
+        *(str(path.relative_to(ROOT)) for path in (ROOT / "glm_trt" / "commands").glob("*.py")),
+    ]
+    assert set(sources) <= set(names) and len(sources) > 150
+    package = f"sys.path.insert(0, {str(tmp_path / 'installed')!r})"
+    script = (
+        f"import sys\n{package}\nimport glm_trt\nassert 'installed' in glm_trt.__file__\n{RUNS}"
+    )
+    code, output, errors = without(*ABSENT, code=script, arguments=(str(tiny_bundle),))
+    assert code == 0, errors
+    with glm_trt.load(tiny_bundle) as runtime:
+        expected = runtime.generate([IDS], max_new_tokens=6)[0]
+    assert json.loads(output)["tokens"] == {str(tiny_bundle): expected}
 
 
 def test_who_imports_is_named() -> None:

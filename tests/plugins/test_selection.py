@@ -157,7 +157,7 @@ def test_partial_library_is_no_whole_one(
         libraries.find_library()
     (tmp_path / "include").mkdir()
     with pytest.raises(MissingCapabilityError, match="holds only some of the kernels"):
-        build_wheel.build_wheel(tmp_path / "dist", library, tmp_path)
+        build_wheel.build_wheel(tmp_path / "dist", build_wheel.Libraries(library, tmp_path))
     with pytest.raises(MissingCapabilityError, match="lacks kernels for sm120; build one"):
         build_engines(tiny_bundle, BuildOptions(targets=("sm120",), plugins=library))
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from glm_trt.engines.build_runtime import cmake_command
-from glm_trt.engines.build_wheel import build_wheel
+from glm_trt.engines.build_wheel import Libraries, build_wheel
 from glm_trt.model.errors import MissingCapabilityError
 
 ROOT = Path(__file__).parents[3]
@@ -169,14 +169,14 @@ def test_the_command(installed: Path, tmp_path: Path, tiny_bundle: Path) -> None
 
 def test_a_wheel_wants_every_kernel(installed: Path, library: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingCapabilityError, match=r"only some of the kernels.*make plugins"):
-        build_wheel(tmp_path / "dist", library, installed)
+        build_wheel(tmp_path / "dist", Libraries(library, installed))
     assert not (tmp_path / "dist").exists()
 
 
 @pytest.mark.slow
 def test_the_wheel(installed: Path, whole_library: Path, tmp_path: Path) -> None:
     """It carries both libraries, which are found where it is unpacked."""
-    wheel = build_wheel(tmp_path / "dist", whole_library, installed)
+    wheel = build_wheel(tmp_path / "dist", Libraries(whole_library, installed))
     assert "none-any" not in wheel.name
     place = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
