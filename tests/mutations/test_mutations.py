@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import FAULTS
+from fork_server import ForkServer
 from mutations import ROOT, Mutation, MutationError, read_mutations, reason_not_run
 from run import CAUGHT, ERROR, SURVIVED, run_in
 
@@ -65,5 +66,6 @@ def test_the_runner_tells_caught_from_missed(tmp_path: Path, wrong: str, verdict
     (tmp_path / "test_code.py").write_text("from code_ import two\ndef test(): assert two == 2\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     mutation = Mutation("x", "area", "test_code.py::test", "code_.py", "1 + 1", wrong)
-    assert run_in(tmp_path, mutation)[0] == verdict
+    with ForkServer(()) as server:
+        assert run_in(server, tmp_path, mutation)[0] == verdict
     assert (tmp_path / "code_.py").read_text() == "two = 1 + 1\n"
