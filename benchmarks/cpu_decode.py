@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
-from glm_trt.engines.python.session import GenerateOptions
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.config import ModelConfig
 

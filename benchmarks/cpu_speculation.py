@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 import glm_trt
+from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
-from glm_trt.engines.python.session import GenerateOptions
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glm_trt.engines.python.request import GenerateOptions
     from glm_trt.engines.python.runtime import Runtime
     from glm_trt.engines.python.sampling import Sampling
-    from glm_trt.engines.python.session import GenerateOptions, Session
+    from glm_trt.engines.python.session import Session
 
 __version__ = "0.1.0"
 __all__ = ["GenerateOptions", "Sampling", "Session", "__version__", "load"]
 
 # Public names and where they are; loaded when first used, so that `import glm_trt` is instant.
 _PUBLIC = {
-    "GenerateOptions": "glm_trt.engines.python.session",
+    "GenerateOptions": "glm_trt.engines.python.request",
     "Sampling": "glm_trt.engines.python.sampling",
     "Session": "glm_trt.engines.python.session",
 }

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm_trt.chat_input import turns
+from glm_trt.engines.python.request import CANCELLED, GenerateOptions, Request, Token
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
-from glm_trt.engines.python.session import CANCELLED, GenerateOptions, Request, Session, Token
+from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.text import Text
 from glm_trt.model.errors import GlmTrtError
 

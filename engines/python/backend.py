@@ -82,6 +82,22 @@ class Batch(Protocol):
         """
         ...
 
+    def align(self, count: int, *, first: int = 0) -> None:
+        """Make rows ready for a common pass: what they hold stays the same. `step` does it too, but
+        where that was needed the pass cannot be taken back.
+        """
+        ...
+
+    def standing(self) -> Any:
+        """What every row holds, for `return_to`; no state is copied."""
+        ...
+
+    def return_to(self, standing: Any) -> None:
+        """Take back one `step` over aligned rows, finished or broken off anywhere, and what it was
+        followed by; also what was done since to rows that were empty or are no longer wanted.
+        """
+        ...
+
     def clear(self, row: int) -> None:
         """Begin an empty sequence in `row`."""
         ...

@@ -104,7 +104,7 @@ class OnnxruntimeBatch:
         self.lengths = np.zeros(rows, np.int64)
         self._prediction_lengths = np.zeros(rows, np.int64)
         self._turns = np.zeros(rows, np.int64)
-        self._capacity = _rounded(max(capacity, 1))
+        self._capacity = self._wanted = _rounded(max(capacity, 1))
         blocks = [*self._bundle.blocks, *(self._bundle.prediction_blocks if predict else ())]
         self._states = {
             block.name: _LayerStates(self._bundle.states(block), rows, self._capacity)
@@ -129,7 +129,8 @@ class OnnxruntimeBatch:
         key = ("step", first, count, added, kept, capacity)
         latest = self._pass(key, lambda: _Pass(self._backend, self._states, *key[1:]))
         self._latest = latest
-        latest.run(ids, past, appended, self._aligned(rows))
+        self.align(count, first=first)
+        latest.run(ids, past, appended, int(self._turns[first]))
         self.lengths[rows] = past + appended
         self._turns[rows] ^= self._has_turns
         return latest.logits(appended)
@@ -166,6 +167,27 @@ class OnnxruntimeBatch:
         prediction = self._prediction(before.rows.start, len(ids), 1, capacity)
         return prediction.run(ids, before.last.copy(), past, np.ones(len(ids), np.int64))
 
+    def align(self, count: int, *, first: int = 0) -> None:
+        """As in `Batch`: rows whose states are in the other turn's buffers than the first one's are
+        copied.
+        """
+        turns = self._turns[first : first + count]
+        turn = int(turns[0])
+        for row in (first + np.flatnonzero(turns != turn)).tolist():
+            for states in self._states.values():
+                states.copy(row, row, turn ^ 1, turn, 0)
+            self._turns[row] = turn
+
+    def standing(self) -> tuple[Array, Array, Array]:
+        """As in `Batch`. A pass writes caches behind the length and other states to the buffers of
+        the other turn, so that the numbers alone lead back.
+        """
+        return self.lengths.copy(), self._prediction_lengths.copy(), self._turns.copy()
+
+    def return_to(self, standing: tuple[Array, Array, Array]) -> None:
+        """As in `Batch`."""
+        self.lengths[:], self._prediction_lengths[:], self._turns[:] = standing
+
     def clear(self, row: int) -> None:
         """As in `Batch`."""
         self.lengths[row] = self._prediction_lengths[row] = self._turns[row] = 0
@@ -197,25 +219,17 @@ class OnnxruntimeBatch:
 
     def _reserve(self, rows: slice, length: int) -> int:
         """Make room for `length` positions; how many a pass over `rows` should see."""
-        if length > self._capacity:
+        if length > self._wanted:
             # One row sees but what it needs, so it may have more to spare.
             spare = length // 8 if len(self.lengths) == 1 else 0
-            self._capacity = _rounded(length + spare)
+            self._wanted = _rounded(length + spare)
+        if self._capacity != self._wanted:  # also where growing was broken off
             self._passes.clear()
             for states in self._states.values():
-                states.grow(self._capacity)
+                states.grow(self._wanted)
+            self._capacity = self._wanted
         single = rows.stop - rows.start == 1
         return min(_rounded(length), self._capacity) if single else self._capacity
-
-    def _aligned(self, rows: slice) -> int:
-        """The turn of all `rows`, after copying what is in the other one."""
-        turns = self._turns[rows]
-        turn = int(turns[0])
-        for row in np.flatnonzero(turns != turn) + rows.start:
-            for states in self._states.values():
-                states.copy(row, row, turn ^ 1, turn, 0)
-            self._turns[row] = turn
-        return turn
 
     def _pass(self, key: tuple[Any, ...], make: Any) -> Any:
         if key not in self._passes:

@@ -11,7 +11,7 @@ are the same.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +74,19 @@ class Drafts:
         self.statistics = Statistics(drafted=[0] * count, accepted=[0] * count)
         self._batch = batch
         self._drafts: dict[Drafted, list[int]] = {}
+
+    def standing(self) -> tuple[dict[Drafted, list[int]], Statistics]:
+        """What is proposed and counted so far, for `return_to`."""
+        of = self.statistics
+        return self._drafts.copy(), replace(of, drafted=[*of.drafted], accepted=[*of.accepted])
+
+    def return_to(self, standing: tuple[dict[Drafted, list[int]], Statistics]) -> None:
+        """Take back what came since; who looks at `statistics` sees it."""
+        drafts, statistics = standing
+        self._drafts = drafts.copy()
+        for of in fields(statistics):
+            value = getattr(statistics, of.name)
+            setattr(self.statistics, of.name, [*value] if isinstance(value, list) else value)
 
     def prefill(self, following: NDArray[np.int64]) -> None:
         """After a part of a prompt: following [1, S] are the tokens behind each of its tokens."""

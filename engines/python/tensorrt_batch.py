@@ -270,6 +270,23 @@ class TensorrtBatch:
         for row in self._rows:
             row.memory.free()
 
+    def align(self, count: int, *, first: int = 0) -> None:
+        """As in `Batch`: nothing to do, as each row has passes of its own."""
+
+    def standing(self) -> tuple[list[tuple[_Row, int]], Array, Array]:
+        """As in `Batch`. A pass writes caches behind the length and other states to the buffers of
+        the other turn, so that rows, turns and lengths lead back.
+        """
+        rows = [(row, row.turn) for row in self._rows]
+        return rows, self.lengths.copy(), self._prediction_lengths.copy()
+
+    def return_to(self, standing: tuple[list[tuple[_Row, int]], Array, Array]) -> None:
+        """As in `Batch`."""
+        rows, self.lengths[:], self._prediction_lengths[:] = standing
+        self._rows[:] = [row for row, _ in rows]
+        for row, turn in rows:
+            row.turn = turn
+
     def clear(self, row: int) -> None:
         """As in `Batch`."""
         self.lengths[row] = self._prediction_lengths[row] = 0

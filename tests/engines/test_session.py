@@ -13,9 +13,10 @@ from checkpoints import make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 
 import glm_trt
+from glm_trt.engines.python.request import GenerateOptions, Request, Token
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
-from glm_trt.engines.python.session import GenerateOptions, Request, Session, Token
+from glm_trt.engines.python.session import Session
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import GlmTrtError

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import glm_trt
+from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.sampling import Sampling
-from glm_trt.engines.python.session import GenerateOptions, Session
+from glm_trt.engines.python.session import Session
 
 
 def test_names() -> None:

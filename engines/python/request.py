@@ -1,0 +1,234 @@
+"""One request of a session: what it wants, what came of it, states for another to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glm_trt.engines.python.backend import RowState
+from glm_trt.engines.python.sampling import Sampling, choose, log_probabilities
+from glm_trt.engines.python.stopping import StopStrings
+from glm_trt.engines.python.text import TextStream
+from glm_trt.model.errors import GlmTrtError
+
+STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
+NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What a request wants.
+
+    Parameters
+    ----------
+    max_new_tokens : how many at most.
+    sampling : how each is drawn; greedy by default.
+    stop : texts at which it ends; they are not part of its text.
+    eos_token_ids : tokens at which it ends, the bundle's own if None.
+    logprobs : give log-probabilities: of each token, and of so many of the most probable ones. None
+        for none at all.
+    keep : keep its states as `Request.snapshot` when it has ended, for a request that goes on.
+    """
+
+    max_new_tokens: int = 32
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] | None = None
+    logprobs: int | None = None
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what no other class does."""
+        for name in ("max_new_tokens", "logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise GlmTrtError(f"{name}: expected 0 or more, found {value}")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a request, as `on_token` gets it.
+
+    Attributes
+    ----------
+    token_id : the token.
+    text : what is new of the request's text: not always the token's own, as characters may be
+        spread over tokens, and text that may begin a stop string is held back. None without a
+        tokenizer.
+    logprob : natural logarithm of the model's probability of it; None unless asked for.
+    top_logprobs : the most probable tokens with theirs.
+    finish_reason : "stop" (an end token or a stop string), "length", "cancelled"; None if it goes
+        on.
+    """
+
+    token_id: int
+    text: str | None
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The states of a sequence, and the tokens that they hold. Any number of requests may go on
+    from one.
+    """
+
+    tokens: tuple[int, ...]
+    state: RowState
+
+    def reusable(self, prompt: Sequence[int], predict: bool) -> tuple[int, int]:
+        """How many of the prompt's tokens need not be run again, by the decoder and by the
+        prediction layer. The last one is always run, for its logits.
+        """
+        most = min(len(prompt) - 1, self.state.length)
+        common = next((i for i in range(most) if self.tokens[i] != prompt[i]), most)
+        if predict:
+            # The prediction layer has seen each token with its follower, and must see every hidden
+            # state that the decoder gives from here on.
+            common = min(max(common - 1, 0), self.state.prediction_length)
+        if not self.state.cuttable and common != self.state.length:
+            common = 0
+        return common, common if predict else 0
+
+
+class Mark(NamedTuple):
+    """How far a request was; see `Request.return_to`."""
+
+    tokens: int
+    finish_reason: str | None
+
+
+class Request:
+    """One sequence of a session. Made by `Session.submit`.
+
+    Attributes
+    ----------
+    prompt : its IDs.
+    tokens : the new ones so far.
+    text : their text, None without a tokenizer.
+    logprobs, top_logprobs : of each token, if asked for.
+    finish_reason : None until it has ended.
+    reused : how many of the prompt's tokens came from a snapshot.
+    snapshot : its states at the end, with `GenerateOptions.keep`.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        options: GenerateOptions,
+        eos_token_ids: frozenset[int],
+        new_stream: Callable[[], TextStream] | None,
+        on_token: Callable[[Token], None] | None,
+    ) -> None:
+        self.prompt, self.options = prompt, options
+        self.tokens: list[int] = []
+        self.text: str | None = None
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
+        self.finish_reason: str | None = None
+        self.reused = 0
+        self.snapshot: Snapshot | None = None
+        self._eos, self._new_stream, self._on_token = eos_token_ids, new_stream, on_token
+        self._stream: TextStream | None = None
+        self._stops = StopStrings(options.stop)
+        self._cancelled = False
+        self._delivered = 0  # tokens that `on_token` has had
+        self._read_anew([])
+
+    @property
+    def sequence(self) -> list[int]:
+        """Prompt and new tokens."""
+        return self.prompt + self.tokens
+
+    @property
+    def length(self) -> int:
+        """How many tokens that is."""
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, or will with the session's next step."""
+        return self._cancelled or self.finish_reason is not None
+
+    def cancel(self) -> None:
+        """End it before the session's next pass; from any thread, and in `on_token`."""
+        self._cancelled = True
+
+    def choose(self, logits: Any, drafts: Sequence[int] = ()) -> int:
+        """The token behind the sequence and `drafts`, from logits [vocab]."""
+        sampling, position = self.options.sampling, self.length + len(drafts)
+        if sampling.repetition_penalty == 1:
+            return choose(logits, sampling, position, NOTHING)
+        return choose(logits, sampling, position, np.array([*self.sequence, *drafts]))
+
+    def take(self, token: int, logits: Any, room: bool) -> Token:
+        """Append `token`, chosen from logits [vocab]; without `room` for another it ends there."""
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        if self.options.logprobs is not None:
+            logprob, best = log_probabilities(logits, token, self.options.logprobs)
+            top = tuple(best)
+            self.logprobs.append(logprob)
+            self.top_logprobs.append(top)
+        self.tokens.append(token)
+        if token in self._eos:
+            self.finish_reason = STOP
+        elif not room or len(self.tokens) >= self.options.max_new_tokens:
+            self.finish_reason = LENGTH
+        return Token(token, self._new_text(token), logprob, top, self.finish_reason)
+
+    def deliver(self, token: Token) -> BaseException | None:
+        """Give the newest token to `on_token`, unless it had it before a pass was taken back.
+
+        What `on_token` raises ends this request, and is returned: the other rows of the pass are to
+        get their tokens first.
+        """
+        if self._on_token is None or self._delivered >= len(self.tokens):
+            return None
+        try:
+            self._delivered += 1
+            self._on_token(token)
+        except BaseException as error:  # Ctrl-C is one, and no less to be kept for later
+            self.cancel()
+            return error
+        return None
+
+    def mark(self) -> Mark:
+        """How far it is."""
+        return Mark(len(self.tokens), self.finish_reason)
+
+    def return_to(self, mark: Mark) -> None:
+        """Take back what came since. A request that was cancelled keeps what was delivered."""
+        if mark.finish_reason is not None:
+            return  # nothing comes of a request that has ended
+        count = max(mark.tokens, self._delivered) if self._cancelled else mark.tokens
+        self._read_anew(self.tokens[:count])
+        self.finish_reason = None
+        for values in (self.tokens, self.logprobs, self.top_logprobs):
+            del values[count:]
+
+    def _read_anew(self, tokens: list[int]) -> None:
+        """Text, and what may begin a stop string, as they are behind `tokens`."""
+        if self._new_stream is None:
+            return
+        stream, stops = self._new_stream(), StopStrings(self.options.stop)
+        text = "".join([stops.feed(stream.feed(token)) for token in tokens])
+        self._stream, self._stops, self.text = stream, stops, text
+
+    def _new_text(self, token: int) -> str | None:
+        """What `token` adds to the text; a stop string in it ends the request."""
+        if self._stream is None or self.text is None:
+            return None
+        piece = self._stops.feed(self._stream.feed(token))
+        if self.finish_reason is not None:
+            piece += self._stops.feed(self._stream.rest())
+        if self._stops.found:
+            self.finish_reason = STOP
+        elif self.finish_reason is not None:
+            piece += self._stops.rest()
+        self.text += piece
+        return piece
