@@ -37,6 +37,7 @@ def load(
     bundle: str | Path,
     backend: str = "onnxruntime",
     *,
+    provider: str | None = None,
     checkpoint: str | Path | None = None,
     threads: int | None = None,
 ) -> Runtime:
@@ -47,6 +48,8 @@ def load(
     bundle : directory that `glm-trt export` wrote; every hash in it is checked.
     backend : "onnxruntime", on any machine; "tensorrt" or "tensorrt-rtx" run the bundle's engines
         for the GPU that is present, in the checkpoint's dtype.
+    provider : onnxruntime's execution provider: "cpu", the default, in float32; "cuda" or
+        "tensorrt", in the checkpoint's dtype, which the package onnxruntime-gpu has.
     checkpoint : where the weights lie, if not where the bundle says.
     threads : CPU threads of onnxruntime, all cores if None.
 
@@ -55,16 +58,22 @@ def load(
     BundleError
         If anything in the bundle or its checkpoint is missing or altered.
     MissingCapabilityError
-        If the backend cannot run here.
+        If the backend or the provider cannot run here; none is put in the place of another.
+    GlmTrtError
+        If there is no such backend or provider, or a provider is named for another backend.
     """
     # Loaded here so that `import glm_trt` is instant.
     from glm_trt.engines.bundle import Bundle
     from glm_trt.engines.python.runtime import Runtime
+    from glm_trt.model.errors import GlmTrtError
 
     if backend == "onnxruntime":
         from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 
-        return Runtime(OnnxruntimeBackend(Bundle.open(bundle, checkpoint), threads))
+        opened = Bundle.open(bundle, checkpoint)
+        return Runtime(OnnxruntimeBackend(opened, threads, provider=provider or "cpu"))
+    if provider is not None:
+        raise GlmTrtError(f"provider {provider!r}: for the backend onnxruntime, not for {backend}")
     from glm_trt.engines.python.tensorrt_backend import open_backend
 
     return Runtime(open_backend(Bundle.open(bundle, checkpoint), backend))

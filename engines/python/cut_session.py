@@ -161,10 +161,6 @@ class CutBinding:
         else:
             self.inputs[name] = value
 
-    def bind_cpu_input(self, name: str, array: Array) -> None:
-        """An array, which is copied."""
-        self.inputs[name] = ort_value(array.copy())
-
     def bind_ortvalue_output(self, name: str, value: ort.OrtValue) -> None:
         """Where to write."""
         self.outputs[name] = value
@@ -173,9 +169,9 @@ class CutBinding:
         """To be written to memory of onnxruntime's."""
         self.outputs[name] = None
 
-    def copy_outputs_to_cpu(self) -> list[Array]:
+    def get_outputs(self) -> list[ort.OrtValue]:
         """The outputs in the order in which they were bound."""
-        return [self.results[name].numpy() for name in self.outputs]
+        return [self.results[name] for name in self.outputs]
 
 
 def _run(

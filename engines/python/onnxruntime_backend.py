@@ -1,6 +1,8 @@
-"""Running a bundle on onnxruntime's CPU provider: float32, on any machine.
+"""Running a bundle on onnxruntime: on its CPU provider in float32, on any machine; on another one
+in the checkpoint's dtype.
 
-One session a block kind, shared by its layers. Weights are mapped or converted once.
+One session a block kind, shared by its layers. Weights are mapped or converted once, and lie where
+the sessions run.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import onnx
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.backend import Array
+from glm_trt.engines.python.contrib_linear import reads_opset, use_contrib_linear
 from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
 from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narrow_products
+from glm_trt.engines.python.memory import HostMemory, Memory, ProviderMemory
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
 from glm_trt.engines.python.onnxruntime_module import ort
+from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.scatter import write_caches
-from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
+from glm_trt.engines.python.values import ELEMENT_TYPES, array_of, ort_value
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
-from glm_trt.model.errors import BlockError, BundleError
+from glm_trt.model.errors import BlockError, BundleError, MissingCapabilityError
 
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 # Tokens of one sequence in a pass. Fewer than the least would be slower than the memory is worth.
 SCORES_BYTES, LEAST_TOKENS, MOST_TOKENS = 1 << 27, 32, 512
 
@@ -41,9 +47,19 @@ class OnnxruntimeBackend:
         kernel's layout: copied, where a float32 bundle with stacked experts is mapped otherwise.
         False runs the graphs as they are, which computes every expert for every token.
     preload : load the weights of every block of a pass now, not when it first runs.
-    """
+    provider : one of `PROVIDERS`. On another one than the CPU's the graphs run as they are in the
+        bundle, and weights, states and what layers hand on live on its device.
+    memory : where they live, if not where the provider says; for tests.
 
-    dtype = DTYPE
+    Raises
+    ------
+    GlmTrtError
+        If there is no such provider.
+    MissingCapabilityError
+        If it cannot be had on this machine.
+    BundleError
+        If the bundle has no graphs in the dtype, or onnxruntime refuses one.
+    """
 
     def __init__(
         self,
@@ -51,18 +67,25 @@ class OnnxruntimeBackend:
         threads: int | None = None,
         rewrites: bool = True,
         preload: bool = True,
+        provider: str = "cpu",
+        memory: Memory | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.provider = bundle, Provider(provider)
+        self.dtype = DTYPE if self.provider.is_cpu else bundle.manifest["checkpoint"]["dtype"]
+        on_host = HostMemory() if self.provider.is_cpu else None
+        self.memory: Memory = memory or on_host or ProviderMemory(self.provider)
+        rewrites = rewrites and isinstance(self.memory, HostMemory)  # they are for CPU kernels
         # As many parts of an expert as threads, if its width can be cut so.
         threads = threads or len(os.sched_getaffinity(0))
         self._parts = math.gcd(threads, bundle.config.moe_intermediate_size)
+        parts = self._parts if rewrites else None
         self._make_session = partial(
-            _make_session, bundle, threads, self._parts if rewrites else None
+            _make_session, bundle, self.provider, self.dtype, threads, parts
         )
         self._sessions: dict[str, ort.InferenceSession | CutSession] = {}
         self._inputs: dict[str, dict[str, str]] = {}
         self._weights: dict[str, dict[str, Any]] = {}
-        self._shared: dict[tuple[Any, ...], tuple[ort.OrtValue, Array]] = {}
+        self._shared: dict[tuple[Any, ...], tuple[ort.OrtValue, Any]] = {}
         self._marked: dict[str, tuple[str, ...]] = {}
         for block in bundle.blocks if preload else ():
             self._load(block)
@@ -82,16 +105,14 @@ class OnnxruntimeBackend:
             return binding.name, MappedExperts(binding, self.bundle.weights, session.stored)
         parted = (r.PARTED_GATE_UP, r.PARTED_DOWN)
         suffix = next((suffix for suffix in parted if binding.name + suffix in inputs), "")
-        # None: as it is stored.
-        dtype = DTYPE if inputs.get(binding.name + suffix) == "tensor(float)" else None
+        dtype = _DTYPES.get(inputs.get(binding.name + suffix, ""))  # None: as it is stored
         key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix, dtype)
         if key not in self._shared:  # a tied head is the embedding's own tensor
             if suffix:
                 array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
             else:
                 array = bound_tensor(binding, self.bundle.weights, dtype)
-            # onnxruntime does not keep a mapped array alive.
-            self._shared[key] = ort_value(array), array
+            self._shared[key] = self.memory.weight(array)
         return binding.name + suffix, self._shared[key][0]
 
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
@@ -140,13 +161,15 @@ class OnnxruntimeBackend:
         return self._sessions[block.kind], self._weights[block.name]
 
     def run_block(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
-        """As in `Backend`, on copies of the inputs."""
+        """As in `Backend`; the inputs are only read."""
         session, weights = self.session(block)
         binding = session.io_binding()
         for name, value in weights.items():
             binding.bind_ortvalue_input(name, value)
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        values = {name: ort_value(array) for name, array in arrays.items()}  # hold no array
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
         names = [output.name for output in session.get_outputs()]
         for name in names:
             binding.bind_output(name)
@@ -158,7 +181,7 @@ class OnnxruntimeBackend:
             if math.prod(x.shape) > LARGE and not x.name.startswith(EXPERTS_PREFIX):
                 for name in x.tensors:  # where it is mapped: who compares maps it once more
                     self.bundle.weights.release(name)
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        return dict(zip(names, map(array_of, binding.get_outputs()), strict=True))
 
 
 def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
@@ -168,8 +191,9 @@ def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _make_session(
-    bundle: Bundle, threads: int, parts: int | None, block: BundleBlock, marked: tuple[str, ...]
-) -> ort.InferenceSession | CutSession:
+    bundle: Bundle, provider: Provider, dtype: str, threads: int, parts: int | None,
+    block: BundleBlock, marked: tuple[str, ...],
+) -> ort.InferenceSession | CutSession:  # fmt: skip
     """A session for the block's kind; of the rewritten graph if there are `parts` to cut the
     experts into.
     """
@@ -180,18 +204,23 @@ def _make_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # errors are raised; who asked says them
 
-    path = bundle.graph_path(block.kind, DTYPE)
+    path = bundle.graph_path(block.kind, dtype)
 
     def made(model: onnx.ModelProto) -> ort.InferenceSession:
         model = write_caches(model)
         _mark(model, marked)
         graph = model.SerializeToString()
         try:
-            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            return provider.session(graph, options)
+        except MissingCapabilityError:
+            raise
         except Exception as error:  # onnxruntime's own have no base but this
             raise BundleError(f"{path}: refused by onnxruntime: {error}") from None
 
     model = onnx.load_model_from_string(path.read_bytes())
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if not provider.is_cpu or not reads_opset(opset):
+        model = use_contrib_linear(model)
     if parts is None:
         return made(model)
 

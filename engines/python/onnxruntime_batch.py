@@ -1,4 +1,7 @@
-"""States and passes of the onnxruntime backend: buffers bound once, caches written in place."""
+"""States and passes of the onnxruntime backend: buffers bound once, caches written in place.
+
+Where the buffers live, on the host or on a device, is known to `Memory` alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
-from glm_trt.engines.python.onnxruntime_module import ort
-from glm_trt.model.states import StateSpec
+from glm_trt.engines.python.memory import Memory
+from glm_trt.engines.python.values import array_of
+from glm_trt.model.states import StateSpec, input_dtype
 
 if TYPE_CHECKING:
     from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
@@ -29,30 +33,34 @@ class _LayerStates:
     read and written by turns: a node may still read what another one would have overwritten.
     """
 
-    def __init__(self, specs: tuple[StateSpec, ...], rows: int, capacity: int) -> None:
+    def __init__(
+        self, backend: OnnxruntimeBackend, specs: tuple[StateSpec, ...], rows: int, capacity: int
+    ) -> None:
+        self._memory, self._dtype = backend.memory, backend.dtype
         self._specs, self._rows = specs, rows
-        self._buffers: dict[str, list[Array]] = {
-            spec.name: [
-                np.zeros(spec.shape(rows, capacity), np.float32)
-                for _ in range(1 if spec.has_capacity else 2)
-            ]
+        self._buffers: dict[str, list[Any]] = {
+            spec.name: [self._empty(spec, capacity) for _ in range(1 if spec.has_capacity else 2)]
             for spec in specs
         }
+
+    def _empty(self, spec: StateSpec, capacity: int) -> Any:
+        dtype = input_dtype(spec.name, self._dtype)
+        return self._memory.zeros(spec.shape(self._rows, capacity), dtype)
 
     @property
     def has_turns(self) -> bool:
         """Whether any state is read and written by turns."""
         return any(len(buffers) == 2 for buffers in self._buffers.values())
 
-    def views(self, turn: int, rows: slice, capacity: int) -> dict[str, Array]:
+    def views(self, turn: int, rows: slice, capacity: int) -> dict[str, Any]:
         """What passes of this turn (0 or 1) read and those of the other write, by name. One row may
         see less than the whole capacity.
         """
         views = {}
         for spec in self._specs:
             buffers = self._buffers[spec.name]
-            view = buffers[turn % len(buffers)][rows]
-            views[spec.name] = view[:, :, :capacity] if spec.has_capacity else view
+            length = capacity if spec.has_capacity else None
+            views[spec.name] = self._memory.view(buffers[turn % len(buffers)], rows, length)
         return views
 
     def grow(self, capacity: int) -> None:
@@ -60,38 +68,39 @@ class _LayerStates:
         for spec in self._specs:
             if spec.has_capacity:
                 (old,) = self._buffers[spec.name]
-                new = np.zeros(spec.shape(self._rows, capacity), np.float32)
-                new[:, :, : old.shape[2]] = old
+                new = self._empty(spec, capacity)
+                for row in range(self._rows):
+                    content = self._memory.view(old, slice(row, row + 1))
+                    room = self._memory.view(new, slice(row, row + 1), old.shape[2])
+                    self._memory.copy(room, content)
                 self._buffers[spec.name] = [new]
 
     def copy(self, source: int, target: int, turn: int, target_turn: int, length: int) -> None:
         """The states of a row to another row, or to the same row's other turn."""
-        for spec in self._specs:
-            buffers = self._buffers[spec.name]
-            read, written = buffers[turn % len(buffers)], buffers[target_turn % len(buffers)]
-            if spec.has_capacity:
-                written[target, :, :length] = read[source, :, :length]
-            else:
-                written[target] = read[source]
+        read = self.views(turn, slice(source, source + 1), length)
+        written = self.views(target_turn, slice(target, target + 1), length)
+        for name, array in written.items():
+            self._memory.copy(array, read[name])
 
     def clear(self, row: int) -> None:
         """Begin anew. Caches stay: what lies behind the length is never read."""
         for spec in self._specs:
             if not spec.has_capacity:
                 for buffer in self._buffers[spec.name]:
-                    buffer[row] = 0
+                    self._memory.clear(self._memory.view(buffer, slice(row, row + 1)))
 
     def save(self, row: int, turn: int, length: int) -> dict[str, Array]:
         """Copies of a row's states."""
         views = self.views(turn, slice(row, row + 1), length)
-        return {name: view[0].copy() for name, view in views.items()}
+        return {name: self._memory.get(view)[0] for name, view in views.items()}
 
     def restore(self, row: int, turn: int, arrays: dict[str, Array], length: int) -> None:
         """Write what `save` gave, the first `length` positions of it."""
         views = self.views(turn, slice(row, row + 1), length)
         for spec in self._specs:
             array = arrays[spec.name]
-            views[spec.name][0] = array[:, :length] if spec.has_capacity else array
+            array = array[:, :length] if spec.has_capacity else array
+            self._memory.put(views[spec.name], array[None])
 
 
 class OnnxruntimeBatch:
@@ -107,7 +116,7 @@ class OnnxruntimeBatch:
         self._capacity = self._wanted = _rounded(max(capacity, 1))
         blocks = [*self._bundle.blocks, *(self._bundle.prediction_blocks if predict else ())]
         self._states = {
-            block.name: _LayerStates(self._bundle.states(block), rows, self._capacity)
+            block.name: _LayerStates(backend, self._bundle.states(block), rows, self._capacity)
             for block in blocks
         }
         self._has_turns = any(states.has_turns for states in self._states.values())
@@ -165,7 +174,7 @@ class OnnxruntimeBatch:
         past = before.past + before.appended
         capacity = self._reserve(before.rows, int(past.max()) + 1)
         prediction = self._prediction(before.rows.start, len(ids), 1, capacity)
-        return prediction.run(ids, before.last.copy(), past, np.ones(len(ids), np.int64))
+        return prediction.run(ids, before.last, past, np.ones(len(ids), np.int64))
 
     def align(self, count: int, *, first: int = 0) -> None:
         """As in `Batch`: rows whose states are in the other turn's buffers than the first one's are
@@ -256,28 +265,32 @@ class _Bound:
         first: int, count: int, added: int, capacity: int,
     ) -> None:  # fmt: skip
         config = backend.bundle.config
-        self._backend, self._states = backend, states
+        self._backend, self._states, self._memory = backend, states, backend.memory
         self.rows, self.capacity = slice(first, first + count), capacity
         self.ids = np.zeros((count, added), np.int64)
         self.past, self.appended = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._wide = (count, added, config.hidden_size)
         angles = (count, added, config.qk_rope_head_dim // 2)
-        self._shared: dict[str, Array] = {
-            "input_ids": self.ids,
-            "cos": np.zeros(angles, np.float32),
-            "sin": np.zeros(angles, np.float32),
-            "past_lengths": self.past,
-            "lengths": self.appended,
-        }
+        numbers = {"input_ids": self.ids, "past_lengths": self.past, "lengths": self.appended}
+        # All that a pass sends to where the sessions run.
+        self._sent = {name: (self._memory.mirror(x), x) for name, x in numbers.items()}
+        self._shared: dict[str, Any] = {name: mirror for name, (mirror, _) in self._sent.items()}
+        self._shared |= {name: self._zeros(angles) for name in ("cos", "sin")}
         # Of the latest layer with an indexer, for those behind it that have none.
-        self._indices = np.zeros((count, added, min(config.index_topk, capacity)), np.int32)
+        selected = (count, added, min(config.index_topk, capacity))
+        self._indices = self._memory.zeros(selected, "int32")
+
+    def _zeros(self, shape: tuple[int, ...]) -> Any:
+        return self._memory.zeros(shape, self._backend.dtype)
 
     def set(self, ids: Array, past: Array, appended: Array) -> None:
         """What the next run is about."""
         self.ids[:], self.past[:], self.appended[:] = ids, past, appended
+        for mirror, array in self._sent.values():
+            self._memory.send(mirror, array)
 
-    def bind(self, block: BundleBlock, inputs: dict[str, Array], outputs: dict[str, Array],
-             turn: int = 0) -> Any:  # fmt: skip
+    def bind(self, block: BundleBlock, inputs: dict[str, Any], outputs: dict[str, Any],
+             turn: int = 0) -> _Work:  # fmt: skip
         """Bind those of the arrays that the block has, with its states."""
         states = self._states.get(block.name)
         read, written = (
@@ -288,26 +301,41 @@ class _Bound:
         outputs = {"topk_indices": self._indices} | outputs
         outputs |= {f"{name}_out": array for name, array in written.items()}
         session, weights = self._backend.session(block)
-        binding = session.io_binding()
+        return _Work(self._memory, session, weights, inputs, outputs)
+
+
+class _Work:
+    """A session with all that it reads and writes, to be run again and again."""
+
+    def __init__(
+        self, memory: Memory, session: Any, weights: dict[str, Any],
+        inputs: dict[str, Any], outputs: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._memory, self._session = memory, session
+        self._binding = session.io_binding()
         for name, value in weights.items():
-            binding.bind_ortvalue_input(name, value)
-        for value in session.get_inputs():
-            if value.name in inputs:
-                array = ort.OrtValue.ortvalue_from_numpy(inputs[value.name])
-                binding.bind_ortvalue_input(value.name, array)
+            self._binding.bind_ortvalue_input(name, value)
+        # onnxruntime keeps no array alive.
+        names = [value.name for value in session.get_inputs()]
+        self._inputs = {name: inputs[name] for name in names if name in inputs}
+        self._outputs = outputs
+        for name, array in self._inputs.items():
+            memory.bind_input(self._binding, name, array)
         for output in session.get_outputs():
             if output.name in outputs:
-                value = ort.OrtValue.ortvalue_from_numpy(outputs[output.name])
-                binding.bind_ortvalue_output(output.name, value)
-        return session, binding, [inputs, outputs]  # onnxruntime keeps no array alive
+                memory.bind_output(self._binding, output.name, outputs[output.name])
 
-    def run_head(self, bound: Any) -> NDArray[np.float32]:
-        """The logits, in a buffer of their own: the caller may keep it."""
-        session, binding, _ = bound
-        binding.bind_output("logits")
-        session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
-        return logits
+    def run(self) -> None:
+        """Once more, on what the arrays hold now."""
+        self._memory.bind_again(self._binding, self._inputs)
+        self._session.run_with_iobinding(self._binding)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Those of a head, in a buffer of their own: the caller may keep it."""
+        self._binding.bind_output("logits")
+        self.run()
+        logits = array_of(self._binding.get_outputs()[0])
+        return logits.astype(np.float32, copy=False)
 
 
 class _Pass(_Bound):
@@ -323,13 +351,14 @@ class _Pass(_Bound):
     ) -> None:  # fmt: skip
         super().__init__(backend, states, first, count, added, capacity)
         *self._blocks, self._head = backend.bundle.blocks
-        self._hidden = [np.zeros(self._wide, np.float32) for _ in range(2)]
-        self._given = np.zeros((count, kept, self._wide[2]), np.float32)  # to the head
-        self._turns: dict[int, list[Any]] = {}  # bindings of a turn, made when it first comes
-        self._bound_head: Any = None
+        self._hidden = [self._zeros(self._wide) for _ in range(2)]
+        self._kept = kept
+        self._given = self._zeros((count, kept, self._wide[2]))  # to the head
+        self._turns: dict[int, list[_Work]] = {}  # bindings of a turn, made when it first comes
+        self._bound_head: _Work | None = None
 
     @property
-    def hidden(self) -> Array:
+    def hidden(self) -> Any:
         """What the last layer gave in the latest run [n, S, hidden]."""
         return self._hidden[len(self._blocks) % 2]
 
@@ -338,10 +367,10 @@ class _Pass(_Bound):
         self.set(ids, past, appended)
         if turn not in self._turns:
             self._turns[turn] = self._bind_all(turn)
-        for session, binding, _ in self._turns[turn]:
-            session.run_with_iobinding(binding)
+        for work in self._turns[turn]:
+            work.run()
 
-    def _bind_all(self, turn: int) -> list[Any]:
+    def _bind_all(self, turn: int) -> list[_Work]:
         cos, sin = self._shared["cos"], self._shared["sin"]
         bound = []
         for i, block in enumerate(self._blocks):
@@ -352,16 +381,16 @@ class _Pass(_Bound):
 
     def logits(self, appended: Array) -> NDArray[np.float32]:
         """The head on what the latest run gave: [n, kept, vocab]."""
-        count, kept, _ = self._given.shape
-        if kept == 0:
+        count, added = self.ids.shape
+        if self._kept == 0:
             return np.zeros((count, 0, self._backend.bundle.config.vocab_size), np.float32)
-        if kept == self.ids.shape[1]:
-            self._given[:] = self.hidden
+        if self._kept == added:
+            self._memory.copy(self._given, self.hidden)
         else:
-            self._given[:, 0] = self.hidden[np.arange(count), appended - 1]
+            self._memory.pick(self._given, self.hidden, appended - 1)
         if self._bound_head is None:
             self._bound_head = self.bind(self._head, {"hidden": self._given}, {})
-        return self.run_head(self._bound_head)
+        return self._bound_head.logits()
 
 
 class _Prediction(_Bound):
@@ -373,8 +402,8 @@ class _Prediction(_Bound):
     ) -> None:  # fmt: skip
         super().__init__(backend, states, first, count, added, capacity)
         layer, head = backend.bundle.prediction_blocks[:2]
-        embedded, given, made = (np.zeros(self._wide, np.float32) for _ in range(3))
-        self.last = np.zeros((count, 1, self._wide[2]), np.float32)
+        embedded, given, made = (self._zeros(self._wide) for _ in range(3))
+        self.last = self._zeros((count, 1, self._wide[2]))
         self._given, self._made = given, made
         angles = {name: self._shared[name] for name in ("cos", "sin")}
         self._bound = [
@@ -383,16 +412,16 @@ class _Prediction(_Bound):
         ]
         self._head = self.bind(head, {"hidden": self.last}, {})
 
-    def run(self, ids: Array, hidden: Array, past: Array, appended: Array) -> NDArray[np.float32]:
+    def run(self, ids: Array, hidden: Any, past: Array, appended: Array) -> NDArray[np.float32]:
         """Logits [n, 1, vocab] behind the last of the `appended` [n] places, from their hidden
         [n, S, hidden] and the ids [n, S] that follow them.
         """
         self.set(ids, past, appended)
-        self._given[:] = hidden
-        for session, binding, _ in self._bound:
-            session.run_with_iobinding(binding)
-        self.last[:, 0] = self._made[np.arange(len(ids)), appended - 1]
-        return self.run_head(self._head)
+        self._memory.copy(self._given, hidden)
+        for work in self._bound:
+            work.run()
+        self._memory.pick(self.last, self._made, appended - 1)
+        return self._head.logits()
 
 
 def _rounded(length: int) -> int:

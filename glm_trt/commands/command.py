@@ -15,6 +15,7 @@ from glm_trt.validate.names import SUBJECTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ def add_paths(parser: argparse.ArgumentParser, *names: str) -> None:
     """Positional paths, kept under their names in small letters."""
     for name in names:
         parser.add_argument(name.lower(), metavar=name, type=Path)
+
+
+def add_provider(parser: argparse.ArgumentParser) -> None:
+    """Which of onnxruntime's execution providers runs the graphs."""
+    parser.add_argument(
+        "--provider", choices=PROVIDERS,
+        help="of the backend onnxruntime: cpu (default) in float32; cuda or tensorrt, which "
+        "onnxruntime-gpu has, in the checkpoint's dtype",
+    )  # fmt: skip
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import glm_trt
-from glm_trt.commands.command import BACKENDS, Command, add_paths
+from glm_trt.commands.command import BACKENDS, Command, add_paths, add_provider
 from glm_trt.model.errors import GlmTrtError
 
 
@@ -26,6 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: 32; 1024 for each answer of a chat",
     )  # fmt: skip
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
+    add_provider(parser)
     _add_sampling(parser)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end there (may be repeated)"
@@ -89,6 +90,8 @@ def _run(options: argparse.Namespace) -> int:
         raise GlmTrtError(f"--max-new-tokens: expected at least 1, found {new_tokens}")
     if options.system is not None and not options.chat:
         raise GlmTrtError("--system: a message of a conversation; use it with --chat")
+    if options.provider is not None and options.backend != "onnxruntime":
+        raise GlmTrtError(f"--provider: for --backend onnxruntime, not for {options.backend}")
     if options.logprobs is not None and not options.json:
         raise GlmTrtError("--logprobs: printed with --json only")
     settings = RunOptions(
@@ -104,7 +107,10 @@ def _run(options: argparse.Namespace) -> int:
         options.json,
     )
     with spinner(f"loading {options.bundle}", quiet=options.json):
-        runtime = glm_trt.load(options.bundle, options.backend, checkpoint=options.checkpoint)
+        runtime = glm_trt.load(
+            options.bundle, options.backend, provider=options.provider,
+            checkpoint=options.checkpoint,
+        )  # fmt: skip
     with runtime:
         (run_chat if options.chat else run_prompt)(runtime, settings)
     return 0
