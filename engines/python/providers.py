@@ -55,7 +55,7 @@ class Provider:
         except MissingCapabilityError:
             raise
         except Exception as error:  # onnxruntime's own have no base but this
-            raise self._missing(_first_line(error)) from None
+            raise self._missing(self._cannot(_first_line(error))) from None
 
     @property
     def is_cpu(self) -> bool:
@@ -85,7 +85,7 @@ class Provider:
             )
         found = session.get_providers()
         if self._wanted[0] not in found:
-            raise self._missing(f"falls back to {', '.join(found)}: {self._reason()}")
+            raise self._missing(self._cannot(f"it goes on with {', '.join(found)} alone"))
         return session
 
     def _missing(self, found: str) -> MissingCapabilityError:
@@ -96,15 +96,17 @@ class Provider:
             f"and: {first}pip install 'glm-trt[{_EXTRAS[self.name]}]'"
         )
 
-    def _reason(self) -> str:
-        """Why the provider does not start, which onnxruntime writes to its log alone."""
+    def _cannot(self, found: str) -> str:
+        """That the provider does not start; the library that it lacks, which onnxruntime writes to
+        its log alone, or else what was found.
+        """
         library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_{_LIBRARIES[self.name]}.so"
         try:
             ctypes.CDLL(str(library))
         except OSError as error:
-            if "cannot open shared object" in str(error):
-                return _first_line(error)
-        return "it finds no GPU that it can use"
+            if library.exists() and "cannot open shared object" in str(error):
+                found = _first_line(error)
+        return f"cannot start {self._wanted[0]} ({found})"
 
 
 @contextlib.contextmanager
