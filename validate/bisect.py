@@ -66,7 +66,7 @@ def bisect_bundle(
     progress("loading")
     bundle = open_bundle(directory, options.checkpoint)
     reference = Reference(bundle, options.checkpoint)
-    subject = open_subject(bundle, options.backend, options.dtype)
+    subject = open_subject(bundle, options.backend, options.dtype, options.provider)
     with closing(subject), fitting_threads(bundle):
         progress("continuing prompts")
         flows = [start(case) for case in make_cases(bundle, reference, options.cases)]

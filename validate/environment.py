@@ -15,7 +15,9 @@ _PACKAGES = ("glm-trt", "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gp
              "tensorrt-cu13", "tensorrt-rtx-cu13")  # fmt: skip
 
 
-def describe_backend(bundle: Bundle, name: str, dtype: str) -> dict[str, Any]:
+def describe_backend(
+    bundle: Bundle, name: str, dtype: str, provider: str | None = None
+) -> dict[str, Any]:
     """The backend, and the engines it runs."""
     engines = [
         {key: entry[key] for key in ("kind", "target", "backend_version", "plugins", "key")}
@@ -23,7 +25,10 @@ def describe_backend(bundle: Bundle, name: str, dtype: str) -> dict[str, Any]:
         for entry in bundle.manifest["engines"]
         if entry["backend"] == name and entry["dtype"] == dtype
     ]
-    return {"name": name, "description": SUBJECTS[name], "dtype": dtype, "engines": engines}
+    description = SUBJECTS[name]
+    if provider not in (None, "cpu"):
+        description = f"onnxruntime's provider {provider}, the graphs as they are in the bundle"
+    return {"name": name, "description": description, "dtype": dtype, "engines": engines}
 
 
 def describe_environment(bundle: Bundle) -> dict[str, Any]:

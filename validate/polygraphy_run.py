@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor
-from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import write_atomically
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.polygraphy_files import FOLDER, read_inputs
@@ -36,7 +36,8 @@ def load_data():
 def polygraphy_line(
     bundle: Bundle, name: str, dtype: str, run: Path | None, directory: Path
 ) -> str:
-    """Write what loads the inputs to `directory`; the line that runs the graph on them.
+    """Write what loads the inputs to `directory`; the line that runs the graph on them. A graph
+    whose opset the installed onnxruntime does not know is written there too, in a lower one.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def polygraphy_line(
             "--dtype: onnxruntime has no arithmetic in bfloat16 on the CPU, and Polygraphy no "
             "arrays of it; expected float32 or float16"
         )
-    graph = bundle.graph_path(block.kind, dtype).resolve()
+    graph = _readable(bundle.graph_path(block.kind, dtype).resolve(), directory, dtype)
     if run is not None:
         read_inputs(_saved(run, block))
     script = directory.resolve() / f"{block.name.replace('.', '_')}_{dtype}.py"
@@ -65,6 +66,23 @@ def polygraphy_line(
     write_atomically(script, text.encode())
     arguments = ["polygraphy", "run", str(graph), "--onnxrt", "--data-loader-script", str(script)]
     return shlex.join(arguments)
+
+
+def _readable(graph: Path, directory: Path, dtype: str) -> Path:
+    """The graph, or what was made of it in `directory` for the onnxruntime that is installed."""
+    import onnx
+
+    try:
+        from glm_trt.engines.python import contrib_linear
+    except MissingCapabilityError:  # there is no onnxruntime here: it will run elsewhere
+        return graph
+    model = onnx.load(graph)
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if contrib_linear.reads_opset(opset):
+        return graph
+    path = directory.resolve() / f"{graph.stem}_{dtype}.onnx"
+    write_atomically(path, contrib_linear.use_contrib_linear(model).SerializeToString())
+    return path
 
 
 def block_feeds(directory: str, name: str, dtype: str, run: str | None) -> Iterator[Arrays]:

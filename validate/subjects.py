@@ -56,13 +56,19 @@ class Subject(Protocol):
         ...
 
 
-def open_subject(bundle: Bundle, name: str, dtype: str | None = None) -> Subject:
+def open_subject(
+    bundle: Bundle, name: str, dtype: str | None = None, provider: str | None = None
+) -> Subject:
     """The subject `name` of `SUBJECTS`; by default in the dtype it has, or the checkpoint's.
+
+    Parameters
+    ----------
+    provider : of onnxruntime, the CPU's if None.
 
     Raises
     ------
     GlmTrtError
-        If there is none of that name, or not in that dtype.
+        If there is none of that name, or not in that dtype, or it has no providers.
     MissingCapabilityError
         If the machine lacks what it needs.
     """
@@ -70,10 +76,15 @@ def open_subject(bundle: Bundle, name: str, dtype: str | None = None) -> Subject
         raise GlmTrtError(f"backend {name!r}: expected one of {', '.join(SUBJECTS)}")
     checkpoints: str = bundle.manifest["checkpoint"]["dtype"]
     if name.startswith("onnxruntime"):
-        _require(name, dtype, "float32")
+        provider = provider or "cpu"
+        _require(name, dtype, "float32" if provider == "cpu" else checkpoints)
         from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 
-        return OnnxruntimeBackend(bundle, rewrites=name == "onnxruntime", preload=False)
+        return OnnxruntimeBackend(
+            bundle, rewrites=name == "onnxruntime", preload=False, provider=provider
+        )
+    if provider is not None:
+        raise GlmTrtError(f"provider {provider!r}: for the backend onnxruntime, not for {name}")
     if name in TENSORRT:
         _require(name, dtype, checkpoints)
         return open_backend(bundle, name)
@@ -91,9 +102,9 @@ def as_backend(subject: Subject) -> Backend | None:
     return cast(Backend, subject) if hasattr(subject, "batch") else None
 
 
-def default_subject(dtype: str | None) -> str:
+def default_subject(dtype: str | None, provider: str | None = None) -> str:
     """What is validated by default: onnxruntime, or the graphs in a dtype that it has not."""
-    return "onnxruntime" if dtype in (None, "float32") else "graph"
+    return "onnxruntime" if provider or dtype in (None, "float32") else "graph"
 
 
 def _require(name: str, dtype: str | None, only: str) -> None:

@@ -50,6 +50,7 @@ class ValidationOptions:
     policy : a policy file.
     baseline : an earlier report, which this one is not to be worse than.
     save : a directory to save the run in.
+    provider : of the backends that are onnxruntime; the CPU's if None.
     """
 
     backend: str = "onnxruntime"
@@ -59,6 +60,7 @@ class ValidationOptions:
     policy: Path | None = None
     baseline: Path | None = None
     save: Path | None = None
+    provider: str | None = None
 
 
 def open_bundle(directory: Path, checkpoint: Path | None) -> Bundle:
@@ -90,7 +92,7 @@ def validate_bundle(
     earlier = read_report(options.baseline) if options.baseline else None
     progress("loading")
     bundle = open_bundle(directory, options.checkpoint)
-    subject = open_subject(bundle, options.backend, options.dtype)
+    subject = open_subject(bundle, options.backend, options.dtype, options.provider)
     with closing(subject), fitting_threads(bundle):
         kinds = {block.name: (block.kind, block.layer) for block in all_blocks(bundle)}
         policy = NO_POLICY
@@ -177,7 +179,7 @@ def _context(
             "materialized": bundle.manifest["materialized"],
             "max_seq_len": bundle.max_seq_len,
         },
-        "backend": describe_backend(bundle, options.backend, subject.dtype),
+        "backend": describe_backend(bundle, options.backend, subject.dtype, options.provider),
         "reference": reference.source,
         "tolerance": tolerances(subject.dtype),
         "environment": describe_environment(bundle),

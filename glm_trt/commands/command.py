@@ -59,6 +59,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         help="; ".join(f"{name}: {what}" for name, what in SUBJECTS.items())
         + " (default: onnxruntime; graph for a --dtype that onnxruntime has not)",
     )  # fmt: skip
+    add_provider(parser)
     parser.add_argument(
         "--dtype", choices=(*DTYPES, "float64"), metavar="DTYPE",
         help="of graph, kernels and eager (default: the checkpoint's)",
@@ -89,10 +90,11 @@ def validation_options(options: argparse.Namespace) -> Any:
         raise GlmTrtError(f"--longest: expected at least 1, found {longest}")
     text = getattr(options, "text", None)
     return ValidationOptions(
-        options.backend or default_subject(options.dtype),
+        options.backend or default_subject(options.dtype, options.provider),
         options.dtype,
         options.checkpoint,
         CaseOptions(longest, options.seed, None if text is None else read_text(text)),
+        provider=options.provider,
     )
 
 

@@ -6,6 +6,7 @@ of a device; it shows that passes touch nothing else, not what CUDA's kernels gi
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
+from glm_trt.validate.environment import describe_backend
+from glm_trt.validate.polygraphy_run import block_feeds, polygraphy_line
+from glm_trt.validate.subjects import open_subject
 
 Session = ort.InferenceSession  # before any test puts another in its place
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -395,6 +399,41 @@ def test_linear_layers_where_opset_27_is_unknown(
         found = Runtime(OnnxruntimeBackend(bundle, 1, rewrites=rewrites)).forward(ids)
         assert opsets and max(opsets) == 24
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 2e-5
+
+
+def test_the_line_for_polygraphy_where_opset_27_is_unknown(
+    hybrid_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(hybrid_bundle)
+    given = bundle.graph_path("sparse_linear", "float32")
+    line = polygraphy_line(bundle, "sparse_linear", "float32", None, tmp_path)
+    assert str(given.resolve()) in shlex.split(line)
+    monkeypatch.setattr(contrib_linear, "reads_opset", lambda version: version < 27)
+    line = polygraphy_line(bundle, "sparse_linear", "float32", None, tmp_path)
+    made = tmp_path.resolve() / "sparse_linear_float32.onnx"
+    assert str(made) in shlex.split(line)
+    assert [x.version for x in onnx.load(made).opset_import if not x.domain] == [24]
+    (feeds,) = block_feeds(str(hybrid_bundle), "sparse_linear", "float32", None)
+    expected, found = (Session(x, providers=[CPU]).run(None, feeds) for x in (given, made))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_of_a_provider(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    have(monkeypatch, CPU)
+    for command in ("validate", "bisect"):
+        assert main([command, str(tiny_bundle), "--provider", "cuda"]) == 3
+        assert "provider cuda: " in capsys.readouterr().err
+        assert main([command, str(tiny_bundle), "--provider", "cuda", "--backend", "graph"]) == 2
+        assert "for the backend onnxruntime, not for graph" in capsys.readouterr().err
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(GlmTrtError, match="runs this bundle in bfloat16, not in float32"):
+        open_subject(bundle, "onnxruntime", "float32", "cuda")
+    assert open_subject(bundle, "onnxruntime", "float32", "cpu").dtype == "float32"
+    described = describe_backend(bundle, "onnxruntime", "bfloat16", "cuda")
+    assert described["description"].startswith("onnxruntime's provider cuda")
 
 
 def test_which_opsets_are_read() -> None:
