@@ -15,6 +15,7 @@ from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
 from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.errors import MissingCapabilityError
 
 Array = NDArray[Any]
 ZEROS = 1 << 24  # bytes of zeros that are sent at a time
@@ -184,9 +185,17 @@ class ProviderMemory:
         return placed
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Placed:
-        value = ort.OrtValue.ortvalue_from_shape_and_type(
-            shape, ELEMENT_TYPES[dtype], self.device, 0
-        )
+        try:
+            value = ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, ELEMENT_TYPES[dtype], self.device, 0
+            )
+        except Exception as error:  # onnxruntime's own have no base but this
+            needed = math.prod(shape) * dtype.itemsize
+            raise MissingCapabilityError(
+                f"provider {self._provider.name}: its device has no {needed:,} bytes left for an "
+                f"array {tuple(shape)} ({str(error).splitlines()[0]}); a shorter context, fewer "
+                "rows or a larger GPU help"
+            ) from None
         return Placed(value, value.data_ptr(), tuple(shape), dtype)
 
     def mirror(self, array: Array) -> Placed:

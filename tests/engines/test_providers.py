@@ -305,6 +305,16 @@ def test_memory_of_a_device() -> None:
     np.testing.assert_array_equal(device.get(last)[:, 0], values[[0, 1], [2, 0]])
 
 
+def test_a_device_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("Failed to allocate memory\nfor requested buffer")
+
+    device = ProviderMemory(Provider("cpu"))
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", full)
+    with pytest.raises(MissingCapabilityError, match=r"no 2,400 bytes left .*allocate memory\);"):
+        device.zeros((3, 1, 100, 4), "bfloat16")
+
+
 def test_what_a_device_clears_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "ZEROS", 24)  # several parts, and a rest
     device = ProviderMemory(Provider("cpu"))
