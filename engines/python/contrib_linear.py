@@ -9,10 +9,13 @@ import functools
 import onnx
 from onnx import TensorProto, helper
 
-from glm_trt.engines.python.onnxruntime_module import ort
+from glm_trt.engines.python.onnxruntime_module import CPU, GPU, ort
 from glm_trt.export.passes.lower_opset import lower_opset
+from glm_trt.model.errors import MissingCapabilityError
+from glm_trt.model.requirements import installed
 
 DOMAIN = "com.microsoft"
+SINCE = (1, 25)  # of onnxruntime
 STATE = 3  # which of LinearAttention's inputs is its past state
 # Standard operator → the attributes that onnxruntime's operator of the same name has.
 _ATTRIBUTES = {
@@ -46,9 +49,21 @@ def use_contrib_linear(model: onnx.ModelProto) -> onnx.ModelProto:
     1. Nodes change their domain, and lose attributes that the others have not.
     2. The CUDA kernel of `LinearAttention` takes a state of the dtype of its queries alone. One of
        a wider dtype keeps it: the other inputs are converted to it, and the result back.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If this onnxruntime has neither form of a linear layer.
     """
     if not any(_is_of_27(node) for node in model.graph.node):
         return model
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < SINCE:
+        least = ".".join(map(str, SINCE))
+        name = GPU if installed(GPU) else CPU
+        raise MissingCapabilityError(
+            f"linear layers need onnxruntime {least} or newer, found {ort.__version__}: "
+            f"pip install '{name}>={least}'"
+        )
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     rewritten.graph.ClearField("node")

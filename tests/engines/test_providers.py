@@ -411,6 +411,15 @@ def test_linear_layers_where_opset_27_is_unknown(
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 2e-5
 
 
+def test_linear_layers_on_an_onnxruntime_that_has_none(
+    hybrid_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime_backend, "reads_opset", lambda version: version < 27)
+    monkeypatch.setattr(ort, "__version__", "1.24.4")
+    line = refused(capsys, hybrid_bundle)
+    assert "need onnxruntime 1.25 or newer, found 1.24.4: pip install 'onnxruntime>=1.25'" in line
+
+
 def test_the_line_for_polygraphy_where_opset_27_is_unknown(
     hybrid_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
