@@ -18,6 +18,8 @@ from glm_trt.model.requirements import installed
 _HOST, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 # Name → onnxruntime's own names: the one that is wanted, and those for what it does not run.
 _NAMES = {"cpu": (_HOST,), "cuda": (_CUDA, _HOST), "tensorrt": (_TENSORRT, _CUDA, _HOST)}
+# Routers are in float32 whatever the dtype: 10 bits of their products would choose other experts.
+_OPTIONS = {_CUDA: {"use_tf32": "0"}}
 _LIBRARIES = {"cuda": "providers_cuda", "tensorrt": "providers_tensorrt"}
 _EXTRAS = {"cuda": "gpu", "tensorrt": "gpu,tensorrt"}
 PROVIDERS = tuple(_NAMES)
@@ -81,8 +83,9 @@ class Provider:
             return ort.InferenceSession(graph, options, providers=self._wanted)
         with _silent_log():
             session = ort.InferenceSession(
-                graph, options, providers=self._wanted, enable_fallback=0
-            )
+                graph, options, providers=self._wanted, enable_fallback=0,
+                provider_options=[_OPTIONS.get(name, {}) for name in self._wanted],
+            )  # fmt: skip
         found = session.get_providers()
         if self._wanted[0] not in found:
             raise self._missing(self._cannot(f"it goes on with {', '.join(found)} alone"))

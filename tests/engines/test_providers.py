@@ -335,8 +335,11 @@ def test_cuda_runs_the_graphs_of_the_checkpoints_dtype(
     models: list[onnx.ModelProto] = []
 
     class Made:
-        def __init__(self, graph: bytes, options: Any, providers: list[str], **_: Any) -> None:
-            assert providers == [CUDA, CPU]
+        def __init__(
+            self, graph: bytes, options: Any, providers: list[str],
+            provider_options: list[dict[str, str]], **_: Any,
+        ) -> None:  # fmt: skip
+            assert providers == [CUDA, CPU] and provider_options == [{"use_tf32": "0"}, {}]
             self.model = onnx.load_model_from_string(graph)
             models.append(self.model)
 
