@@ -137,7 +137,9 @@ def test_scan_counts_all_shards(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 def test_materialized_weights_are_the_checkpoints(tiny_bundle: Path) -> None:
     from safetensors import safe_open
 
-    with safe_open(tiny_bundle / "weights" / "layer.1.safetensors", "pt") as file:
+    path = tiny_bundle / "weights" / "layer.1.safetensors"
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 64 == 56  # data at a multiple of 64
+    with safe_open(path, "pt") as file:
         stacked = file.get_tensor("layer.1.mlp.experts.gate_up_proj")
         bias = file.get_tensor("layer.1.mlp.gate.e_score_correction_bias")
     source = load_file(TINY / "model.safetensors")

@@ -59,6 +59,13 @@ def test_values_equal_safetensors(directory: Path, form: str) -> None:
     assert checkpoint.has_mtp
 
 
+def test_end_tokens_are_all_those_of_the_generation_config(directory: Path) -> None:
+    path = directory / "generation_config.json"
+    for ids, expected in (([3, 5], (3, 5)), (7, (7,)), (None, (0,))):
+        path.write_text(json.dumps({"eos_token_id": ids}))
+        assert Checkpoint.open(directory).eos_token_ids() == expected
+
+
 def test_nothing_is_copied(directory: Path) -> None:
     tensor = Checkpoint.open(directory).tensor(NAME)
     assert not tensor.flags.writeable

@@ -65,6 +65,22 @@ def test_attention_kinds() -> None:
     assert config.attention_kinds == ("linear", "indexed", "full", "linear", "shared", "full")
 
 
+@pytest.mark.parametrize("last", ["indexed", "full"])
+def test_prediction_layers_do_not_attend_linearly(last: str) -> None:
+    """They have an indexer where the decoder has one, whatever its first layers are."""
+    types = ["linear_attention"] * 5 + [f"{last}_attention"]
+    config = ModelConfig.from_dict({**HYBRID, "layer_types": types, "indexer_types": None})
+    assert config.num_nextn_predict_layers == 1 and config.attention_kind(6) == last
+
+
+def test_experts_beyond_the_kept_groups_are_refused() -> None:
+    """16 in 4 groups, of which 2 are kept."""
+    data = {**HYBRID, "n_group": 4, "topk_group": 2}
+    assert ModelConfig.from_dict({**data, "num_experts_per_tok": 8}).num_experts_per_tok == 8
+    with pytest.raises(ConfigError, match="num_experts_per_tok: expected at most 8"):
+        ModelConfig.from_dict({**data, "num_experts_per_tok": 9})
+
+
 @pytest.mark.parametrize("prefix", ["index_", "linear_"])
 def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
     data = {k: v for k, v in HYBRID.items() if not k.startswith(prefix)}

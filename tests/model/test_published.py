@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import make_oracle, reload_oracle, save
@@ -17,6 +18,7 @@ import glm_trt
 from glm_trt.engines.python import cut_session, onnxruntime_backend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
+from glm_trt.model import checkpoint
 from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
 from glm_trt.model.weights import load_model
 
@@ -103,6 +105,8 @@ def mixed(directory: Path, seed: int, **changes: Any) -> None:
 @pytest.mark.parametrize("seed", VARIATIONS)
 def test_each_tensor_in_a_dtype_of_its_own(tmp_path: Path, seed: int) -> None:
     mixed(tmp_path, seed)
+    said = json.loads((tmp_path / "config.json").read_text())["dtype"]
+    assert Checkpoint.open(tmp_path).dtype == said  # whatever the embedding is in
     assert relative(ours(tmp_path), theirs(tmp_path)) < TOLERANCE
 
 
@@ -124,14 +128,36 @@ def test_bundles_of_mixed_dtypes(
             assert relative(runtime.forward(IDS.numpy()), theirs(tmp_path / "c")) < TOLERANCE
 
 
+def test_one_expert_of_mixed_dtypes() -> None:
+    """NumPy has no dtype in common of bfloat16 and float16."""
+    tensors = {
+        f"{expert}.{name}": np.full((2, 3), expert + half / 4, b.NUMPY_DTYPES[dtype])
+        for expert in range(2)
+        for half, (name, dtype) in enumerate({"gate": "bfloat16", "up": "float16"}.items())
+    }
+    binding = b.Binding("mlp.experts.gate_up_proj", ("{expert}.gate", "{expert}.up"), (2, 4, 3),
+                        "stack_experts", {"experts": 2})  # fmt: skip
+
+    class Source:
+        def tensor(self, name: str) -> Any:
+            return tensors[name]
+
+        def release(self, name: str) -> None: ...
+
+    whole = b.bound_tensor(binding, Source(), "float32")
+    assert all(np.array_equal(b.bound_expert(binding, Source(), i), whole[i]) for i in range(2))
+    assert whole[1, 3, 0] == 1.25
+
+
 TIED = ("differs", "equal", "head alone", "embedding alone")
 
 
 @pytest.mark.parametrize("seed", VARIATIONS)
 def test_a_tied_head_is_what_transformers_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """What is stored wins over what the config says of it, with a notice where they disagree."""
+    monkeypatch.setattr(checkpoint, "_COMPARED_ROWS", 16)
     draw = random.Random(seed)
     case = TIED[seed] if seed < len(TIED) else draw.choice(TIED)
     tensors = small(tmp_path, tie_word_embeddings=True)

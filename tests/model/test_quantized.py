@@ -233,6 +233,9 @@ def test_bytes_are_bound_as_they_are(tmp_path: Path, precision: str) -> None:
     bound = {x.name: b.bound_tensor(x, checkpoint, "float32")
              for x in b.layer_bindings(checkpoint.config, checkpoint, 1)}  # fmt: skip
     prefix = "model.layers.1."
+    for part in checkpoint.config.quantization.parts((32, 32)):  # what graphs take is what is bound
+        name = f"self_attn.o_proj{part.suffix}"
+        assert (b.parameter_dtype(name) == "float32") == (bound[name].dtype == np.float32)
 
     def same(array: Any, tensor: torch.Tensor) -> bool:
         kind = torch.float32 if tensor.dtype == torch.float32 else torch.int8
