@@ -67,6 +67,10 @@ def test_ties_go_to_the_smaller_id() -> None:
     assert candidates(logits.astype(np.float64), Sampling(1, top_k=2)).tolist() == [1, 3]
     nucleus = candidates(logits.astype(np.float64), Sampling(1, top_p=0.5))
     assert nucleus.tolist() == [1, 3]
+    # The fewest that sum up to it; and what is as probable as the best, where that is asked.
+    even = np.zeros(4)
+    assert candidates(even, Sampling(1, top_p=0.5)).tolist() == [0, 1]
+    assert candidates(logits.astype(np.float64), Sampling(1, min_p=1)).tolist() == [1, 3, 4]
     assert log_probabilities(logits, 0, 3)[1] == [
         (i, pytest.approx(float(torch.from_numpy(logits).log_softmax(0)[i]))) for i in (1, 3, 4)
     ]
@@ -82,6 +86,8 @@ def test_noise_is_philox() -> None:
     ids = np.array([0, 3, 4, 1001])
     whole = gumbel(7, 55, np.arange(2000))
     np.testing.assert_array_equal(gumbel(7, 55, ids), whole[ids])
+    # Each place has noise of its own, none of another token's elsewhere.
+    assert not np.intersect1d(whole, gumbel(7, 56, np.arange(2000))).size
     assert np.isfinite(whole).all() and abs(whole.mean() - 0.5772) < 0.1
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from glm_trt.engines.bundle import Bundle
@@ -53,6 +55,11 @@ def bundle_of(directory: Path, template: str | None, place: str = "file") -> Bun
         named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
         config["chat_template"] = named if place == "list" else template
     path.write_text(json.dumps(config))
+    # A tokenizer that puts a token before every text, of which a template has its own.
+    tokenizer = Tokenizer.from_file(str(directory / "c" / "tokenizer.json"))
+    first = tokenizer.id_to_token(0)
+    tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    tokenizer.save(str(directory / "c" / "tokenizer.json"))
     if template is not None and place == "file":
         (directory / "c" / "chat_template.jinja").write_text(template)
     export_checkpoint(directory / "c", directory / "b", ExportOptions(dtypes=("float32",)))
@@ -70,6 +77,7 @@ def test_conversations_are_transformers(tmp_path: Path, place: str) -> None:
                 messages, add_generation_prompt=True, return_dict=False, **variables
             )
             assert text.chat(messages, **variables) == expected
+    assert text.encode("why?") == oracle("why?").input_ids == [0, *text.encode("why?", False)]
     with pytest.raises(GlmTrtError, match="no such role: nobody"):
         text.chat([{"role": "nobody", "content": "?"}])
 
