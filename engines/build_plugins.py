@@ -13,6 +13,7 @@ from pathlib import Path
 from glm_trt.engines.build import BuildOptions, needed_by
 from glm_trt.engines.tensorrt_flavours import BACKENDS
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.requirements import require_installed
 from glm_trt.plugins.library import current_library
 
 
@@ -26,9 +27,10 @@ def build_plugins(bundle: Path, options: BuildOptions, output: Path) -> Path:
     BuildError
         If a kernel or the C++ does not compile.
     MissingCapabilityError
-        If the backend, a compiler or a header is absent.
+        If the backend, Triton, a compiler or a header is absent.
     """
     needed = needed_by(bundle, options)
+    require_installed("the plugin library", "plugins", "triton", "torch")
     if (library := current_library(output, needed)) is not None:
         return library
     from glm_trt.plugins.build import build_library  # loads torch and Triton

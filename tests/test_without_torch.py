@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,17 @@ def test_building_without_tensorrt(tiny_bundle: Path) -> None:
     code, _, errors = glm_trt_command("build", tiny_bundle, absent="tensorrt_rtx,torch")
     assert code == 3 and errors.count("\n") == 1
     assert errors.endswith("pip install 'glm-trt[tensorrt-rtx]'\n")
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+@pytest.mark.parametrize("absent", ["triton", "torch"])
+def test_the_plugin_library_without_what_compiles_it(tiny_bundle: Path, absent: str) -> None:
+    code = "import runpy\nrunpy.run_module('glm_trt.engines.build_plugins', run_name='__main__')"
+    found, _, errors = without(absent, code=code, arguments=(str(tiny_bundle),))
+    assert found == 3 and errors == (
+        f"plugins: error: the plugin library needs {absent}, which is not installed: "
+        "pip install 'glm-trt[plugins]'\n"
+    )
 
 
 def test_commands_that_need_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
