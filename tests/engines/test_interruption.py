@@ -81,7 +81,7 @@ class Trial:
         self.expected.append(after(runtime, alone[0], self.options[1]).tokens)
         self.session = runtime.session(max_batch=rows, prefill_chunk=chunk, drafts=drafts)
         # Made with a prediction layer's states where there are drafts.
-        first = self.session.submit(self.prompts[0], self.options[0])
+        self.first = first = self.session.submit(self.prompts[0], self.options[0])
         self.session.run()
         self.delivered: list[list[int]] = [[] for _ in self.prompts]
         self.requests = [
@@ -107,6 +107,9 @@ class Trial:
                 assert request.tokens == self.expected[i]
                 if (text := self.runtime.text) is not None:
                     assert request.text == text.decode(request.tokens)
+        counted = self.session.statistics
+        assert counted.new_tokens == sum(map(len, [self.first.tokens, *self.delivered]))
+        assert sum(counted.accepted) < counted.new_tokens
         # The states that they leave are right too.
         for request in self.requests[:2]:
             alone = self.runtime.generate([[*request.sequence, 7]], 3, eos_token_ids=())
@@ -188,25 +191,35 @@ def test_a_pass_that_is_broken_off_is_taken_back(runtime: Runtime, seed: int) ->
     trial.check()
 
 
-def test_taking_back_may_be_interrupted_too(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_the_edges_of_a_pass(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and behind what makes it count, and what takes it back."""
     trial = Trial(runtime, 1)
-    batch = trial.session._batch
-    return_to, raised = batch.return_to, []
+    session, raised = trial.session, 0
 
-    def raising(standing: Any) -> None:
-        when = int(trial.rng.integers(4))
-        raised.append(when < 2)
-        if when == 0:
-            raise KeyboardInterrupt
-        return_to(standing)
-        if when == 1:
-            raise KeyboardInterrupt
+    def at_the_edges(of: Any, name: str) -> None:
+        whole = getattr(of, name)
 
-    monkeypatch.setattr(batch, "return_to", raising)
-    interrupted(trial.session, trial.rng)
-    assert sum(raised) > 9
+        def raising(*arguments: Any) -> None:
+            nonlocal raised
+            when = int(trial.rng.integers(6))
+            raised += when < 2
+            if when == 0:
+                raise KeyboardInterrupt
+            whole(*arguments)
+            if when == 1:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(of, name, raising)
+
+    at_the_edges(session, "_commit")
+    at_the_edges(session._batch, "return_to")
+    while True:
+        try:
+            if not session.step():
+                break
+        except KeyboardInterrupt:
+            pass
+    assert raised > 30
     monkeypatch.undo()
     trial.check()
 
