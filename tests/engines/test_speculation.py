@@ -156,3 +156,33 @@ def test_right_drafts_are_accepted(runtime: Runtime, monkeypatch: pytest.MonkeyP
     session = runtime.session(drafts=3)
     assert run(session, texts, options) == [expected]
     assert session.statistics.acceptance == 1 and session.statistics.passes == 6
+
+
+def test_each_draft_is_made_behind_the_one_before() -> None:
+    """Of a prediction layer that foretells the next number."""
+
+    def logits(ids: Any) -> Any:
+        return np.eye(20, dtype=np.float32)[np.asarray(ids) + 1]
+
+    class Counting:
+        def predict(self, following: Any, lengths: Any) -> Any:
+            return logits(following[:, -1:])
+
+        def predict_further(self, ids: Any) -> Any:
+            return logits(ids)
+
+    class Counted:
+        done = False
+
+        def __init__(self, token: int) -> None:
+            self.tokens = [token]
+
+        def choose(self, logits: Any, drafts: Any = ()) -> int:
+            return int(logits.argmax())
+
+    drafts: Any = Drafts(Counting(), 4)  # type: ignore[arg-type]
+    requests = [Counted(3), Counted(11)]
+    for request in requests:
+        drafts.admit(request, np.array([[0, *request.tokens]]))
+    ids, lengths = drafts.proposed(requests, [10, 3])
+    assert ids.tolist() == [[3, 4, 5, 6, 7], [11, 12, 13, 0, 0]] and lengths.tolist() == [5, 3]

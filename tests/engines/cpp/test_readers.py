@@ -31,14 +31,19 @@ from glm_trt.model.safetensors_file import SafetensorsFile
 
 TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 DTYPES = ("float32", "bfloat16", "float16")
+CPP = Path(__file__).parents[3] / "engines" / "cpp"
+PROGRAMS = sorted(
+    path.stem for of in ("tests/test_*.cpp", "fuzz/fuzz_*.cpp") for path in CPP.glob(of)
+)
 
 
-def test_ctest(tests_build: Path) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctest(tests_build: Path, program: str) -> None:
     """The tests written in C++ and the fuzzers."""
-    for program in sorted((tests_build / "tests").iterdir()):
-        if program.name.startswith(("test_", "fuzz_")) and program.is_file():
-            done = subprocess.run([program], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{program.name}: {done.stderr[-3000:]}"
+    done = subprocess.run(
+        [tests_build / "tests" / program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def checkpoint_of(kind: str, place: Path) -> None:
