@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import rewrites as r
+from glm_trt.engines.python.cut_session import CutSession, MappedExperts
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
+from glm_trt.engines.python.values import ort_value
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
@@ -166,6 +168,48 @@ def test_fused_experts_of_vanishing_weights(weights: list[float]) -> None:
     for row in range(2):
         assert relative(found[row], expected[row]) < TOLERANCE or not any(weights)
     assert any(weights) or not found[0].any()
+
+
+def test_a_cut_graph_is_the_definition() -> None:
+    """Also where a token has an expert twice; and it gives what was made before the experts."""
+    node = onnx.helper.make_node
+    given = {"x": ("T", HIDDEN), "indices": (onnx.TensorProto.INT32, ("T", 2)), "weights": ("T", 2)}
+    model = make_model(
+        [
+            *(node("Identity", [f"{name}_given"], [name]) for name in given),
+            node("Neg", ["x"], ["early"]),
+            node("MoeExperts", [*given, "gate_up", "down"], ["y"], domain="glm_trt"),
+            node("Neg", ["y"], ["late"]),
+        ],
+        {f"{name}_given": shape for name, shape in given.items()}
+        | {"gate_up": GATE_UP, "down": DOWN},
+        {"x": 1, "indices": onnx.TensorProto.INT32, "weights": 1, "y": 1, "early": 1, "late": 1},
+    )
+    feeds = moe_feeds(3)
+    feeds |= {
+        "x_given": feeds["x"], "weights_given": np.array([[1, 2], [3, 4], [5, 6]], np.float32),
+        "indices_given": np.array([[4, 4], [0, 4], [7, 7]], np.int32),
+    }  # fmt: skip
+    session = CutSession(
+        model, onnx.TensorProto.FLOAT, lambda m: ort.InferenceSession(m.SerializeToString())
+    )
+    binding = session.io_binding()
+    for name in ("gate_up", "down"):
+        stored = Stacked(**{name: feeds[name]})
+        experts = MappedExperts(Binding(name, (name,), feeds[name].shape), stored)
+        binding.bind_ortvalue_input(name, experts)
+    for value in session.get_inputs():
+        binding.bind_ortvalue_input(value.name, ort_value(feeds[value.name]))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+    session.run_with_iobinding(binding)
+    names = [value.name for value in session.get_outputs()]
+    assert {"early", "late"} <= set(names)
+    found = {n: v.numpy() for n, v in zip(names, binding.get_outputs(), strict=True)}
+    assert np.array_equal(found["early"], -feeds["x"])
+    of = ("x", "indices_given", "weights_given", "gate_up", "down")
+    expected = EagerOperators().moe_experts(*(torch.from_numpy(feeds[name]) for name in of))
+    assert relative(found["late"], -expected.numpy()) < TOLERANCE
 
 
 def test_experts_stay_where_no_case_applies() -> None:
