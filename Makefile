@@ -40,7 +40,7 @@ endef
 export: setup ## CHECKPOINT to BUNDLE: export, engines (BACKEND=, TARGET=), validate, report
 	$(BIN)/glm-trt export "$(CHECKPOINT)" -o "$(BUNDLE)"
 	$(BUILD_ENGINES)
-	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report"
+	$(BIN)/glm-trt validate "$(BUNDLE)" --report "$(BUNDLE)-report" --if-changed
 	@echo "The report is $(BUNDLE)-report/report.html"
 
 engines: setup ## build the engines of BUNDLE, with the kernels that it needs

@@ -127,11 +127,18 @@ def check_report(options: argparse.Namespace) -> None:
 
 def print_report(report: dict[str, Any], options: argparse.Namespace) -> int:
     """Write and print a report; the exit code that it stands for."""
-    from glm_trt.validate.report_files import PAGE, write_report
-    from glm_trt.validate.report_text import summary
+    from glm_trt.validate.report_files import write_report
 
     if options.report:
         write_report(report, options.report)
+    return show_report(report, options)
+
+
+def show_report(report: dict[str, Any], options: argparse.Namespace) -> int:
+    """Print a report that is written already; the exit code that it stands for."""
+    from glm_trt.validate.report_files import PAGE
+    from glm_trt.validate.report_text import summary
+
     print(json.dumps(report) if options.json else summary(report))
     if options.report and not options.json:
         print(f"  report: {options.report / PAGE}")

@@ -14,6 +14,7 @@ from glm_trt.commands.command import (
     add_subject,
     check_report,
     print_report,
+    show_report,
     validation_options,
 )
 
@@ -31,9 +32,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="measure the perplexity on this text"
     )
+    parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="take what is in --report if it passed and nothing has changed since",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
+    from glm_trt.model.errors import GlmTrtError
     from glm_trt.progress import Progress
 
     settings = replace(
@@ -42,9 +49,21 @@ def _run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     check_report(options)
     # Now that there is what they import.
+    from glm_trt.validate.kept_report import keep_report, kept_report, validation_key
     from glm_trt.validate.polygraphy_files import is_installed
     from glm_trt.validate.validation import validate_bundle
 
+    key = None
+    if options.if_changed:
+        if options.report is None:
+            raise GlmTrtError("--if-changed: expected --report, which says what there was")
+        key = validation_key(options.bundle, settings)
+        if (kept := kept_report(options.report, key)) is not None:
+            print(
+                f"validate: {options.report} is of {kept['created']}, and nothing has changed",
+                file=sys.stderr,
+            )
+            return show_report(kept, options)
     with Progress("validate", quiet=options.json) as progress:
         report = validate_bundle(options.bundle, settings, progress)
     if options.save and not is_installed():
@@ -53,7 +72,10 @@ def _run(options: argparse.Namespace) -> int:
             "pip install 'glm-trt[validate]'",
             file=sys.stderr,
         )
-    return print_report(report, options)
+    code = print_report(report, options)
+    if key is not None:
+        keep_report(options.report, key)
+    return code
 
 
 COMMAND = Command(
