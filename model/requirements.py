@@ -18,23 +18,26 @@ def require(what: str, extra: str, *modules: str) -> None:
         If one of them is not installed or cannot be loaded; it says so, and how to install
         `extra` of this package, which has them all.
     """
+    require_installed(what, extra, *modules)
     for module in modules:
         try:
             importlib.import_module(module)
         except (ImportError, OSError) as error:
-            reason = _reason(error, module)
-            raise MissingCapabilityError(
-                f"{what} needs {module}, {reason}: pip install 'glm-trt[{extra}]'"
-            ) from None
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise _missing(what, extra, module, f"cannot be loaded ({first})") from None
 
 
 def require_installed(what: str, extra: str, *modules: str) -> None:
     """As `require`, without loading what takes seconds to load."""
     for module in modules:
         if not _is_there(module):
-            raise MissingCapabilityError(
-                f"{what} needs {module}, which is not installed: pip install 'glm-trt[{extra}]'"
-            )
+            raise _missing(what, extra, module, "is not installed")
+
+
+def _missing(what: str, extra: str, module: str, why: str) -> MissingCapabilityError:
+    return MissingCapabilityError(
+        f"{what} needs {module}, which {why}: pip install 'glm-trt[{extra}]'"
+    )
 
 
 def _is_there(module: str) -> bool:
@@ -42,13 +45,6 @@ def _is_there(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # of the package that it is in
         return False
-
-
-def _reason(error: Exception, module: str) -> str:
-    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-        return "which is not installed"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"which cannot be loaded ({first})"
 
 
 def installed(distribution: str) -> str | None:

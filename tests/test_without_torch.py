@@ -16,6 +16,8 @@ from bundles import LENGTH, make_checkpoint
 import glm_trt
 from glm_trt.engines.build_wheel import build_wheel
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.model.errors import MissingCapabilityError
+from glm_trt.model.requirements import require
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "plugins", "export", "engines", "validate")
@@ -141,7 +143,6 @@ def glm_trt_command(*arguments: object, absent: str, before: str = "") -> tuple[
         ("torch", "export TINY -o OUTPUT", "export needs torch, ABSENT[export]'"),
         ("onnxscript", "export TINY -o OUTPUT", "export needs onnxscript, ABSENT[export]'"),
         ("torch", "validate BUNDLE", "validate needs torch, ABSENT[validate]'"),
-        ("torch", "validate BUNDLE --json", "validate needs torch, ABSENT[validate]'"),
         ("torch", "bisect BUNDLE", "bisect needs torch, ABSENT[validate]'"),
         ("onnxscript", "bisect BUNDLE", "bisect needs onnxscript, ABSENT[validate]'"),
         ("matplotlib", "validate BUNDLE --report OUTPUT", "--report needs matplotlib, "
@@ -244,3 +245,13 @@ def test_what_removing_the_other_one_left(tiny_bundle: Path) -> None:
         "onnxruntime 1.30.0 cannot be loaded (its files are not all there): "
         "pip install --force-reinstall --no-deps onnxruntime==1.30.0\n"
     )
+
+
+def test_a_module_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_one.py").write_text("raise OSError('libgone.so: not there')")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = r"^x needs broken_one, which cannot be loaded \(libgone.so: not there\): pip install"
+    with pytest.raises(MissingCapabilityError, match=expected):
+        require("x", "export", "json", "broken_one")
+    with pytest.raises(MissingCapabilityError, match=r"^x needs no\.such, which is not "):
+        require("x", "export", "broken_one", "no.such")  # nothing is loaded in vain
