@@ -49,7 +49,7 @@ class PlanOptions:
         """Checked and sorted."""
         most = config.max_position_embeddings
         if self.contexts is None:
-            usual = [context for context in CONTEXTS if context <= most]
+            usual = [context for context in CONTEXTS if context < most]
             return tuple(usual if len(usual) == len(CONTEXTS) else [*usual, most])
         for context in self.contexts:
             if not 1 <= context <= most:

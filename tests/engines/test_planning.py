@@ -15,7 +15,7 @@ from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound, step_state_bytes
 from glm_trt.engines.planning.gpus import GPUS, find_gpu
 from glm_trt.engines.planning.limits import BUILT_TARGETS, missing
-from glm_trt.engines.planning.plan import PlanOptions, make_plan
+from glm_trt.engines.planning.plan import CONTEXTS, PlanOptions, make_plan
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
 from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
@@ -67,6 +67,9 @@ def test_bytes_by_precision(plan: dict[str, Any]) -> None:
     # 4.5 bits for what fp8 has in 8, two scalars a matrix, and the rest as it was.
     whole = sizes["bf16"] - plan["weights"]["bf16"]["quantised_bytes"]
     assert sizes["nvfp4"] == whole + plan["weights"]["nvfp4"]["quantised_bytes"]
+    for name, needs in plan["export"].items():
+        copied = needs["disk_bytes_materialized"] - needs["disk_bytes"]
+        assert needs["disk_bytes"] > 0 and copied == plan["weights"][name]["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,7 @@ def test_what_cannot_be_done_yet() -> None:
     assert missing(GPUS["h200"], 2, 3) == [
         "a model split over 2 devices", "3 sequences in one pass of an engine"
     ]  # fmt: skip
+    assert missing(GPUS["h200"], 1, 2) == ["2 sequences in one pass of an engine"]
     assert missing(GPUS["gb300"], 1, 1) == ["kernels for sm103"]
     built = {*TARGETS, *RTX_TARGETS}
     assert built == set(BUILT_TARGETS)
@@ -240,6 +244,7 @@ def test_decode_roofline(fp8: Weights) -> None:
     assert bound.state_bytes == 78 * (195_000 * 256 + 2048 * 1152)
     assert bound.seconds == (bound.weight_bytes + bound.state_bytes) / 4.8e12
     assert bound.tokens_per_second == pytest.approx(1 / bound.seconds)
+    assert step_state_bytes(CONFIG, 1, 100) == 78 * 100 * (256 + 1152)  # all that there are
     # On one GPU: all but the embedding (of which a row) and the 248 experts of each layer.
     expert = 3 * (2048 * 6144 + 16 * 48 * 4)
     idle = 75 * 248 * expert + (154880 - 1) * 6144 * 2
@@ -278,6 +283,13 @@ def test_options(tmp_path: Path) -> None:
     assert plan["options"]["contexts"] == [10, 5000]
     assert [entry["precision"] for entry in plan["fit"]] == ["bf16", "fp8"]
     assert plan["recommended"][0]["gpu"] is None
+    # Of GPUs with as much memory the faster one.
+    equal = PlanOptions(gpus=("h100-pcie", "h100"), contexts=(1024,), precisions=("fp8",))
+    assert make_plan(source, equal)["recommended"][0]["gpu"] == "h100"
+    # None is planned twice.
+    for most, contexts in ((500, (500,)), (98_000, (1024, 98_000)), (195_000, CONTEXTS)):
+        config = replace(source.config, max_position_embeddings=most)
+        assert PlanOptions().chosen_contexts(config) == contexts
     mtp = make_plan(source, PlanOptions(gpus=("h200",), with_mtp=True))
     assert mtp["state"]["bytes_per_token"] == 79 * 1408
     assert mtp["weights"]["bf16"]["bytes"] == 1_487_822_475_264
