@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,27 @@ def test_run_prints_prompt_and_continuation(
     assert len(result["token_ids"]) == 32
 
 
-def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "sparse_indexed" in capsys.readouterr().out
     assert main(["inspect", str(tiny_bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "glm-trt bundle"
+    altered = shutil.copytree(tiny_bundle, tmp_path / "altered")
+    path = next(altered.rglob("*.onnx"))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert main(["inspect", str(altered)]) == 2
+    assert f"{path}: altered" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_is_130(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glm_trt.load", interrupted)
+    assert main(["run", str(tiny_bundle), "--prompt", "x"]) == 130
+    assert capsys.readouterr().err == "glm-trt run: interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +56,9 @@ def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "{bundle}", "--input-ids", "1", "--temperature", "-1"], 2, "--temperature"),
         (["run", "{bundle}", "--input-ids", "1", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
         (["run", "{bundle}", "--input-ids", "1", "--backend", "tensorrt"], 3, "tensorrt"),
+        (["validate", "{bundle}", "--seed", "-1"], 2, "--seed"),
+        (["validate", "{bundle}", "--longest", "0"], 2, "--longest"),
+        (["build", "{bundle}", "--no-plugins", "--embed-plugins"], 2, "--embed-plugins"),
         (["export", "{none}", "-o", "{none}2"], 2, "not a directory"),
         (["export", "{tiny}", "-o", "{none}", "--max-seq-len", "9999"], 2, "--max-seq-len"),
     ],

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from glm_trt.cli import main
+from glm_trt.engines.bundle import Bundle
+from glm_trt.engines.python.text import Text
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
@@ -69,6 +71,8 @@ def test_conversation(
     answers = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and len(answers) == 3
     assert answers[0]["reused_tokens"] == 0
+    first = [{"role": "system", "content": "x = 1"}, {"role": "user", "content": "import os"}]
+    assert answers[0]["input_ids"] == Text(Bundle.open(tiny_bundle)).chat(first)
     for before, after in itertools.pairwise(answers):
         # All of what was run before, unless its text is split into other tokens now.
         both = [*before["input_ids"], *before["token_ids"]]
@@ -98,7 +102,7 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (["--prompt", "x", "--top-p", "0"], "--top-p: expected"),
     (["--prompt", "x", "--drafts", "-1"], "drafts"),
     (["--prompt", "x", "--system", "y"], "--chat"),
-    (["--prompt", "x", "--logprobs", "1"], "--json"),
+    (["--prompt", "x", "--logprobs", "0"], "--json"),
     (["--prompt", "x", "--stop", ""], "stop"),
     (["--input-ids", "5000"], "input_ids"),
 ])  # fmt: skip
