@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from glm_trt.validate.compare import Choices, Difference
+from glm_trt.validate.compare import ULP_EDGES, Choices, Difference
+from glm_trt.validate.measure import Pair
+from glm_trt.validate.verdict import explain, pair_entry
 
 
 def test_relative_difference_is_pooled() -> None:
@@ -35,6 +39,32 @@ def test_what_is_not_finite_is_infinitely_far(bad: float) -> None:
     assert difference.worst["coordinates"] == [0, 1]
 
 
+def test_units_in_the_last_place_are_those_of_what_is_expected() -> None:
+    difference = Difference("float32")
+    expected = np.array([[1.0, 2.0, 4.0, 4.0]])
+    off = np.array([[2.0**-23, 0, 2.0**-20, 1.0]])
+    difference.add(expected + off, expected, "x")
+    # None, one, two, and 2^21 units.
+    assert [ULP_EDGES[i] for i in np.flatnonzero(difference.ulps)] == [0.0, 1.0, 4.0, 2.0**22]
+
+
+def test_one_row_and_all_of_them_have_limits_of_their_own() -> None:
+    exact = np.ones((1000, 4))
+
+    def judged(found: np.ndarray) -> dict[str, Any]:
+        pair = Pair.of("float32")
+        pair.add({"exact": exact, "rounded": exact * (1 + 1e-7), "found": found}, "x")
+        return pair_entry(pair, "float32")
+
+    assert judged(exact * (1 + 1.9e-7))["ok"]
+    wide = judged(exact * (1 + 3.5e-7))
+    assert not wide["ok"] and wide["row_error"] < wide["row_limit"]
+    found = exact.copy()
+    found[7] *= 1 + 2e-6
+    one = judged(found)
+    assert not one["ok"] and one["error"] < one["limit"] and "in one row" in explain(one)
+
+
 def test_zero_expected() -> None:
     difference = Difference()
     difference.add(np.zeros((1, 2)), np.zeros((1, 2)), "x")
@@ -57,9 +87,10 @@ EXACT = np.array([[0.1, 0.5, 0.4, 0.4001, -np.inf]])
         ([1, 3], [3, 1], 0.0, "equal"),
         ([1, 2], [1, 3], 1e-3, "near"),
         ([1, 2], [1, 3], 1e-6, "scores 0.0001 apart"),
+        ([1, 2], [1, 3], 4e-5, "scores 0.0001 apart"),
         ([1, 0], [1, 3], 1e-3, "scores 0.3 apart"),
         ([1, 4], [1, 3], 9.0, "not among what can be chosen"),
-        ([1, 7], [1, 3], 9.0, "not among what can be chosen"),
+        ([1, 5], [1, 3], 9.0, "not among what can be chosen"),
         ([1, 1], [1, 3], 9.0, "expected 2 different choices, found 1"),
         ([1, -1], [1, 3], 9.0, "expected 2 different choices, found 1"),
         ([1, -1], [1, -1], 0.0, "equal"),

@@ -14,7 +14,7 @@ from faults import FAULTS, Faulty
 from glm_trt.cli import main
 from glm_trt.validate.baseline import ALLOWED_GROWTH, compare_with_baseline
 from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.policy import PolicyError, read_policy
+from glm_trt.validate.policy import Policy, PolicyError, Rule, read_policy
 from glm_trt.validate.report_files import ReportError, read_report
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
@@ -108,6 +108,20 @@ def test_waived_faults_pass_and_are_in_the_report(
     text = rule(kind="sparse_indexed", waive_up_to=2.5, reason=reason)
     up_to = policy(tmp_path / "up_to.toml", text + "".join(whole))
     assert main([*faulty, "--policy", str(up_to)]) == 1
+
+
+def test_a_waiver_and_a_limit_end_where_they_say() -> None:
+    rules = (Rule({"kind": "k"}, None, 9.0, "first"), Rule({"kind": "k"}, None, 2.5, "second"))
+    found = Policy(Path("x"), rules, {"max_kl_divergence": 1e-4, "min_top1": 0.9})
+    assert found.waived("b", "k", 1, "o", 2.5) == "second"
+    assert found.waived("b", "k", 1, "o", 2.6) is None
+    assert found.waived("b", "other", 1, "o", 1.0) is None
+    values = {"kl_divergence": {"max": 1e-4}, "top1": 0.9, "top5": 1.0, "perplexity": None}
+    assert found.end_to_end_problems(values) == []
+    worse = values | {"kl_divergence": {"max": 2e-4}, "top1": 0.8}
+    assert [text.split()[1] for text in found.end_to_end_problems(worse)] == [
+        "max_kl_divergence", "min_top1"
+    ]  # fmt: skip
 
 
 def test_limits(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

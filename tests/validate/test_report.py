@@ -19,6 +19,7 @@ from glm_trt.cli import main
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.validate import report_files
 from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
+from glm_trt.validate.report_text import percent
 
 Made = Callable[[str], tuple[Path, Path]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -53,6 +54,12 @@ def test_json_follows_its_schema(report: Path) -> None:
     dtype_ulps = content["blocks"][1]["isolated"]["hidden_out"]["prefill"]["ulps"]
     classes = len(content["tolerance"]["ulp_classes"])
     assert len(dtype_ulps["found"]) == len(dtype_ulps["dtype"]) == classes
+
+
+def test_only_all_is_100_percent() -> None:
+    assert [percent(x) for x in (1.0, 0.999999, 0.5, 0.0)] == [
+        "100 %", "99.99 %", "50.00 %", "0.00 %"
+    ]  # fmt: skip
 
 
 def test_markdown(report: Path) -> None:
