@@ -58,7 +58,11 @@ def test_an_interrupted_command_is_130(
         (["run", "{bundle}", "--input-ids", "1", "--backend", "tensorrt"], 3, "tensorrt"),
         (["validate", "{bundle}", "--seed", "-1"], 2, "--seed"),
         (["validate", "{bundle}", "--longest", "0"], 2, "--longest"),
-        (["build", "{bundle}", "--no-plugins", "--embed-plugins"], 2, "--embed-plugins"),
+        (
+            ["build", "{bundle}", "--no-plugins", "--embed-plugins", "--target", "x"],
+            2,
+            "--embed-plugins",
+        ),
         (["export", "{none}", "-o", "{none}2"], 2, "not a directory"),
         (["export", "{tiny}", "-o", "{none}", "--max-seq-len", "9999"], 2, "--max-seq-len"),
     ],
