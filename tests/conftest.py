@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Triton, whose own functions are made for the interpreter or not at import.
 os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+from references import remembered_block
 from traces import trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.validate.reference import Reference
 
 # Side by side, each worker has one core: threads of several would wait for one another.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -26,8 +30,31 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 pytest_plugins = ["cpu_times"]
 
+
+def pytest_collection_finish() -> None:
+    """What imports made stays for good: looked through again and again, it costs a fifth of what
+    tracing does.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to workers as a whole; those of validation to one, as they share walks in memory."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadSharing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            together = "tests/validate/"
+            return together if nodeid.startswith(together) else super()._split_scope(nodeid)
+
+    return LoadSharing(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +63,14 @@ def traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace_block", trace_once)
         patch.setattr("glm_trt.validate.bisect.trace_block", trace_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_walks() -> Iterator[None]:
+    """What the eager model makes of a checkpoint is computed once for all modules that ask."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reference, "block", remembered_block)
         yield
 
 

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from traces import trace_once
 
 from glm_trt.cli import main
 from glm_trt.engines.build import (
@@ -30,7 +31,6 @@ from glm_trt.engines.build_graph import prepare_graph
 from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, verify_files
-from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.presets import preset_config
@@ -185,7 +185,7 @@ def test_real_dimensions(library: Path, tmp_path: Path, preset: str, kind: str) 
     """The presets' own sizes and context, weights as inputs: seconds and megabytes, not hours."""
     config = ModelConfig.from_dict(preset_config(preset, "block"), preset)
     graph, plan = tmp_path / "graph.onnx", tmp_path / "engine.plan"
-    graph.write_bytes(trace_block(config, kind, torch.bfloat16).SerializeToString())
+    graph.write_bytes(trace_once(config, kind, torch.bfloat16).SerializeToString())
     result = build_one(graph, plan, make_profiles(202752, 512, 2048), library)
     assert plan.stat().st_size < 10e6
     assert result["peak_memory_bytes"] < 4e9

@@ -14,12 +14,12 @@ import pytest
 import torch
 from onnx import helper
 from polygraphy.backend.onnx import fold_constants
+from traces import trace_once
 
 from glm_trt.cli import main
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.cut_session import EXPERTS, expert_model
 from glm_trt.export.passes.nodes import every_node
-from glm_trt.export.trace import trace_block
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.presets import preset_config
 from glm_trt.validate.polygraphy_run import block_feeds
@@ -41,7 +41,7 @@ def graphs(tiny_bundle: Path) -> dict[str, onnx.ModelProto]:
     bundle = Bundle.open(tiny_bundle)
     found = {kind: onnx.load(bundle.graph_path(kind, "float32")) for kind in bundle.kinds}
     hybrid = ModelConfig.from_dict(preset_config("glm-5.1-hybrid", "tiny"))
-    return found | {"sparse_linear": trace_block(hybrid, "sparse_linear", torch.float32)}
+    return found | {"sparse_linear": trace_once(hybrid, "sparse_linear", torch.float32)}
 
 
 def test_axes_opset_and_constants(graphs: dict[str, onnx.ModelProto]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
+from traces import trace_once
 
 from glm_trt.export.trace import trace_block
 from glm_trt.model import bindings as b
@@ -23,7 +24,7 @@ from glm_trt.model.states import layer_states
 
 
 def session(config: Any, kind: str) -> onnxruntime.InferenceSession:
-    model = trace_block(config, kind, torch.float32)
+    model = trace_once(config, kind, torch.float32)
     return onnxruntime.InferenceSession(model.SerializeToString())
 
 
@@ -60,7 +61,7 @@ def test_narrow_linear_graphs_keep_their_recurrent_state_wide(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     config = Checkpoint.open(save_hybrid(make_hybrid("all_linear"), tmp_path)).config
-    graph = trace_block(config, "sparse_linear", dtype).graph
+    graph = trace_once(config, "sparse_linear", dtype).graph
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
     wide = {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
     assert wide == {

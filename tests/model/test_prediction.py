@@ -26,7 +26,8 @@ from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.states import layer_states
 from glm_trt.model.weights import load_block
-from glm_trt.validate.validation import validate_bundle
+from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 LAYER = 6
@@ -36,7 +37,12 @@ def relative(found: Any, expected: Any) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def theirs(hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    return reload_oracle(TINY)
+
+
+def theirs(oracle: Any, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
     """What the decoder's last norm gives and the embeddings [B, S, hidden] → the layer's output and
     logits, from transformers' layer and norms with the checkpoint's weights.
     """
@@ -66,7 +72,6 @@ def theirs(hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
     x = x @ of_layer.pop("eh_proj.weight").T
     head = {"shared_head.norm.weight": of_layer.pop("shared_head.norm.weight")}
     layer.load_state_dict(of_layer, strict=True)
-    oracle = reload_oracle(TINY)
     length = x.shape[1]
     positions = torch.arange(length).unsqueeze(0)
     mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
@@ -79,12 +84,11 @@ def theirs(hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("absorbed", [False, True])
-def test_layer_and_head_equal_transformers(absorbed: bool, tmp_path: Path) -> None:
+def test_layer_and_head_equal_transformers(oracle: Any, absorbed: bool) -> None:
     ids = torch.randint(0, 2048, (2, 40), generator=torch.Generator().manual_seed(0))
-    oracle = reload_oracle(TINY)
     states = oracle.model(ids[:, :-1], use_cache=False).last_hidden_state  # behind the last norm
     embedded = oracle.model.embed_tokens(ids[:, 1:])
-    expected, logits = theirs(states, embedded)
+    expected, logits = theirs(oracle, states, embedded)
 
     checkpoint = Checkpoint.open(TINY)
     config = checkpoint.config
@@ -129,14 +133,21 @@ def test_checkpoint_without_the_layer_has_none_of_it(tmp_path: Path) -> None:
     assert [block.name for block in model_blocks(checkpoint)][-1] == "head"
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the FP8 tiny checkpoint."""
+    place = tmp_path_factory.mktemp("narrow")
+    quantize_checkpoint(TINY, place / "c", "fp8")
+    export_checkpoint(place / "c", place / "b", ExportOptions(dtypes=("float32",)))
+    return place / "b"
+
+
 @pytest.mark.parametrize("fault", ["eh_proj.weight", "enorm.weight", "norm.weight"])
 def test_a_wrong_weight_is_found_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    narrow: Path, shared_walks: None, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     from glm_trt.engines.python import onnxruntime_backend
 
-    quantize_checkpoint(TINY, tmp_path / "c", "fp8")
-    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
     bound = b.bound_tensor
 
     def wrong(binding: b.Binding, *rest: Any) -> Any:
@@ -159,5 +170,5 @@ def test_a_wrong_weight_is_found_there(
         monkeypatch.setattr(OnnxruntimeBackend, "_load", load)
     else:
         monkeypatch.setattr(onnxruntime_backend, "bound_tensor", wrong)
-    report = validate_bundle(tmp_path / "b")
+    report = validate_bundle(narrow, ValidationOptions(cases=CaseOptions(longest=4)))
     assert [block["name"] for block in report["blocks"] if not block["ok"]] == ["mtp.0"]

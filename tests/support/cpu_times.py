@@ -1,4 +1,4 @@
-"""`--cpu-times`: what each file of tests cost, children included, at the end of a run."""
+"""`--cpu-times`: what each file of tests cost and the dearest tests, children included."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+DEAREST = 60
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cpu-times", action="store_true", help="CPU seconds of each file of tests")
+    parser.addoption("--cpu-times", action="store_true", help="CPU seconds of files and tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +31,7 @@ class CpuTimes:
     def __init__(self) -> None:
         self.last = cpu_seconds()
         self.files: Counter[str] = Counter()
+        self.tests: Counter[str] = Counter()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, Any, Any]:
@@ -41,10 +44,13 @@ class CpuTimes:
         self.last = cpu_seconds()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.files[report.nodeid.split("::")[0]] += getattr(report, "cpu_seconds", 0.0)
+        seconds = getattr(report, "cpu_seconds", 0.0)
+        self.files[report.nodeid.split("::")[0]] += seconds
+        self.tests[report.nodeid] += seconds
 
     def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
         if config.getoption("--cpu-times"):
             terminalreporter.section(f"CPU seconds: {self.files.total():.0f} in tests")
-            for name, seconds in self.files.most_common():
+            # A fixture counts for the first test that asks for it.
+            for name, seconds in [*self.files.most_common(), *self.tests.most_common(DEAREST)]:
                 terminalreporter.write_line(f"{seconds:8.1f}  {name}")

@@ -1,21 +1,26 @@
 """Graphs that tests trace, kept by content: a kind of block is traced once for all of them.
 
-A trace depends on the sources it is made from, on torch and its exporter, and on config, kind and
-dtype. Under `build/test-traces` there is a folder for each state of the sources, and in it a file
-for each trace, whole or not at all; workers that want the same one wait for the first.
+A trace depends on the sources it is made from, on torch and its exporter, on kind and dtype, and on
+those fields of the config that it reads: an embedding has one graph for all checkpoints of its
+sizes. Under `build/test-traces` there is a folder for each state of the sources, and in it two
+files for each trace, the graph and what was read; workers that want one of the same kind wait for
+the first.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -28,23 +33,52 @@ STORE = ROOT / "build" / "test-traces"
 SOURCES = ("model", "plugins", "export")
 PACKAGES = ("torch", "onnx", "onnxscript")
 UNUSED_AFTER_SECONDS = 24 * 60 * 60
+FIELDS = frozenset(field.name for field in fields(ModelConfig))
 
 Trace = Callable[[ModelConfig, str, torch.dtype], onnx.ModelProto]
 TRACE: Trace = trace.trace_block
 
 
+class WatchedConfig(ModelConfig):
+    """The same config, which remembers what was read of it. Equal to itself alone: what is kept by
+    config elsewhere must not answer in the place of a read.
+    """
+
+    read: set[str]
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in FIELDS:
+            object.__getattribute__(self, "read").add(name)
+        return object.__getattribute__(self, name)
+
+
+def watched(config: ModelConfig) -> WatchedConfig:
+    made = object.__new__(WatchedConfig)
+    vars(made).update(vars(config), read=set())
+    return made
+
+
 def trace_once(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.ModelProto:
-    """As `trace_block`; what was traced from the same sources is read."""
-    key = hashlib.sha256(repr((config, kind, dtype)).encode()).hexdigest()[:32]
-    path = store() / f"{key}.onnx"
-    with path.with_suffix(".lock").open("w") as lock:
+    """As `trace_block`; what was traced from the same sources and fields is read."""
+    of_kind = f"{kind}-{str(dtype).removeprefix('torch.')}"
+    with (store() / f"{of_kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.is_file():
-            return onnx.load(path)
-        model = TRACE(config, kind, dtype)
+        for read in sorted(store().glob(f"{of_kind}-*.json")):
+            content = json.loads(read.read_text())
+            if all(repr(getattr(config, name)) == value for name, value in content.items()):
+                return onnx.load(read.with_suffix(".onnx"))
+        watch = watched(config)
+        model = TRACE(watch, kind, dtype)
+        content = json.dumps({name: repr(getattr(config, name)) for name in sorted(watch.read)})
+        path = store() / f"{of_kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+        onnx.save(model, path.with_suffix(".onnx"))
         partial = path.with_suffix(".partial")
-        onnx.save(model, partial)
-        partial.rename(path)
+        partial.write_text(content)
+        partial.rename(path)  # last: a graph counts when it is whole
     return model
 
 

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 from bundles import make_bundle
-from references import remembered_block
-
-from glm_trt.validate.reference import Reference
 
 Made = Callable[[str], tuple[Path, Path]]
 
@@ -26,9 +23,3 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return known[name]
 
     return of
-
-
-@pytest.fixture
-def shared_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the eager model makes of a checkpoint is computed once for all tests that ask for it."""
-    monkeypatch.setattr(Reference, "block", remembered_block)

@@ -22,6 +22,7 @@ from glm_trt.model.errors import BundleError
 from glm_trt.validate.bisect import bisect_bundle, describe_finding
 from glm_trt.validate.validation import ValidationOptions
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
 
 

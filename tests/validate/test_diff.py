@@ -18,6 +18,7 @@ from glm_trt.validate.diff import diff_runs
 from glm_trt.validate.recording import Recording, RecordingError
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
 JUDGED = ("ok", "blocks", "end_to_end", "runtime", "offenders", "backend", "cases")
 SHORT = CaseOptions(longest=48)

@@ -18,6 +18,7 @@ from glm_trt.validate.policy import Policy, PolicyError, Rule, read_policy
 from glm_trt.validate.report_files import ReportError, read_report
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
 BLOCKS = {"embedding": ("embedding", None), "layer.0": ("dense_indexed", 0),
           "layer.1": ("sparse_indexed", 1), "head": ("head", None)}  # fmt: skip

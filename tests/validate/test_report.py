@@ -21,6 +21,7 @@ from glm_trt.validate import report_files
 from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
 from glm_trt.validate.report_text import percent
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

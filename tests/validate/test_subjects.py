@@ -25,6 +25,7 @@ from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.subjects import open_subject
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
 SUBJECTS = [
     ("onnxruntime-plain", "float32"), ("graph", "float32"), ("graph", "bfloat16"),

@@ -26,6 +26,7 @@ from glm_trt.validate.reference import OWN_WEIGHTS
 from glm_trt.validate.report_files import schema
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
+pytestmark = pytest.mark.usefixtures("shared_walks")
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 Arrays = dict[str, Any]
 Run = Callable[[BundleBlock, Arrays], Arrays]
