@@ -26,7 +26,7 @@ from glm_trt.validate.reference import Reference
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-    torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 pytest_plugins = ["cpu_times"]
 
