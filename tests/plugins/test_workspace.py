@@ -252,6 +252,16 @@ def test_buffers_hold_what_kernels_write(name: str) -> None:
     assert shared > VARIATIONS  # the others have one part alone
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 17, 100])
+def test_experts_of_odd_sizes_have_room_for_pairs_of_all_tokens(tokens: int) -> None:
+    """They go by pairs however many there are; room for sorted pairs often hides it."""
+    axes = all_axes("fp8_moe_experts", {"T": tokens, "k": 2, "E": 4, "hidden": 32, "I": 3007}, {})
+    plan = plan_of("fp8_moe_experts")
+    names = seen_by_expressions(plan.contract, axes, {}) | {"ITEMSIZE": 2}
+    elements = {of.name: evaluate(of.elements, names) for of in plan.workspace}
+    assert elements["inner_few"] == tokens * 2 * 3007
+
+
 # (operator, sizes, tokens, the most tokens): calls that split, in a profile whose largest does not.
 SPLITTING = [
     ("sparse_mla", {"B": 1, "H": 3, "D": 24, "C": 300, "K": 200}, 1, 512),
