@@ -143,7 +143,7 @@ public:
     }
     size_t scratchBytes() const override
     {
-        return 1000;
+        return 100 * mIo.size(); // the largest is not the last
     }
     int64_t maxTokens() const override
     {

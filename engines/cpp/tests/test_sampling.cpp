@@ -30,6 +30,9 @@ void testChoose()
     Sampling sampling;
     sampling.repetitionPenalty = 4;
     CHECK(choose(logits.data(), 5, sampling, 0, {1, 1, 4}) == 3);
+    sampling.repetitionPenalty = 2;
+    std::vector<float> const apart{0, 8, 3};
+    CHECK(choose(apart.data(), 3, sampling, 0, {1, 1}) == 1); // once, however often it occurred
     sampling = {};
     sampling.temperature = 1;
     sampling.topK = 2;
@@ -40,6 +43,14 @@ void testChoose()
     }
     CHECK(counts[0] == 0 && counts[2] == 0 && counts[4] == 0);
     CHECK(std::abs(counts[1] - 1000) < 150);
+    sampling = {};
+    sampling.temperature = 1;
+    sampling.topP = 0.5; // of four alike two
+    std::vector<float> const alike(4);
+    for (int position = 0; position < 200; ++position)
+    {
+        CHECK(choose(alike.data(), 4, sampling, position, {}) < 2);
+    }
     float const infinity = std::numeric_limits<float>::infinity();
     std::vector<float> const one{-infinity, 3, -infinity};
     sampling.topP = 0.5;
