@@ -12,7 +12,7 @@ import pytest
 from glm_trt.engines import build_wheel
 from glm_trt.engines.build import BuildError, BuildOptions, build_engines, needed_by
 from glm_trt.engines.build_plugins import build_plugins
-from glm_trt.model.errors import MissingCapabilityError
+from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins import build
 from glm_trt.plugins import library as libraries
 from glm_trt.plugins.common.aot import choices, possible_choices, variants
@@ -165,10 +165,10 @@ def test_partial_library_is_no_whole_one(
 def test_other_files_are_no_library(tmp_path: Path) -> None:
     for content in (b"", b"\x7fELF"):
         (tmp_path / "some.so").write_bytes(content)
-        with pytest.raises(MissingCapabilityError, match="not a plugin library of this version"):
-            libraries.find_library(tmp_path / "some.so") and libraries.selection_of(
-                tmp_path / "some.so"
-            )
+        path = libraries.find_library(tmp_path / "some.so")
+        with pytest.raises(GlmTrtError, match="not a plugin library of this version") as error:
+            libraries.selection_of(path)
+        assert error.value.exit_code == 2
 
 
 def test_current_library_is_taken(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch,
