@@ -42,7 +42,9 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # With a weight of its own none is drawn, which for a meta tensor loads torch._dynamo.
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         # Not a weight of the checkpoint, so it is made on the CPU even when the module is meta.
         width = config.qk_rope_head_dim
         exponent = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width

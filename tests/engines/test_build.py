@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
-from checkpoints import SHAPES, make_oracle, save
+from checkpoints import make_oracle, save
 
 from glm_trt.engines import build, tensorrt_flavours
 from glm_trt.engines.build import BuildError, BuildOptions, build_engines, make_profiles
@@ -141,14 +141,15 @@ def test_targets_and_dtypes_live_side_by_side(built_copy: Path, spawned: list[st
 
 @needs_rtx
 def test_shared_selection_in_every_dtype(tmp_path: Path) -> None:
-    save(make_oracle(**SHAPES["shared_indexer"]).half(), tmp_path / "checkpoint")
+    oracle = make_oracle(num_hidden_layers=2, indexer_types=["full", "shared"])
+    save(oracle.half(), tmp_path / "checkpoint")
     bundle = tmp_path / "bundle"
     export_checkpoint(tmp_path / "checkpoint", bundle, ExportOptions(dtypes=DTYPES))
     for dtype, expected in ((None, "float16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
         engines = build_engines(bundle, BuildOptions(targets=("sm80",), dtype=dtype))
         assert {engine.entry["dtype"] for engine in engines} == {expected}
         kinds = {engine.entry["kind"] for engine in engines}
-        assert kinds == {"embedding", "dense_indexed", "sparse_shared", "sparse_indexed", "head"}
+        assert kinds == {"embedding", "dense_indexed", "sparse_shared", "head"}
 
 
 @needs_rtx

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from traces import TRACE
 
 from glm_trt.cli import main
+from glm_trt.export import trace
 from glm_trt.export.onnx_version import RELEASES, require_opset
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.plugins.linear_bodies import OPSET
@@ -32,6 +34,7 @@ def test_an_older_onnx_is_refused_before_the_checker_is(
 ) -> None:
     monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: OPSET - 1)
     monkeypatch.setattr(onnx, "__version__", "1.21.0")
+    monkeypatch.setattr(trace, "trace_block", TRACE)  # not one that was traced before
     checkpoint = str(tmp_path / "checkpoint")
     assert main(["make-checkpoint", "glm-5.1-hybrid", "-o", checkpoint]) == 0
     assert main(["export", checkpoint, "-o", str(tmp_path / "bundle")]) == 3
