@@ -72,7 +72,7 @@ def test_no_fault_no_finding(made: Made, shared_walks: None, name: str, dtype: s
     assert bisect_bundle(bundle, options)["ok"]
 
 
-SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
