@@ -27,7 +27,7 @@ setup: .venv/.complete ## make .venv with everything; nothing to do the second t
 	touch $@
 
 plugins: setup ## build build/plugins/libglm_trt_plugins.so, every kernel: no GPU and no CUDA toolkit needed
-	$(BIN)/python -P -m glm_trt.plugins.build --output build/plugins
+	$(BIN)/python -P -m glm_trt.plugins --output build/plugins
 
 # Of a whole library that is up to date all kernels are there; else those that BUNDLE needs.
 define BUILD_ENGINES

@@ -1,9 +1,7 @@
 """Building libglm_trt_plugins.so: kernels ahead of time, generated C++, a C++17 compiler.
 
-    python -m glm_trt.plugins.build --output build/plugins [--target sm80 ...]
-
-The whole library, or one with the kernels of some targets. `glm_trt.engines.build_plugins` builds
-one with the kernels that a bundle needs.
+`python -m glm_trt.plugins` builds the whole library, or one with the kernels of some targets;
+`glm_trt.engines.build_plugins` one with the kernels that a bundle needs.
 
 No GPU, nvcc or CUDA toolkit: Triton compiles the kernels, its wheel has the CUDA headers, and
 TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.
@@ -11,7 +9,6 @@ TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import multiprocessing
@@ -27,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import glm_trt
-from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import sha256_of, write_atomically
 from glm_trt.plugins.common.aot import Cubin, Variant, compile_variant, variants
 from glm_trt.plugins.common.codegen import (
@@ -37,7 +33,7 @@ from glm_trt.plugins.common.codegen import (
     operators_cpp,
 )
 from glm_trt.plugins.common.launch import Plan
-from glm_trt.plugins.common.selection import TARGETS, WHOLE, Selection
+from glm_trt.plugins.common.selection import WHOLE, Selection
 from glm_trt.plugins.library import build_key, is_current, library_place
 from glm_trt.plugins.link import BuildError, link_library
 
@@ -166,26 +162,3 @@ def _description(cubins: Mapping[Variant, Cubin]) -> str:
         for of, cubin in cubins.items()
     }  # fmt: skip
     return json.dumps(dict(sorted(entries.items())), indent=1)
-
-
-def main() -> int:
-    """The command of this module; its exit codes are those of `glm-trt`."""
-    parser = argparse.ArgumentParser(description="Build libglm_trt_plugins.so.")
-    parser.add_argument("--output", type=Path, default=Path("build/plugins"), metavar="DIR")
-    parser.add_argument(
-        "--target", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="sm80",
-        help="kernels for these alone (default: all)",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=int, help="kernels compiled at a time (default: all cores)")
-    options = parser.parse_args()
-    try:
-        targets = tuple(target for target in TARGETS if target in options.target)
-        print(build_library(options.output, Selection(targets), options.jobs))
-    except GlmTrtError as error:
-        print(f"plugins: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -106,7 +106,7 @@ def each_library(request: pytest.FixtureRequest) -> Path:
 def build_plugins(*options: str) -> Path:
     """Build the library, in a process without the interpreter; workers of a test run in turn."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "glm_trt.plugins.build", *options]
+    command = [sys.executable, "-m", "glm_trt.plugins", *options]
     done = subprocess.run(
         command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -176,9 +176,13 @@ def test_building_without_tensorrt(tiny_bundle: Path) -> None:
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("absent", ["triton", "torch"])
-def test_the_plugin_library_without_what_compiles_it(tiny_bundle: Path, absent: str) -> None:
-    code = "import runpy\nrunpy.run_module('glm_trt.engines.build_plugins', run_name='__main__')"
-    found, _, errors = without(absent, code=code, arguments=(str(tiny_bundle),))
+@pytest.mark.parametrize("module", ["glm_trt.engines.build_plugins", "glm_trt.plugins.__main__"])
+def test_the_plugin_library_without_what_compiles_it(
+    tiny_bundle: Path, module: str, absent: str
+) -> None:
+    code = f"import runpy\nrunpy.run_module({module!r}, run_name='__main__')"
+    arguments = (str(tiny_bundle),) if "engines" in module else ()
+    found, _, errors = without(absent, code=code, arguments=arguments)
     assert found == 3 and errors == (
         f"plugins: error: the plugin library needs {absent}, which is not installed: "
         "pip install 'glm-trt[plugins]'\n"

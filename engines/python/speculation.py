@@ -142,10 +142,15 @@ class Drafts:
         self._drafts.pop(request, None)
 
     def _draft(self, requests: Sequence[Drafted], logits: NDArray[np.float32]) -> None:
+        """New drafts from the prediction layer's logits [n, 1, vocab]. A row whose logits are none
+        (NaN) gets no further ones: its tokens come plainly, the others' with their drafts.
+        """
         drafts: list[list[int]] = [[] for _ in requests]
         for place in range(self.count):
             for row, request, of_row in zip(logits, requests, drafts, strict=True):
-                of_row.append(request.choose(row[0], of_row))
+                if len(of_row) == place and not np.isnan(row[0]).any():
+                    of_row.append(request.choose(row[0], of_row))
             if place + 1 < self.count:
-                logits = self._batch.predict_further(np.array([row[-1:] for row in drafts]))
+                newest = [row[-1] if row else 0 for row in drafts]
+                logits = self._batch.predict_further(np.array(newest)[:, np.newaxis])
         self._drafts.update(zip(requests, drafts, strict=True))

@@ -70,6 +70,37 @@ def test_sampled_tokens_are_the_same_too(runtime: Runtime, sampling: Sampling) -
     assert session.statistics.acceptance is not None and session.statistics.acceptance > 0.1
 
 
+@pytest.mark.parametrize("method", ["predict", "predict_further"])
+def test_drafts_of_logits_that_are_none(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The row that has no logits gets its tokens plainly, the others theirs with drafts."""
+    texts = prompts(runtime, 3)
+    options = GenerateOptions(12, eos_token_ids=())
+    expected = run(runtime.session(), texts, options)
+    session = runtime.session(max_batch=3, drafts=2)
+    batch, run_of_rows = session._batch, []
+    given, step = getattr(batch, method), batch.step
+
+    def without_the_second(*arguments: Any) -> Any:
+        logits = given(*arguments)
+        logits[1:2] = np.nan
+        return logits
+
+    def recorded(ids: Any, lengths: Any = None, **options: Any) -> Any:
+        if len(ids) == 3:
+            run_of_rows.append(lengths.tolist())
+        return step(ids, lengths, **options)
+
+    monkeypatch.setattr(batch, method, without_the_second)
+    monkeypatch.setattr(batch, "step", recorded)
+    assert run(session, texts, options) == expected
+    # The first pass of three still has the drafts that the second row got when it was alone.
+    first, second, third = zip(*run_of_rows[1:], strict=True)
+    assert max(first) == max(third) == 3
+    assert max(second) == (1 if method == "predict" else 2)
+
+
 def test_ends_come_where_they_come_plainly(runtime: Runtime) -> None:
     """Within drafts: an end token, a stop string, the last token, the longest sequence."""
     assert runtime.text is not None
