@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from glm_trt.engines.python.backend import RowState
-from glm_trt.engines.python.sampling import Sampling, choose, log_probabilities
+from glm_trt.engines.python.constraint import Constraint
+from glm_trt.engines.python.sampling import NOTHING, Sampling, choose, log_probabilities
 from glm_trt.engines.python.stopping import StopStrings
 from glm_trt.engines.python.text import TextStream
 from glm_trt.model.errors import GlmTrtError
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
-NOTHING = np.zeros(0, np.int64)
+TopTokens = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class GenerateOptions:
     logprobs : give log-probabilities: of each token, and of so many of the most probable ones. None
         for none at all.
     keep : keep its states as `Request.snapshot` when it has ended, for a request that goes on.
+    min_new_tokens : no end token comes before so many others.
+    logit_bias : added to the logits of these tokens, before all else; −inf forbids one.
+    constraint : what the tokens must be, beyond that; one of its own for each request.
+    prompt_logprobs : as `logprobs`, of each token of the prompt but the first. Such a prompt is run
+        whole, whatever prefix is given.
     """
 
     max_new_tokens: int = 32
@@ -39,13 +46,19 @@ class GenerateOptions:
     eos_token_ids: tuple[int, ...] | None = None
     logprobs: int | None = None
     keep: bool = False
+    min_new_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Check what no other class does."""
-        for name in ("max_new_tokens", "logprobs"):
+        for name in ("max_new_tokens", "logprobs", "min_new_tokens", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise GlmTrtError(f"{name}: expected 0 or more, found {value}")
+        if any(not value < math.inf for value in self.logit_bias.values()):
+            raise GlmTrtError("logit_bias: expected finite numbers or -inf")
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Token:
     token_id: int
     text: str | None
     logprob: float | None
-    top_logprobs: tuple[tuple[int, float], ...]
+    top_logprobs: TopTokens
     finish_reason: str | None
 
 
@@ -98,6 +111,7 @@ class Snapshot:
 class Mark(NamedTuple):
     """How far a request was; see `Request.return_to`."""
 
+    prompt_logprobs: int
     tokens: int
     finish_reason: str | None
 
@@ -111,7 +125,9 @@ class Request:
     tokens : the new ones so far.
     text : their text, None without a tokenizer.
     logprobs, top_logprobs : of each token, if asked for.
+    prompt_logprobs, prompt_top_logprobs : of the prompt's tokens from the second on, if asked for.
     finish_reason : None until it has ended.
+    error : what went wrong with it, if that ended it.
     reused : how many of the prompt's tokens came from a snapshot.
     snapshot : its states at the end, with `GenerateOptions.keep`.
     """
@@ -128,8 +144,11 @@ class Request:
         self.tokens: list[int] = []
         self.text: str | None = None
         self.logprobs: list[float] = []
-        self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
+        self.top_logprobs: list[TopTokens] = []
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top_logprobs: list[TopTokens] = []
         self.finish_reason: str | None = None
+        self.error: BaseException | None = None
         self.reused = 0
         self.snapshot: Snapshot | None = None
         self._eos, self._new_stream, self._on_token = eos_token_ids, new_stream, on_token
@@ -159,27 +178,72 @@ class Request:
         self._cancelled = True
 
     def choose(self, logits: Any, drafts: Sequence[int] = ()) -> int:
-        """The token behind the sequence and `drafts`, from logits [vocab]."""
+        """The token behind the sequence and `drafts`, from logits [vocab].
+
+        Raises
+        ------
+        GlmTrtError
+            If a logit is NaN, or nothing that may come is left.
+        """
         sampling, position = self.options.sampling, self.length + len(drafts)
-        if sampling.repetition_penalty == 1:
+        logits = self._permitted(logits, drafts)
+        if not sampling.penalises:
             return choose(logits, sampling, position, NOTHING)
-        return choose(logits, sampling, position, np.array([*self.sequence, *drafts]))
+        new = np.array([*self.tokens, *drafts], np.int64)
+        return choose(logits, sampling, position, np.array([*self.prompt, *new]), new)
+
+    def _permitted(self, logits: Any, drafts: Sequence[int]) -> Any:
+        """Logits with the biases, and −inf for what may not come."""
+        options, changed = self.options, logits
+        if options.logit_bias:
+            changed = changed.copy()
+            changed[list(options.logit_bias)] += np.array([*options.logit_bias.values()])
+        if self._eos and len(self.tokens) + len(drafts) < options.min_new_tokens:
+            changed = changed.copy()
+            changed[list(self._eos)] = -np.inf
+        if options.constraint is not None:
+            allowed = options.constraint.allowed(drafts)
+            if allowed is not None:
+                # Where a constraint leaves only the end, an earlier end is not to be prevented.
+                of = changed if np.isfinite(changed[allowed]).any() else logits
+                changed = np.where(allowed, of, -np.inf)
+        if changed is not logits and changed.max() == -np.inf:
+            raise GlmTrtError("no token may come: logit_bias and the constraint leave none")
+        return changed
+
+    def take_prompt(self, logits: Any, begin: int) -> None:
+        """The prompt's log-probabilities, from logits [n, vocab] of its tokens from `begin` on."""
+        count = self.options.prompt_logprobs
+        if count is None:
+            return
+        for row, token in zip(logits, self.prompt[begin + 1 :], strict=False):
+            logprob, best = log_probabilities(row, token, count)
+            self.prompt_logprobs.append(logprob)
+            self.prompt_top_logprobs.append(tuple(best))
 
     def take(self, token: int, logits: Any, room: bool) -> Token:
         """Append `token`, chosen from logits [vocab]; without `room` for another it ends there."""
+        constraint = self.options.constraint
+        if constraint is not None:
+            constraint.take(token)
         logprob: float | None = None
-        top: tuple[tuple[int, float], ...] = ()
+        top: TopTokens = ()
         if self.options.logprobs is not None:
             logprob, best = log_probabilities(logits, token, self.options.logprobs)
             top = tuple(best)
             self.logprobs.append(logprob)
             self.top_logprobs.append(top)
         self.tokens.append(token)
-        if token in self._eos:
+        if token in self._eos or (constraint is not None and constraint.ended):
             self.finish_reason = STOP
         elif not room or len(self.tokens) >= self.options.max_new_tokens:
             self.finish_reason = LENGTH
         return Token(token, self._new_text(token), logprob, top, self.finish_reason)
+
+    def fail(self, error: BaseException) -> None:
+        """End it for what went wrong with it alone."""
+        self.error = self.error or error
+        self.cancel()
 
     def deliver(self, token: Token) -> BaseException | None:
         """Give the newest token to `on_token`, unless it had it before a pass was taken back.
@@ -193,13 +257,13 @@ class Request:
             self._delivered += 1
             self._on_token(token)
         except BaseException as error:  # Ctrl-C is one, and no less to be kept for later
-            self.cancel()
+            self.fail(error)
             return error
         return None
 
     def mark(self) -> Mark:
         """How far it is."""
-        return Mark(len(self.tokens), self.finish_reason)
+        return Mark(len(self.prompt_logprobs), len(self.tokens), self.finish_reason)
 
     def return_to(self, mark: Mark) -> None:
         """Take back what came since. A request that was cancelled keeps what was delivered."""
@@ -210,6 +274,10 @@ class Request:
         self.finish_reason = None
         for values in (self.tokens, self.logprobs, self.top_logprobs):
             del values[count:]
+        for values in (self.prompt_logprobs, self.prompt_top_logprobs):
+            del values[mark.prompt_logprobs :]
+        if self.options.constraint is not None:
+            self.options.constraint.return_to(count)
 
     def _read_anew(self, tokens: list[int]) -> None:
         """Text, and what may begin a stop string, as they are behind `tokens`."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from glm_trt.model.errors import GlmTrtError
 
 Logits = NDArray[np.floating]
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Sampling:
     repetition_penalty : logits of tokens that have occurred are divided by it where positive,
         multiplied where negative (Keskar et al. 2019).
     seed : of the draws, below 2⁶⁴.
+    presence_penalty, frequency_penalty : taken off the logit of each token that is among the new
+        ones, and as often as it is, as in OpenAI's API; −2 … 2. The C++ runtime has neither.
 
     Raises
     ------
@@ -45,6 +48,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -55,13 +60,26 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "0 … 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
             "seed": (0 <= self.seed < 1 << 64, "0 … 2⁶⁴ − 1"),
+            "presence_penalty": (-2 <= self.presence_penalty <= 2, "−2 … 2"),
+            "frequency_penalty": (-2 <= self.frequency_penalty <= 2, "−2 … 2"),
         }
         for name, (good, text) in expected.items():
             if not good:
                 raise GlmTrtError(f"{name}: expected {text}, found {getattr(self, name)}")
 
+    @property
+    def penalises(self) -> bool:
+        """Whether a choice depends on the tokens before it, not on their number alone."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
-def choose(logits: Logits, sampling: Sampling, position: int, occurred: NDArray[np.int64]) -> int:
+
+def choose(
+    logits: Logits,
+    sampling: Sampling,
+    position: int,
+    occurred: NDArray[np.int64],
+    new: NDArray[np.int64] = NOTHING,
+) -> int:
     """One token for the place `position` of a sequence.
 
     The draw is the largest of x + Gumbel noise, which is a draw from softmax(x) (Maddison et al.
@@ -73,6 +91,7 @@ def choose(logits: Logits, sampling: Sampling, position: int, occurred: NDArray[
     logits : float32 [vocab].
     position : the index in its sequence of the token to be chosen.
     occurred : the IDs of the sequence so far, repeated or not.
+    new : those of them that were not in the prompt, as often as they came.
 
     Raises
     ------
@@ -81,13 +100,16 @@ def choose(logits: Logits, sampling: Sampling, position: int, occurred: NDArray[
     """
     _check(logits)
     greedy = sampling.temperature == 0
-    if greedy and sampling.repetition_penalty == 1:
+    if greedy and not sampling.penalises:
         return int(logits.argmax())
     x = logits.astype(np.float64)
     if sampling.repetition_penalty != 1:
         seen = np.unique(occurred)
         values, penalty = x[seen], sampling.repetition_penalty
         x[seen] = np.where(values < 0, values * penalty, values / penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        seen, counts = np.unique(new, return_counts=True)
+        x[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     if greedy:
         return int(x.argmax())
     x /= sampling.temperature

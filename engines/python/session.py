@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glm_trt.engines.python.backend import Backend, Batch
+from glm_trt.engines.python.backend import Backend, Batch, Kept
 from glm_trt.engines.python.request import (
     CANCELLED,
     LENGTH,
@@ -22,6 +23,8 @@ from glm_trt.engines.python.request import (
 from glm_trt.engines.python.speculation import Drafts, Statistics
 from glm_trt.engines.python.text import Text
 from glm_trt.model.errors import GlmTrtError
+
+MOST_LOGITS = 1 << 25  # of a prompt whose every logit is wanted, in a pass: 128 MB
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Session:
     """Requests that come and go, each with exactly the tokens that it would get alone.
 
     A step runs one chunk of a prompt that is being admitted, and one pass over all sequences that
-    are decoding. Not to be used from several threads; `Request.cancel` may be.
+    are decoding. One thread at a time steps; `submit` and `Request.cancel` are for any thread.
 
     A pass is finished, or taken back, for all of its rows. It is finished where `on_token` raises,
     whatever that is. Whatever else breaks it off, such as Ctrl-C, takes it back, and the next step
@@ -90,7 +93,7 @@ class Session:
         self._row = 0  # of the request that is being admitted: behind those that decode
         self._prefilled = 0
         self._failure: BaseException | None = None
-        self._is_stepping = False
+        self._stepping = threading.Lock()
         self._commit()
         self._is_settled = True  # nothing since the latest `_commit`
 
@@ -141,7 +144,7 @@ class Session:
         )
         new_stream = None if self._text is None else self._text.stream
         request = Request(ids, options, frozenset(eos), new_stream, on_token)
-        if options.max_new_tokens == 0:
+        if options.max_new_tokens == 0 and options.prompt_logprobs is None:
             request.finish_reason = LENGTH
         else:
             self._waiting.append((request, prefix))
@@ -159,11 +162,12 @@ class Session:
         Raises
         ------
         GlmTrtError
-            If it is called from `on_token`: a pass is under way.
+            If a pass is under way: it is called from `on_token`, or from another thread.
         """
-        if self._is_stepping:
-            raise GlmTrtError("step: called from on_token, while the session runs a pass")
-        self._is_stepping = True
+        if not self._stepping.acquire(blocking=False):
+            raise GlmTrtError(
+                "step: called while the session runs a pass (from on_token, or by another thread)"
+            )
         try:
             self._settle()
             self._run_passes()
@@ -171,7 +175,7 @@ class Session:
             self._settle()
             raise
         finally:
-            self._is_stepping = False
+            self._stepping.release()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -185,7 +189,7 @@ class Session:
         GlmTrtError
             If it waits, is being admitted, or has ended.
         """
-        if not self._is_stepping:
+        if not self._stepping.locked():
             self._settle()
         if request not in self._decoding:
             raise GlmTrtError("snapshot: expected a request that is decoding")
@@ -256,7 +260,7 @@ class Session:
         row, predict = len(self._decoding), self._drafts.count > 0
         self._batch.clear(row)
         self._prefilled = 0
-        if prefix is not None:
+        if prefix is not None and request.options.prompt_logprobs is None:
             length, predicted = prefix.reusable(request.prompt, predict)
             if length:
                 self._batch.restore(row, prefix.state, length, predicted)
@@ -267,18 +271,25 @@ class Session:
 
     def _prefill(self, request: Request) -> None:
         """Run the next chunk of the prompt; after the last one the request decodes."""
-        begin = self._prefilled
+        begin, wants_all = self._prefilled, request.options.prompt_logprobs is not None
         most = self._backend.most_tokens(len(request.prompt))
+        if wants_all:
+            most = min(most, max(MOST_LOGITS // self._bundle.config.vocab_size, 1))
         end = min(begin + min(self._chunk or most, most), len(request.prompt))
         ids = np.array([request.prompt[begin:end]])
         is_last = end == len(request.prompt)
-        logits = self._batch.step(ids, first=self._row, logits="last" if is_last else "none")
+        wanted: Kept = "all" if wants_all else "last" if is_last else "none"
+        logits = self._batch.step(ids, first=self._row, logits=wanted)
         self._prefilled = end
         self.statistics.prompt_tokens += end - begin
-        if is_last:
+        if wants_all:
+            request.take_prompt(logits[0], begin)
+        if is_last and request.options.max_new_tokens == 0:
+            request.finish_reason = LENGTH
+        elif is_last:
             self._admitting = None
             self._decoding.append(request)
-            self._take(request, logits[0, 0])
+            self._take(request, logits[0, -1])
             if not request.done:
                 following = [*request.prompt[begin + 1 :], request.tokens[-1]]
                 self._drafts.admit(request, np.array([following]))
@@ -313,7 +324,7 @@ class Session:
             self.statistics.new_tokens += 1
             made = request.take(token, logits, room=self._room(request) > 1)
         except Exception as error:
-            request.cancel()
+            request.fail(error)
             failure = error
         else:
             failure = request.deliver(made)

@@ -11,6 +11,7 @@ are the same.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.python.backend import Batch
+from glm_trt.model.errors import GlmTrtError
 
 
 class Drafted(Protocol):
@@ -143,13 +145,15 @@ class Drafts:
 
     def _draft(self, requests: Sequence[Drafted], logits: NDArray[np.float32]) -> None:
         """New drafts from the prediction layer's logits [n, 1, vocab]. A row whose logits are none
-        (NaN) gets no further ones: its tokens come plainly, the others' with their drafts.
+        (NaN), or behind whose drafts nothing may come, gets no further ones: its tokens come
+        plainly, the others' with their drafts.
         """
         drafts: list[list[int]] = [[] for _ in requests]
         for place in range(self.count):
             for row, request, of_row in zip(logits, requests, drafts, strict=True):
-                if len(of_row) == place and not np.isnan(row[0]).any():
-                    of_row.append(request.choose(row[0], of_row))
+                if len(of_row) == place:
+                    with suppress(GlmTrtError):
+                        of_row.append(request.choose(row[0], of_row))
             if place + 1 < self.count:
                 newest = [row[-1] if row else 0 for row in drafts]
                 logits = self._batch.predict_further(np.array(newest)[:, np.newaxis])

@@ -263,7 +263,7 @@ def test_in_a_callback(tmp_path: Path) -> None:
             seen.append(session.snapshot(first))
             if len(first.tokens) == 2:
                 seen.append(session.submit([5, 6], options))
-            with pytest.raises(GlmTrtError, match="step: called from on_token"):
+            with pytest.raises(GlmTrtError, match="step: called while the session runs a pass"):
                 session.step()
 
         first = session.submit([1, 2, 3], options, on_token=on_token)
