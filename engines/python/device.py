@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -54,6 +55,10 @@ class Device(Protocol):
         """What queues again all that `work` queues, without asking the host each time; None where
         it cannot be recorded. `work` itself is not done.
         """
+        ...
+
+    def abandon(self) -> None:
+        """End a recording that was broken off, if there is one: what is queued is done again."""
         ...
 
     def close(self) -> None:
@@ -139,6 +144,13 @@ class Gpu:
         except GlmTrtError:
             return None
         return lambda: self._launch(executable)
+
+    def abandon(self) -> None:
+        """As in `Device`: Ctrl-C may come between any two lines of `record`."""
+        (status,) = self._call("cuStreamIsCapturing", self._stream)
+        if status != self._driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE:
+            with suppress(GlmTrtError):  # a capture that is invalid ends with an error
+                self._call("cuStreamEndCapture", self._stream)
 
     def _launch(self, executable: Any) -> None:
         self._call("cuGraphLaunch", executable, self._stream)

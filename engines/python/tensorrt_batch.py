@@ -282,6 +282,7 @@ class TensorrtBatch:
 
     def return_to(self, standing: tuple[list[tuple[_Row, int]], Array, Array]) -> None:
         """As in `Batch`."""
+        self._device.abandon()
         rows, self.lengths[:], self._prediction_lengths[:] = standing
         self._rows[:] = [row for row, _ in rows]
         for row, turn in rows:

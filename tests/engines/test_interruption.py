@@ -184,6 +184,31 @@ def interrupted(session: Session, rng: np.random.Generator) -> int:
         lines = max(lines // 4, 50)
 
 
+def test_a_recording_that_is_broken_off_is_ended(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of one token is recorded; while it is, nothing that the device is asked is done."""
+    device = getattr(runtime.backend, "device", None)
+    if device is None:
+        pytest.skip("nothing is recorded without a device")
+    assert isinstance(device, HostDevice)
+    expected = runtime.generate([[5, 6, 7]], 6, eos_token_ids=())
+    session, queue, breaks = runtime.session(), device.queue, [True]
+
+    def queue_or_break(work: Any) -> None:
+        if device._recording and breaks:
+            breaks.pop()
+            raise KeyboardInterrupt
+        queue(work)
+
+    monkeypatch.setattr(device, "queue", queue_or_break)
+    request = session.submit([5, 6, 7], GenerateOptions(6, eos_token_ids=()))
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    session.run()
+    assert request.tokens == expected[0]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_pass_that_is_broken_off_is_taken_back(runtime: Runtime, seed: int) -> None:
     trial = Trial(runtime, seed)

@@ -166,8 +166,8 @@ def test_a_constraint_is_taken_back_with_its_pass(runtime: Runtime, source: list
     take = other.take
 
     def break_off(*arguments: Any, **options: Any) -> Any:
-        if len(other.tokens) == 5 and broken.pop():
-            broken.append(False)
+        if len(other.tokens) == 5 and broken:
+            broken.pop()
             raise KeyboardInterrupt  # behind the row of the constraint, within the pass
         return take(*arguments, **options)
 

@@ -77,6 +77,7 @@ class HostDevice:
     def record(self, work: Callable[[], None]) -> Callable[[], None] | None:
         if not self.can_record:
             return None
+        assert self._recording is None, "a recording was not ended"
         self._recording = recorded = []
         work()
         self._recording = None
@@ -87,6 +88,9 @@ class HostDevice:
                 item()
 
         return replay
+
+    def abandon(self) -> None:
+        self._recording = None
 
     def close(self) -> None:
         self.closed = True
