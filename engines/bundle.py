@@ -97,6 +97,12 @@ class Bundle:
         have = ", ".join(self.manifest["dtypes"])
         raise BundleError(f"{self.directory}: no graph of {kind} in {dtype}; it has {have}")
 
+    @property
+    def tokenizer_files(self) -> dict[str, Path]:
+        """The tokenizer's files that the checkpoint had, by their names in it."""
+        names = [file.removeprefix("tokenizer/") for file in self.manifest["tokenizer"]]
+        return {name: self.directory / "tokenizer" / name for name in names}
+
     def tokenizer_file(self, name: str) -> Path | None:
         """A tokenizer file by its name, None where the checkpoint had none."""
         path = f"tokenizer/{name}"

@@ -168,8 +168,9 @@ def _write_contents(
     write_atomically(partial / "bindings.json", json.dumps(bindings, indent=1).encode())
     tokenizer = []
     for path in checkpoint.tokenizer_files:
-        write_atomically(partial / "tokenizer" / path.name, path.read_bytes())
-        tokenizer.append(f"tokenizer/{path.name}")
+        name = f"tokenizer/{path.relative_to(checkpoint.directory).as_posix()}"
+        write_atomically(partial / name, path.read_bytes())
+        tokenizer.append(name)
     names = [graph["file"] for graph in graphs] + ["bindings.json", *tokenizer]
     return {
         "format": m.FORMAT,
@@ -289,7 +290,8 @@ def _export_key(
     digest = hashlib.sha256()
     digest.update(json.dumps(read_config(checkpoint.directory)).encode())
     for path in checkpoint.tokenizer_files:
-        digest.update(path.name.encode() + path.read_bytes())
+        name = path.relative_to(checkpoint.directory).as_posix()
+        digest.update(name.encode() + path.read_bytes())
     digest.update(json.dumps([shards, settings, _versions()]).encode())
     for package in ("model", "plugins", "export"):
         root = Path(str(files("glm_trt"))) / package

@@ -27,8 +27,11 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     GENERATION_CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 _COMPARED_ROWS = 4096  # of embedding and head at once
 _LOG = logging.getLogger(__name__)
 
@@ -118,8 +121,9 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer's files that exist; a checkpoint may have none."""
-        paths = (self.directory / name for name in TOKENIZER_FILES)
+        """The tokenizer's files that exist, chat templates included; a checkpoint may have none."""
+        paths = [self.directory / name for name in TOKENIZER_FILES]
+        paths += sorted((self.directory / NAMED_TEMPLATES).glob("*.jinja"))
         return tuple(path for path in paths if path.is_file())
 
     def eos_token_ids(self) -> tuple[int, ...]:

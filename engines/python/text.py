@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from glm_trt.engines.bundle import Bundle
-from glm_trt.model.errors import BundleError, GlmTrtError
+from glm_trt.engines.python.chat_template import GLM_TOKENS, ChatTemplates
+from glm_trt.engines.python.messages import Message
+from glm_trt.engines.python.special_tokens import SpecialTokens
+from glm_trt.engines.python.token_bytes import TokenBytes
+from glm_trt.model.errors import BundleError
 
-TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
-Message = Mapping[str, Any]
+TOKENIZER = "tokenizer.json"
 
 
 class Text:
@@ -30,17 +30,35 @@ class Text:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        path = bundle.tokenizer_file("tokenizer.json")
+        self._open(bundle.tokenizer_files, str(bundle.directory))
+
+    @classmethod
+    def of_files(cls, files: Mapping[str, Path], place: str) -> Text:
+        """The tokenizer in `files`, by the names that they have in a checkpoint; `place` is whose
+        it is, for errors.
+        """
+        text = cls.__new__(cls)
+        text._open(files, place)
+        return text
+
+    def _open(self, files: Mapping[str, Path], place: str) -> None:
+        path = files.get(TOKENIZER)
         if path is None:
             raise BundleError(
-                f"{bundle.directory}: has no tokenizer.json (its checkpoint had none); "
+                f"{place}: has no tokenizer.json (its checkpoint had none); "
                 "only token IDs can be given"
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise BundleError(f"{path}: not a tokenizer: {error}") from None
+        # Some tokenizers are stored with what their training cut and filled up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = SpecialTokens.read(files)
+        special.complete(self._tokenizer)
+        has_glm_tokens = all(self.token_id(token) is not None for token in GLM_TOKENS)
+        self.templates = ChatTemplates(files, special.names, place, has_glm_tokens)
 
     def encode(self, text: str, with_prefix: bool = True) -> list[int]:
         """The token IDs of `text`, which may hold special tokens by their names; with those that
@@ -58,57 +76,48 @@ class Text:
         """Text piece by piece, as tokens come."""
         return TextStream(self._tokenizer)
 
-    def chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+    def token_id(self, token: str) -> int | None:
+        """The ID of a token by its name, such as "<think>"; None where there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for by itself: often no whole character. Of a special token its
+        name; b"" of an ID that is no token.
+        """
+        return self._bytes.of(token_id)
+
+    @cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self._tokenizer)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        template_name: str | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
         """The token IDs of a conversation, up to where the assistant's next message begins.
+
+        A name of a special token in a message, as "<|user|>", becomes that token, as in other
+        servers: what its author says is read as the conversation's own marks.
 
         Parameters
         ----------
-        messages : each with "role" and "content", as the checkpoint's template wants them.
-        variables : of the template, such as `tools` or `enable_thinking`.
+        messages : each with "role" and "content"; see `messages.normalized_messages`.
+        template_name : one of several templates. Otherwise it is "tool_use", with `tools` and where
+            there is one, or "default".
+        add_generation_prompt : end with what begins the assistant's message.
+        variables : of the template: `tools`, and of GLM-5.1's `enable_thinking`, `clear_thinking`.
 
         Raises
         ------
         GlmTrtError
-            If there is no template, or it refuses the messages.
+            If there is no template, it refuses the messages, or they are none.
         """
-        template, names = self._template("tool_use" if variables.get("tools") else "default")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        try:
-            text = environment.from_string(template).render(
-                messages=messages, add_generation_prompt=True, **names, **variables
-            )
-        except jinja2.TemplateError as error:
-            raise GlmTrtError(f"{self._bundle.directory}: chat template: {error}") from error
+        text = self.templates.render(messages, template_name, add_generation_prompt, **variables)
         return self.encode(text, with_prefix=False)
-
-    def _template(self, preferred: str) -> tuple[str, dict[str, str]]:
-        """The template, and the special tokens that it may name. Of several the one called
-        `preferred`, else "default".
-        """
-        config: dict[str, Any] = {}
-        path = self._bundle.tokenizer_file(TOKENIZER_CONFIG)
-        if path is not None:
-            config = _json(path)
-        names = {
-            name: value["content"] if isinstance(value, dict) else value
-            for name, value in config.items()
-            if name.endswith("_token") and isinstance(value, str | dict)
-        }
-        path = self._bundle.tokenizer_file(TEMPLATE_FILE)
-        template = path.read_text() if path is not None else config.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            by_name = {entry["name"]: entry["template"] for entry in template}
-            template = by_name.get(preferred, by_name.get("default"))
-        if not isinstance(template, str):
-            raise BundleError(
-                f"{self._bundle.directory}: no chat template (neither {TEMPLATE_FILE} nor "
-                f"chat_template in {TOKENIZER_CONFIG})"
-            )
-        return template, names
 
 
 class TextStream:
@@ -130,24 +139,3 @@ class TextStream:
         """The text of tokens that stayed incomplete, when no more come."""
         text: str = self._tokenizer.decode(self._ids)
         return text[len(self._given) :] if text.startswith(self._given) else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    return content
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # jinja2's own filter escapes for HTML, which a model was not trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _now(style: str) -> str:
-    return datetime.now().strftime(style)
