@@ -87,6 +87,16 @@ class Text:
         """
         return self._bytes.of(token_id)
 
+    def token_text(self, token_id: int) -> str:
+        r"""One token by itself, as log-probabilities name it: its bytes as text. Those that are no
+        UTF-8 by themselves as "bytes:\xe2\x80", so that no two of them look the same.
+        """
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
     @cached_property
     def _bytes(self) -> TokenBytes:
         return TokenBytes(self._tokenizer)
@@ -126,16 +136,17 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._given = ""
+        self._given: list[str] = []
 
     def feed(self, token: int) -> str:
         """The text that `token` completes, often all of its own."""
         self._ids.append(token)
         piece: str = self._stream.step(self._tokenizer, token) or ""
-        self._given += piece
+        self._given.append(piece)
         return piece
 
     def rest(self) -> str:
         """The text of tokens that stayed incomplete, when no more come."""
         text: str = self._tokenizer.decode(self._ids)
-        return text[len(self._given) :] if text.startswith(self._given) else ""
+        given = "".join(self._given)
+        return text[len(given) :] if text.startswith(given) else ""

@@ -455,6 +455,13 @@ def test_bytes_of_a_token(glm: Text) -> None:
     assert any(b"\xff" > glm.token_bytes(token) >= b"\x80" for token in ids)
     assert glm.token_bytes(glm.token_id("<think>") or 0) == b"<think>"
     assert glm.token_bytes(99_999) == b""
+    assert glm.token_text(glm.encode(" end")[0]) == " end"
+    assert glm.token_text(glm.token_id("<|user|>") or 0) == "<|user|>"
+    first = next(token for token in ids if glm.token_bytes(token)[:1] == b"\xf0")
+    written = "".join(f"\\x{byte:02x}" for byte in glm.token_bytes(first))
+    assert glm.token_text(first) == "bytes:" + written
+    vocabulary = range(2048)  # named apart, as answers have them by their names
+    assert len({glm.token_text(token) for token in vocabulary}) == len(vocabulary)
 
 
 def test_bytes_of_tokens_of_another_kind(tmp_path: Path) -> None:

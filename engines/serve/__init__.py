@@ -1,0 +1,1 @@
+"""The model as an API: `glm-trt serve`."""
