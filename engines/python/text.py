@@ -97,6 +97,11 @@ class Text:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, with the special tokens of every file."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     @cached_property
     def _bytes(self) -> TokenBytes:
         return TokenBytes(self._tokenizer)
