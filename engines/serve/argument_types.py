@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from glm_trt.engines.serve.schemas import resolve
+from glm_trt.model.errors import GlmTrtError
 
 KINDS = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
 _DEEPEST = 32  # of schemas within schemas: one that refers to itself ends there
@@ -40,7 +43,8 @@ class Parameters:
     """The parameters of a tool, from its JSON Schema."""
 
     def __init__(self, schema: Any) -> None:
-        self._schema = schema if isinstance(schema, Mapping) else {}
+        self._root = schema
+        self._schema = followed(schema)
         self._known: dict[str, ArgumentType] = {}
 
     def of(self, name: str) -> ArgumentType:
@@ -50,7 +54,7 @@ class Parameters:
             declared = properties.get(name) if isinstance(properties, Mapping) else None
             if declared is None:
                 declared = self._schema.get("additionalProperties")
-            self._known[name] = ArgumentType(_kinds(declared, self._schema, 0))
+            self._known[name] = ArgumentType(kinds(declared, self._root))
         return self._known[name]
 
 
@@ -64,49 +68,66 @@ def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Parameters]:
     return found
 
 
-def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
-    """The kinds that `schema` allows; all where it does not say."""
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
-        return KINDS
-    found = KINDS
-    if isinstance(reference := schema.get("$ref"), str):
-        found &= _kinds(_resolved(reference, root), root, depth + 1)
-    declared = schema.get("type")
-    if isinstance(declared, str | list):
-        names = [declared] if isinstance(declared, str) else declared
-        names = [*names, *(["null"] if schema.get("nullable") is True else [])]
-        found &= {kind for name in names for kind in _wider(name)}
-    for word in ("enum", "const"):
-        if word in schema:
-            values = schema[word] if word == "enum" else [schema[word]]
-            if isinstance(values, list):
-                found &= frozenset[str]().union(*map(_kinds_of, values))
-    for word in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(word), list) and branches:
-            found &= frozenset[str]().union(*_of_each(branches, root, depth))
-    if isinstance(parts := schema.get("allOf"), list) and parts:
-        found = found.intersection(*_of_each(parts, root, depth))
-    return found or KINDS  # one that nothing fits says nothing
+def followed(schema: Any) -> Mapping[str, Any]:
+    """A schema of parameters, with `$ref` at its top followed."""
+    root = schema
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            break
+        of = _resolved(schema["$ref"], root)
+        own = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**own, **of} if isinstance(of, Mapping) else own
+    return schema if isinstance(schema, Mapping) else {}
 
 
-def _of_each(schemas: list[Any], root: Mapping[str, Any], depth: int) -> Iterable[frozenset[str]]:
-    return [_kinds(schema, root, depth + 1) for schema in schemas]
+def kinds(schema: Any, root: Any) -> frozenset[str]:
+    """The kinds that `schema` allows; all where it does not say. `root` is what references are
+    into.
+    """
+    known: dict[str, frozenset[str]] = {}
+
+    def of_each(schemas: list[Any], depth: int) -> list[frozenset[str]]:
+        return [of(schema, depth + 1) for schema in schemas]
+
+    def of(schema: Any, depth: int) -> frozenset[str]:
+        if not isinstance(schema, Mapping) or depth > _DEEPEST:
+            return KINDS
+        found = KINDS
+        if isinstance(reference := schema.get("$ref"), str):
+            if reference not in known:  # else each level of references would double the work
+                known[reference] = KINDS  # within itself
+                known[reference] = of(_resolved(reference, root), depth + 1)
+            found &= known[reference]
+        declared = schema.get("type")
+        if isinstance(declared, str | list):
+            names = [declared] if isinstance(declared, str) else declared
+            names = [*names, *(["null"] if schema.get("nullable") is True else [])]
+            found &= {kind for name in names for kind in _wider(name)}
+        for word in ("enum", "const"):
+            if word in schema:
+                values = schema[word] if word == "enum" else [schema[word]]
+                if isinstance(values, list):
+                    found &= frozenset[str]().union(*map(_kinds_of, values))
+        for word in ("anyOf", "oneOf"):
+            if isinstance(branches := schema.get(word), list) and branches:
+                found &= frozenset[str]().union(*of_each(branches, depth))
+        if isinstance(parts := schema.get("allOf"), list) and parts:
+            found = found.intersection(*of_each(parts, depth))
+        return found or KINDS  # one that nothing fits says nothing
+
+    return of(schema, 0)
 
 
 def _wider(name: Any) -> tuple[str, ...]:
-    return ("integer", "number") if name == "number" else (name,)
+    return ("integer", "number") if name == "number" else (str(name),)
 
 
-def _resolved(reference: str, root: Mapping[str, Any]) -> Any:
+def _resolved(reference: Any, root: Any) -> Any:
     """What a pointer into the tool's own schema is of; None for any other."""
-    place: Any = root
-    first, *names = reference.split("/")
-    if first != "#":
+    try:
+        return resolve(root, reference, "")
+    except GlmTrtError:
         return None
-    for name in names:
-        name = name.replace("~1", "/").replace("~0", "~")
-        place = place.get(name) if isinstance(place, Mapping) else None
-    return place
 
 
 def _kinds_of(value: Any) -> frozenset[str]:

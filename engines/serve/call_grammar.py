@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from llguidance import regex_to_lark
 
-from glm_trt.engines.serve.schemas import Schema, kinds, resolve, standalone
+from glm_trt.engines.serve.argument_types import followed, kinds
+from glm_trt.engines.serve.schemas import Schema, resolve, standalone
 from glm_trt.model.errors import GlmTrtError
 
 MOST_IN_ANY_ORDER = 60  # a set of arguments is the bits of a number
@@ -98,7 +99,7 @@ class Rules:
         return name
 
 
-def object_of(function: Function, where: str) -> dict[str, Any]:
+def object_of(function: Function, where: str) -> Mapping[str, Any]:
     """The schema of a function's arguments with `$ref` at its top followed.
 
     Raises
@@ -106,16 +107,10 @@ def object_of(function: Function, where: str) -> dict[str, Any]:
     GlmTrtError
         If it is not one of an object whose arguments it names.
     """
-    schema: Schema = function.parameters
-    if schema is None or schema is True:
+    if not function.parameters or function.parameters is True:
         return {}
-    for _ in range(16):
-        if not isinstance(schema, dict) or "$ref" not in schema:
-            break
-        of = resolve(function.parameters, schema["$ref"], where)
-        own = {key: value for key, value in schema.items() if key in _OF_ARGUMENTS}
-        schema = {**own, **of} if isinstance(of, dict) else of
-    if not isinstance(schema, dict) or schema.get("type", "object") not in ("object", ["object"]):
+    schema = followed(function.parameters)
+    if "$ref" in schema or schema.get("type") not in ("object", ["object"]):
         raise GlmTrtError(f"{where}: expected the schema of an object")
     others = sorted({*schema} - {*_OF_ARGUMENTS, *_SAYS_NOTHING})
     combined = {"anyOf", "oneOf", "allOf", "$ref"} & {*others}
@@ -188,17 +183,20 @@ def _value(rules: Rules, of: Json) -> str:
     of_others: dict[str, Any] = {"allOf": [{"type": sorted(types - {"string"})}, schema]}
     of_others |= {key: schema[key] for key in ("$defs", "$schema") if key in schema}
     json_rule = rules.json(of._replace(schema=of_others))
-    if text is None:
+    if text is None or "/" in text:
         # Text that would be read as another value must be one that the schema has. What is no
-        # JSON, or JSON of a type that is not declared, is read as text.
+        # JSON, or JSON of a type that is not declared, is read as it stands.
         said = json.dumps(schema)
         begins = [r"\[" for _ in {"array"} & types] + [r"\{" for _ in {"object"} & types]
         if types & {"integer", "number"} and re.search("inimum|aximum|multipleOf|enum|const", said):
             begins.append(r"\-0-9")
         if "boolean" in types and re.search("enum|const", said):
             begins.append("tf")
-        others = "".join(begins)
-        text = rf"/[ \t\r\n]*([^ \t\r\n{others}](?s:.)*)?/" if begins else None
+        if text is not None:
+            begins.append('"')  # a JSON string, of which the schema says nothing then
+        space = r"\s\x1c-\x1f"
+        plain = rf"/[{space}]*([^{space}{''.join(begins)}](?s:.)*)?/" if begins else None
+        text = plain if text is None else f"({text}) & ({plain})"
     return f"({rules.terminal(text, of.where)} | {json_rule})"
 
 

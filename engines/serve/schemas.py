@@ -10,7 +10,6 @@ from typing import Any
 from glm_trt.model.errors import GlmTrtError
 
 MOST_BYTES, MOST_DEPTH, MOST_REFERENCES = 1 << 16, 64, 256
-TYPES = frozenset(["null", "boolean", "integer", "number", "string", "array", "object"])
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = (
@@ -19,6 +18,18 @@ _SINGLE = (
 )  # fmt: skip
 # Those that a grammar makes values of.
 _VALUES = ("properties", "patternProperties", *_LISTS, "additionalProperties", "additionalItems")
+# What keywords have.
+_FORMS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_OF_NAMES, (dict,)),
+    **dict.fromkeys(_LISTS, (list,)),
+    **dict.fromkeys(_SINGLE, (dict, bool)),
+    "items": (dict, bool, list),
+    **dict.fromkeys(("required", "enum"), (list,)),
+    **dict.fromkeys(("pattern", "format", "$ref"), (str,)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "minProperties"), (int,)),
+    "type": (str, list),
+}
+_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 Schema = Any  # an object or a boolean
 
 
@@ -46,13 +57,14 @@ def checked_schema(schema: Schema, where: str, strict: bool) -> str:
         raise GlmTrtError(f"{where}: expected at most {MOST_BYTES} bytes, found {size}")
     references = set()
     for part in _parts(schema):
+        _check_forms(part, where)
         if part is not schema and isinstance(part.get("$id"), str):
             raise GlmTrtError(f"{where}: $id {part['$id']!r} below the top is not supported")
         if "$ref" in part:
             resolve(schema, part["$ref"], where)
             references.add(part["$ref"])
         fewest = part.get("minProperties", 0)
-        if strict and isinstance(fewest, int) and fewest > len(_list(part, "required")) + 1:
+        if strict and fewest > len(part.get("required", ())) + 1:
             # Those without a name may come twice.
             raise GlmTrtError(
                 f"{where}: minProperties {fewest} is not supported: expected at most one more than "
@@ -99,7 +111,7 @@ def standalone(schema: Schema, root: Schema, where: str) -> dict[str, Any]:
             return value
         if not is_schema:  # schemas by names
             return {name: renamed(x) for name, x in value.items()}
-        made = {}
+        made: dict[str, Any] = {}
         for key, of in value.items():
             if key == "$ref":
                 if of not in names:
@@ -113,61 +125,23 @@ def standalone(schema: Schema, root: Schema, where: str) -> dict[str, Any]:
                 made[key] = renamed(of)
             elif key != "$id":
                 made[key] = of
+        if made.pop("nullable", None) is True and "type" in made:  # as OpenAPI says it
+            types = made["type"]
+            made["type"] = [*(types if isinstance(types, list) else [types]), "null"]
         return made
 
-    made: dict[str, Any] = renamed(schema) if isinstance(schema, dict) else {}
-    if schema is False:
-        made = {"enum": []}
+    whole: dict[str, Any] = {"enum": []} if schema is False else {}
+    if isinstance(schema, dict):
+        whole = renamed(schema)
     definitions = {}
     while waiting:
         reference = waiting.pop()
         definitions[names[reference]] = renamed(resolve(root, reference, where))
     if definitions:
-        made["$defs"] = definitions
+        whole["$defs"] = definitions
     if isinstance(root, dict) and "$schema" in root:
-        made["$schema"] = root["$schema"]  # what some keywords mean
-    return made
-
-
-def kinds(schema: Schema, root: Schema) -> frozenset[str]:
-    """The JSON types that a value may have ("integer" only where "number" is not one); some may
-    be ruled out by other keywords. References are `standalone`'s.
-    """
-    known: dict[str, frozenset[str]] = {}
-
-    def of(schema: Schema) -> frozenset[str]:
-        if not isinstance(schema, dict):
-            return TYPES if schema else frozenset()
-        found = TYPES
-        types = schema.get("type", [*TYPES])
-        found &= frozenset([types] if isinstance(types, str) else types)
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if values is not None:
-            found &= frozenset().union(*map(_types_of, values))
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                found &= frozenset().union(*map(of, schema[key]))
-        for member in schema.get("allOf", ()):
-            found &= of(member)
-        if "$ref" in schema:
-            reference = schema["$ref"]
-            if reference not in known:
-                known[reference] = TYPES  # what it is within itself
-                known[reference] = of(resolve(root, reference, ""))
-            found &= known[reference]
-        return found | ({"integer"} if "number" in found else set())
-
-    return of(schema)
-
-
-def _types_of(value: Any) -> set[str]:
-    if value is None or isinstance(value, bool):
-        return {"null" if value is None else "boolean"}
-    if isinstance(value, int | float):
-        return {"number"} | ({"integer"} if value == value // 1 else set())
-    return {
-        "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-    }
+        whole["$schema"] = root["$schema"]  # what some keywords mean
+    return whole
 
 
 def _children(
@@ -192,6 +166,27 @@ def _parts(schema: Schema) -> Iterator[dict[str, Any]]:
         if isinstance(part, dict):
             yield part
             waiting.extend(_children(part))
+
+
+def _check_forms(schema: dict[str, Any], where: str) -> None:
+    """Whether its keywords have what they should, as far as anything here looks at them."""
+    for key, forms in _FORMS.items():
+        value = schema.get(key, forms[0]())
+        if not isinstance(value, forms) or (isinstance(value, bool) and bool not in forms):
+            expected = " or ".join(form.__name__ for form in forms)
+            raise GlmTrtError(f"{where}: {key}: expected {expected}, found {type(value).__name__}")
+    for child in _children(schema):
+        if not isinstance(child, dict | bool):
+            raise GlmTrtError(f"{where}: expected a JSON schema, found {json.dumps(child)[:80]}")
+    types = schema.get("type", [])
+    for name in [types] if isinstance(types, str) else types:
+        if name not in _TYPES:
+            raise GlmTrtError(
+                f"{where}: type: expected one of {', '.join(_TYPES)}, found {json.dumps(name)[:80]}"
+            )
+    for name in schema.get("required", ()):
+        if not isinstance(name, str):
+            raise GlmTrtError(f"{where}: required: expected names, found {json.dumps(name)[:80]}")
 
 
 def _check_depth(value: Any, where: str) -> None:
@@ -264,17 +259,14 @@ def _clauses(schema: dict[str, Any], root: Schema, where: str) -> list[list[Sche
     clauses += [schema[key] for key in ("anyOf", "oneOf") if _list(schema, key)]
     clauses += [[member] for member in _list(schema, "allOf")]
     types = schema.get("type", "string")
-    of_types = set(map(str, types)) if isinstance(types, list) else {str(types)}
+    of_types = {types} if isinstance(types, str) else {*types}
     if "const" in schema or "enum" in schema or not of_types <= {"array", "object"}:
         return clauses
-    properties = schema.get("properties")
-    required = [
-        properties[name] for name in _list(schema, "required")
-        if isinstance(properties, dict) and isinstance(name, str) and name in properties
-    ]  # fmt: skip
+    properties = schema.get("properties", {})
+    required = [properties[name] for name in schema.get("required", ()) if name in properties]
     fewest = schema.get("minItems", 0)
     items: list[Schema] = []
-    if isinstance(fewest, int) and fewest > 0:
+    if fewest > 0:
         rest = schema.get("items", True)
         items = (_list(schema, "prefixItems") or _list(schema, "items"))[:fewest]
         if len(items) < fewest and not isinstance(rest, list):

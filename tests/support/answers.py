@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from glm_trt.engines.python.constraint import Constraint
+from glm_trt.engines.serve.grammar import AnswerForm, GrammarConstraint, Grammars
 
 SPECIAL = ("[gMASK]", "<sop>", "<|system|>")
 MARKS = (
@@ -176,3 +177,35 @@ def calls_in(
         else:
             assert mark in ("</arg_key>", "</arg_value>", "</tool_call>") and not said
     return text[0][1], calls
+
+
+# The tiny checkpoint's tokenizer, and with GLM's tokens.
+TINY = Path(__file__).parents[1] / "data" / "glm-5.1-tiny" / "tokenizer.json"
+TEXT = with_glm_tokens(TINY)
+END_NAMES = ("<|endoftext|>", "<|user|>", "<|observation|>")
+ENDS = tuple(TEXT.token_to_id(name) for name in END_NAMES)
+
+
+def ids(text: str) -> list[int]:
+    found: list[int] = TEXT.encode(text, add_special_tokens=False).ids
+    return found
+
+
+def begun(grammars: Grammars, form: AnswerForm) -> GrammarConstraint:
+    constraint = grammars.constraint(form)
+    assert constraint is not None
+    return constraint
+
+
+def refused(constraint: GrammarConstraint, text: str) -> str | None:
+    """What follows of `text` where it may not come; None if all may, and was taken."""
+    tokens = ids(text)
+    for place, token in enumerate(tokens):
+        if not constraint.allowed(())[token]:
+            return str(TEXT.decode(tokens[place:], skip_special_tokens=False))
+        constraint.take(token)
+    return None
+
+
+def schema_form(schema: Any, strict: bool = True, **options: Any) -> AnswerForm:
+    return AnswerForm(response="json_schema", schema=schema, strict=strict, **options)

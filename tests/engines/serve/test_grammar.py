@@ -1,11 +1,10 @@
-"""Answers by a grammar: JSON, calls, reasoning before them; what is refused, and how soon."""
+"""Answers by a grammar: JSON, calls, reasoning before them, with drafts and taken back."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -15,32 +14,33 @@ import jsonschema
 import numpy as np
 import pytest
 from answers import (
+    ENDS,
     MARKS,
     SPECIAL,
+    TEXT,
+    TINY,
+    begun,
     calls_in,
     drawn,
+    ids,
     random_object,
     random_schema,
+    refused,
+    schema_form,
     with_definitions,
-    with_glm_tokens,
 )
-from tokenizers import Tokenizer
 
 import glm_trt
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.text import Text
+from glm_trt.engines.serve.argument_types import Parameters
 from glm_trt.engines.serve.call_grammar import Function
-from glm_trt.engines.serve.grammar import AnswerForm, GrammarConstraint, Grammars
-from glm_trt.engines.serve.schemas import kinds, standalone
+from glm_trt.engines.serve.grammar import AnswerForm, Grammars
 from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny" / "tokenizer.json"
-TEXT = with_glm_tokens(TINY)
-END_NAMES = ("<|endoftext|>", "<|user|>", "<|observation|>")
-ENDS = tuple(TEXT.token_to_id(name) for name in END_NAMES)
 WEATHER = Function("get_weather", {
     "type": "object", "required": ["city"], "properties": {
         "city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]},
@@ -53,51 +53,10 @@ TIME = Function("get_time")
 BOTH = (WEATHER, TIME)
 
 
-@pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(TEXT.to_str(), TEXT.get_vocab_size(), ENDS)
-
-
-def ids(text: str, tokenizer: Tokenizer = TEXT) -> list[int]:
-    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return found
-
-
-def begun(grammars: Grammars, form: AnswerForm) -> GrammarConstraint:
-    constraint = grammars.constraint(form)
-    assert constraint is not None
-    return constraint
-
-
-def refused(constraint: GrammarConstraint, text: str) -> str | None:
-    """What follows of `text` where it may not come; None if all may, and was taken."""
-    tokens = ids(text)
-    for place, token in enumerate(tokens):
-        if not constraint.allowed(())[token]:
-            with pytest.raises(GlmTrtError, match=f"token {token} may not come"):
-                constraint.take(token)
-            return str(TEXT.decode(tokens[place:], skip_special_tokens=False))
-        constraint.take(token)
-    return None
-
-
-def schema_form(schema: Any, strict: bool = True, **options: Any) -> AnswerForm:
-    return AnswerForm(response="json_schema", schema=schema, strict=strict, **options)
-
-
-def read_value(text: str, schema: Any, root: Any) -> Any:
-    """As an argument's text is to be read: JSON of a declared type other than text, or text."""
-    alone = standalone(schema, root, "")
-    types = kinds(alone, alone)
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    is_number = type(value) in (int, float)
-    kind = {type(None): "null", bool: "boolean", list: "array", dict: "object"}.get(type(value))
-    if kind in types or (is_number and {"number"} & types):
-        return value
-    return value if is_number and "integer" in types and value == value // 1 else text
+def read(arguments: dict[str, str], schema: Any) -> dict[str, Any]:
+    """As the server reads them."""
+    types = Parameters(schema)
+    return {key: json.loads(types.of(key).to_json(text)) for key, text in arguments.items()}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -129,10 +88,9 @@ def test_arguments_that_are_drawn_satisfy_theirs(grammars: Grammars, seed: int) 
         assert calls and (not text or form.thinking) and (form.parallel_calls or len(calls) == 1)
         for name, arguments in calls:
             assert name in ("f", "f_2") and (name == "f" or not arguments)
-            properties = schema["properties"]
-            values = {k: read_value(x, properties[k], schema) for k, x in arguments.items()}
             if name == "f":
-                jsonschema.Draft202012Validator(schema).validate(values)
+                assert {*arguments} <= {*schema["properties"]}
+                jsonschema.Draft202012Validator(schema).validate(read(arguments, schema))
 
 
 CALL = (
@@ -226,6 +184,25 @@ def test_more_arguments_than_a_set_has_room_for_come_in_their_order(grammars: Gr
     assert refused(begun(grammars, form), call(3, 4, 2)) is not None
 
 
+def test_parameters_elsewhere_in_their_schema(grammars: Grammars) -> None:
+    city = {"type": "object", "properties": {"city": {"$ref": "#/$defs/the%20name"}}}
+    parameters = {"$ref": "#/$defs/all", "$defs": {"all": city, "the name": {"type": "string"}}}
+    form = AnswerForm(functions=(Function("f", parameters),))
+    call = "<tool_call>f<arg_key>city</arg_key><arg_value>3</arg_value></tool_call>"
+    assert refused(begun(grammars, form), call) is None
+    assert read({"city": "3"}, parameters) == {"city": "3"}
+
+
+def test_what_may_be_null_besides(grammars: Grammars) -> None:
+    parameters = {"properties": {"n": {"type": "integer", "nullable": True}, "s": {
+        "type": "string", "nullable": True, "minLength": 2}}}  # fmt: skip
+    form = AnswerForm(functions=(Function("f", parameters),))
+    call = "<tool_call>f<arg_key>{}</arg_key><arg_value>{}</arg_value></tool_call>"
+    for key, text, good in (("n", "null", True), ("n", "nul", False), ("s", "null", True),
+                            ("s", "ab", True), ("s", "a", False), ("s", '"a"', False)):  # fmt: skip
+        assert (refused(begun(grammars, form), call.format(key, text)) is None) == good, text
+
+
 def test_functions_that_name_no_arguments(grammars: Grammars) -> None:
     a = "<arg_key>a</arg_key><arg_value>x</arg_value>"
     for parameters in (None, {}, {"type": "object"}, {"type": "object", "properties": {}}):
@@ -246,7 +223,7 @@ def test_text_that_would_be_read_as_another_value(grammars: Grammars) -> None:
     form = AnswerForm(functions=(Function("f", {"properties": {"a": value}}),))
     begin = "<tool_call>f<arg_key>a</arg_key><arg_value>"
     for text, bad in (("x [1", None), ("[1, 2]", None), (" [", " ["), ('["x"', '"'), ("7", None),
-                      ("4<", "<"), ('{"a"', None)):  # fmt: skip
+                      ("4<", "<"), ('{"a"', None), ("\u00a0[", "[")):  # fmt: skip
         found = refused(begun(grammars, form), f"{begin}{text}</arg_value></tool_call>")
         assert (found or "").startswith(bad or "") and (found is None) == (bad is None), text
 
@@ -348,8 +325,7 @@ def test_a_session_gives_such_answers_with_drafts_too(
         value = json.loads(TEXT.decode(found[0], skip_special_tokens=False))
     else:
         _, [(_, arguments)] = calls_in(found[0], TEXT)
-        properties: Any = SHORT["properties"]
-        value = {k: read_value(x, properties[k], SHORT) for k, x in arguments.items()}
+        value = read(arguments, SHORT)
     jsonschema.Draft202012Validator(SHORT).validate(value)
 
 
@@ -366,128 +342,6 @@ def test_tokens_beyond_the_tokenizer_are_never_allowed(grammars: Grammars) -> No
         with pytest.raises(GlmTrtError, match="may not come"):
             begun(other, form).take(size + 3)
         assert not begun(other, form).allowed([size + 3]).any()
-
-
-def nested(depth: int) -> Any:
-    schema: Any = {"type": "null"}
-    for _ in range(depth):
-        schema = {"type": "array", "items": schema}
-    return schema
-
-
-ITSELF = {"$ref": "#/$defs/a"}
-REFUSED = [
-    (5, "expected a JSON schema, found int"),
-    (False, "nothing satisfies it"),
-    ({"type": "strin"}, "Invalid type: strin"),
-    ({"allOf": [{"type": "string"}, {"type": "null"}]}, "Unsatisfiable schema: incompatible types"),
-    ({"type": "integer", "minimum": 5, "maximum": 4}, r"minimum \(5\) is greater than maximum"),
-    ({"type": "object", "required": ["a"], "properties": {"a": False}}, "'a' is unsatisfiable"),
-    ({"type": "array", "uniqueItems": True}, "Unimplemented keys: .*uniqueItems"),
-    ({"type": "string", "pattern": "("}, "unclosed group"),
-    ({"type": "string", "pattern": "a(?=b)"}, "look-around"),
-    ({"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}, "Unimplemented keys"),
-    ({"$ref": "https://example.com/x"}, "only references into the schema itself"),
-    ({"$ref": "#/$defs/gone"}, "there is no such place"),
-    ({"$ref": "#"}, "nothing finite satisfies"),
-    ({"$defs": {"a": {"type": "object", "required": ["b"], "properties": {"b": ITSELF}}}, **ITSELF},
-     "nothing finite satisfies"),
-    ({"$defs": {"a": {"anyOf": [{"type": "array", "minItems": 1, "items": ITSELF}]}}, **ITSELF},
-     "nothing finite satisfies"),
-    ({"const": float("nan")}, "not JSON"),
-    ({"const": "\ud800"}, "not JSON"),
-    (nested(64), "nested deeper than 64 levels"),
-    (nested(100_000), "nested deeper than 64 levels"),
-    ({"enum": ["x" * 700] * 100}, "expected at most 65536 bytes, found 70"),
-    ({"$defs": {f"d{i}": {} for i in range(300)},
-      "anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(300)]}, "expected .ref to at most 256"),
-    ({"allOf": [{"anyOf": [{"properties": {f"p{k}": {"const": i}}} for i in range(12)]}
-                for k in range(6)]}, "schema too large"),
-    ({"properties": {"a": {"$id": "x", "type": "null"}}}, "below the top"),
-    ({"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": {
-        "type": "array", "minItems": 2, "prefixItems": [{}], "items": ITSELF}}},
-     "leads back to itself with no other way"),
-    ({"type": "object", "properties": {"a": {"type": "object", "minProperties": 4,
-                                             "required": ["b", "c"]}}}, "minProperties 4"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("schema", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
-def test_a_schema_is_refused_with_its_place(grammars: Grammars, schema: Any, reason: str) -> None:
-    began = time.process_time()
-    with pytest.raises(GlmTrtError, match=rf"^response_format\.json_schema\.schema: .*{reason}"):
-        grammars.constraint(schema_form(schema))
-    assert time.process_time() - began < 1
-    # As a function's argument too, whose references are of its parameters.
-    if isinstance(schema, dict) and "$ref" in schema:
-        schema = {**schema, "properties": {"x": {"$ref": schema["$ref"]}}, "required": ["x"]}
-        del schema["$ref"]
-    else:
-        schema = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
-    functions = (TIME, Function("f", schema, strict=True))
-    with pytest.raises(GlmTrtError, match=r"^tools\[1\]\.function\.parameters: "):
-        grammars.constraint(AnswerForm(functions=functions))
-
-
-@pytest.mark.parametrize("schema", [
-    {"type": "integer", "multipleOf": 1_000_003},
-    {"properties": {f"p{i}": {"multipleOf": 10_007 + i} for i in range(300)}},
-], ids=["one", "many"])  # fmt: skip
-def test_a_schema_that_costs_too_much_is_refused_soon(grammars: Grammars, schema: Any) -> None:
-    began = time.monotonic()
-    with pytest.raises(GlmTrtError, match=r"^response_format\.json_schema\.schema: too complex"):
-        grammars.constraint(schema_form(schema))
-    assert time.monotonic() - began < 10  # of one second, on a machine that does other things
-
-
-def test_recursion_with_a_base_case_is_not_refused(grammars: Grammars) -> None:
-    tree = {"type": "object", "properties": {
-        "left": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "all": {"items": {"$ref": "#"}}},
-        "required": ["left", "all"]}  # fmt: skip
-    text = '{"left": {"left": null, "all": []}, "all": [{"left": null, "all": 3}]}'
-    assert refused(begun(grammars, schema_form(tree)), text) is None
-
-
-def test_what_is_not_strict_leaves_out_what_it_cannot_express(grammars: Grammars) -> None:
-    schema = {"type": "object", "properties": {
-        "a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
-        "b": {"type": "string", "format": "uri-reference"}},
-        "dependentRequired": {"a": ["b"]}}  # fmt: skip
-    assert (
-        refused(begun(grammars, schema_form(schema, strict=False)), '{"a": [1, 1], "b": "x"}')
-        is None
-    )
-    assert refused(begun(grammars, schema_form(schema, strict=False)), '{"a": ["') == '"'
-    with pytest.raises(GlmTrtError, match="dependentRequired"):
-        grammars.constraint(schema_form(schema))
-    free = AnswerForm(functions=(Function("f", schema),))
-    call = "<tool_call>f<arg_key>a</arg_key><arg_value>[1, 1]</arg_value></tool_call>"
-    assert refused(begun(grammars, free), call) is None
-    with pytest.raises(GlmTrtError, match=r"tools\[0\].*dependentRequired is not supported at the"):
-        grammars.constraint(AnswerForm(functions=(Function("f", schema, strict=True),)))
-
-
-@pytest.mark.parametrize(("functions", "options", "reason"), [
-    ((TIME, TIME), {}, r"tools\[1\].function.name: 'get_time' is there twice"),
-    (tuple(Function(f"f{i}") for i in range(129)), {}, "tools: expected at most 128, found 129"),
-    ((TIME,), GET_TIME | {"function": "x"}, "tool_choice.function.name: 'x' is none"),
-    ((), {"tool_choice": "required"}, "tool_choice: expected tools"),
-    ((), {"tool_choice": "function", "response": "json_object"}, "tool_choice: expected tools"),
-    ((Function("f", {"type": "string"}),), {}, r"tools\[0\].*: expected the schema of an object"),
-    ((Function("f", {"anyOf": [{"type": "object"}]}),), {}, "anyOf is not supported at the top"),
-    ((Function("f", {"properties": {"a": {"type": "string", "format": "uri"}}}, True),), {},
-     r"tools\[0\].function.parameters: format 'uri' is not supported"),
-    ((Function("f", {"properties": {"a": {"type": "string", "pattern": "a$|b"}}}, True),), {},
-     "at its ends alone"),
-    ((Function("f", {"properties": {"a": {"enum": ["a"], "pattern": "b"}}}),), {}, r"^tools\[0\]"),
-    (tuple(Function(f"f{i}", {"description": "x" * 60_000}) for i in range(9)), {},
-     "tools: expected at most 524288 bytes"),
-])  # fmt: skip
-def test_functions_are_refused_by_name(
-    grammars: Grammars, functions: tuple[Function, ...], options: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(GlmTrtError, match=reason):
-        grammars.constraint(AnswerForm(functions=functions, **options))
 
 
 @pytest.mark.parametrize(("schema", "good", "bad"), [
