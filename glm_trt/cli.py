@@ -17,6 +17,7 @@ from glm_trt.commands import (
     make_checkpoint,
     plan,
     run,
+    serve,
     validate,
 )
 from glm_trt.completion import SHELLS, PrintCompletion
@@ -24,7 +25,18 @@ from glm_trt.model.errors import GlmTrtError
 
 COMMANDS = tuple(
     module.COMMAND
-    for module in (export, run, build, validate, diff, bisect, inspect, make_checkpoint, plan)
+    for module in (
+        export,
+        run,
+        serve,
+        build,
+        validate,
+        diff,
+        bisect,
+        inspect,
+        make_checkpoint,
+        plan,
+    )
 )
 
 

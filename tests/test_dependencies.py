@@ -77,7 +77,7 @@ def test_extras_by_role() -> None:
 
 def test_an_extra_that_an_error_names_has_the_module() -> None:
     """Of each call of `require` in the package whose extra is written there."""
-    distributions = {"cuda": "cuda-bindings"}
+    distributions = {"cuda": "cuda-bindings", "prometheus_client": "prometheus-client"}
     checked = set()
     for folder in ("glm_trt", "model", "plugins", "export", "engines", "validate"):
         for path in (ROOT / folder).glob("**/*.py"):

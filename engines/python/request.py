@@ -98,7 +98,7 @@ class Snapshot:
         prediction layer. The last one is always run, for its logits.
         """
         most = min(len(prompt) - 1, self.state.length)
-        common = next((i for i in range(most) if self.tokens[i] != prompt[i]), most)
+        common = _common(self.tokens, tuple(prompt[:most]))
         if predict:
             # The prediction layer has seen each token with its follower, and must see every hidden
             # state that the decoder gives from here on.
@@ -106,6 +106,20 @@ class Snapshot:
         if not self.state.cuttable and common != self.state.length:
             common = 0
         return common, common if predict else 0
+
+
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """With how many of the same tokens both begin, at most all of `second`; by halves, as parts of
+    tuples are compared faster than tokens are.
+    """
+    least, most = 0, len(second)
+    while least < most:
+        half = (least + most + 1) // 2
+        if first[least:half] == second[least:half]:
+            least = half
+        else:
+            most = half - 1
+    return least
 
 
 class Mark(NamedTuple):

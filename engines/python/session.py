@@ -98,6 +98,16 @@ class Session:
         self._is_settled = True  # nothing since the latest `_commit`
 
     @property
+    def max_batch(self) -> int:
+        """Sequences at once."""
+        return self._max_batch
+
+    @property
+    def drafts(self) -> int:
+        """Tokens that the prediction layer foretells in each pass."""
+        return self._drafts.count
+
+    @property
     def has_text(self) -> bool:
         """Whether requests get text, not IDs alone."""
         return self._text is not None
@@ -131,14 +141,7 @@ class Session:
             wanted without a tokenizer.
         """
         options = options or GenerateOptions()
-        ids = checked_ids(prompt, self._bundle.config.vocab_size)
-        if len(ids) > self._bundle.max_seq_len:
-            raise GlmTrtError(
-                f"prompt of {len(ids)} tokens: the bundle was exported for "
-                f"{self._bundle.max_seq_len} (--max-seq-len)"
-            )
-        if options.stop and self._text is None:
-            raise GlmTrtError(f"{self._bundle.directory}: stop strings need a tokenizer")
+        ids = self.check(prompt, options)
         eos = (
             self._bundle.eos_token_ids() if options.eos_token_ids is None else options.eos_token_ids
         )
@@ -149,6 +152,21 @@ class Session:
         else:
             self._waiting.append((request, prefix))
         return request
+
+    def check(self, prompt: Sequence[int], options: GenerateOptions) -> list[int]:
+        """The prompt's IDs, if it and the options can be submitted; errors as in `submit`."""
+        vocabulary = self._bundle.config.vocab_size
+        ids = checked_ids(prompt, vocabulary)
+        if len(ids) > self._bundle.max_seq_len:
+            raise GlmTrtError(
+                f"prompt of {len(ids)} tokens: the bundle was exported for "
+                f"{self._bundle.max_seq_len} (--max-seq-len)"
+            )
+        if options.stop and self._text is None:
+            raise GlmTrtError(f"{self._bundle.directory}: stop strings need a tokenizer")
+        if beyond := [token for token in options.logit_bias if not 0 <= token < vocabulary]:
+            raise GlmTrtError(f"logit_bias: expected ids below {vocabulary}, found {beyond[0]}")
+        return ids
 
     def run(self) -> None:
         """Step until every request has ended."""

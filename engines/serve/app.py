@@ -1,0 +1,375 @@
+"""The HTTP application: routes, errors of OpenAI's form, server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.exceptions import HTTPException
+
+import glm_trt
+from glm_trt.engines.serve.answers import Answers, Event
+from glm_trt.engines.serve.chat import ChatWriter, plan_chat, render
+from glm_trt.engines.serve.completions import CompletionWriter, plan_completion
+from glm_trt.engines.serve.engine_loop import Refused
+from glm_trt.engines.serve.guard import Guard
+from glm_trt.engines.serve.metrics import CONTENT_TYPE
+from glm_trt.engines.serve.protocol.chat import ChatBody, ChatCompletion
+from glm_trt.engines.serve.protocol.common import Answer, ApiError, ErrorBody, Json
+from glm_trt.engines.serve.protocol.completions import (
+    Completion,
+    CompletionBody,
+    DetokenizeBody,
+    Health,
+    Model,
+    Models,
+    Text,
+    TokenizeBody,
+    Tokens,
+    Version,
+)
+from glm_trt.engines.serve.request_log import RequestLog
+from glm_trt.engines.serve.settings import Served
+from glm_trt.model.errors import GlmTrtError
+
+KEEP_ALIVE_SECONDS = 15.0
+PAGE = Path(__file__).parent / "page"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "A field is wrong, unknown or contradicts another.",
+        401: "No key, or a wrong one.",
+        404: "There is no such model.",
+        413: "The body is too large.",
+        429: "Too many requests wait.",
+        500: "The engine failed.",
+        503: "No row became free in time, or the server is shutting down.",
+    }.items()
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}
+}
+
+
+class Writer(Protocol):
+    """What makes an answer of events."""
+
+    def opening(self) -> list[Json]:
+        """Chunks before the first token."""
+        ...
+
+    def chunks(self, event: Event) -> list[Json]:
+        """What an event adds."""
+        ...
+
+    def usage_chunk(self, answers: Answers) -> Json:
+        """Tokens of all choices."""
+        ...
+
+    async def whole(self, answers: Answers) -> Answer:
+        """Everything at once."""
+        ...
+
+
+def make_app(served: Served, keys: tuple[str, ...] = (), log_prompts: bool = False) -> FastAPI:
+    """The application of one model.
+
+    Parameters
+    ----------
+    keys : one of them is to be given as a bearer token; none is needed if there are none.
+    log_prompts : write prompts and answers in the log.
+    """
+    app = FastAPI(
+        title="glm-trt",
+        version=glm_trt.__version__,
+        description=f"{served.name}, compiled by glm-trt, in OpenAI's terms.",
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.include_router(_model_routes(served))
+    app.include_router(_server_routes(served))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(GlmTrtError, _engine_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+    app.add_middleware(Guard, keys=keys, body_bytes=served.limits.body_bytes)
+    log_text = served.text if log_prompts else None
+    app.add_middleware(RequestLog, metrics=served.metrics, text=log_text)  # the outermost
+    return app
+
+
+def _model_routes(served: Served) -> APIRouter:
+    routes = APIRouter(responses=ERRORS, dependencies=[Depends(check_unicode)])
+
+    @routes.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        plan = await asyncio.to_thread(plan_chat, body, served)
+        prompts = [plan.prompt] * body.n
+        answers = Answers(served.engine, served.metrics, prompts, plan.options, plan.parsers)
+        identity = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
+        writer = ChatWriter(body, served, identity)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return await _answered(request, answers, writer, body.stream, usage)
+
+    @routes.post("/v1/completions", response_model=Completion, responses=STREAM)
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        """Continue texts."""
+        plan = await asyncio.to_thread(plan_completion, body, served)
+        answers = Answers(served.engine, served.metrics, plan.prompts, plan.options, plan.parsers)
+        identity = f"cmpl-{body.request_id or uuid.uuid4().hex}"
+        writer = CompletionWriter(body, served, identity, plan.different)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return await _answered(request, answers, writer, body.stream, usage)
+
+    @routes.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Tokens:
+        """The IDs of a text, or of a conversation up to where the answer begins."""
+        served.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError("expected one of prompt and messages", "prompt")
+        if body.prompt is not None:
+            ids = await asyncio.to_thread(served.text.encode, body.prompt, body.add_special_tokens)
+        else:
+            tools = [tool.model_dump(exclude_unset=True) for tool in body.tools or []]
+            thinking = body.thinking is None or body.thinking.type == "enabled"
+            ids = await asyncio.to_thread(render, body, served, tools, thinking)
+        return Tokens(tokens=ids, count=len(ids), max_model_len=served.most_tokens)
+
+    @routes.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Text:
+        """The text of IDs, special tokens by their names."""
+        served.check_model(body.model)
+        vocabulary = served.runtime.bundle.config.vocab_size
+        if body.tokens and max(body.tokens) >= vocabulary:
+            raise ApiError(f"expected IDs below {vocabulary}, found {max(body.tokens)}", "tokens")
+        raw = b"".join(served.text.token_bytes(token) for token in body.tokens)
+        return Text(prompt=raw.decode(errors="replace"))
+
+    @routes.get("/v1/models")
+    async def models() -> Models:
+        """The model that is served."""
+        return Models(data=[_model(served)])
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> Model:
+        """That model, if it is served."""
+        served.check_model(name)
+        return _model(served)
+
+    return routes
+
+
+def _server_routes(served: Served) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/health")
+    async def health() -> Health:
+        """Whether the process answers."""
+        return Health(status="ok")
+
+    @routes.get("/ready", response_model=Health, responses={503: {"model": Health}})
+    async def ready() -> Response:
+        """Whether requests are taken on."""
+        status = served.engine.status
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Of the engine and of requests, for Prometheus."""
+        text = await asyncio.to_thread(served.metrics.text)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    @routes.get("/version")
+    async def version() -> Version:
+        """Of this package."""
+        return Version(version=glm_trt.__version__)
+
+    if PAGE.is_dir():
+
+        @routes.get("/", include_in_schema=False)
+        async def page() -> Response:
+            return FileResponse(PAGE / "index.html")
+
+        @routes.get("/page/{name}", include_in_schema=False)
+        async def part(name: str) -> Response:
+            names = {path.name for path in PAGE.iterdir()}
+            if name not in names:
+                raise HTTPException(404)
+            return FileResponse(PAGE / name)
+
+    return routes
+
+
+async def check_unicode(request: Request) -> None:
+    """That no text of the body has half of a surrogate pair: JSON can spell it, and no text is it.
+
+    Raises
+    ------
+    ApiError
+        If one has.
+    """
+    body = await request.body()
+    if b"\\ud" not in body.lower():
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        place = error.object[max(error.start - 20, 0) : error.start]
+        raise ApiError(
+            f"expected Unicode, found half of a surrogate pair behind {place!r}"
+        ) from None
+
+
+def _model(served: Served) -> Model:
+    return Model(id=served.name, created=served.created, max_model_len=served.most_tokens)
+
+
+async def _answered(
+    request: Request, answers: Answers, writer: Writer, stream: bool, usage: bool
+) -> Response:
+    """The answer: as a whole, or as events if it was not refused before the first one."""
+    request.state.answers = answers  # for the log
+    if not stream:
+        return await _while_connected(request, answers, writer.whole(answers))
+    first = await _or_cancel(answers, answers.next(KEEP_ALIVE_SECONDS))
+    if first is not None and first.error is not None:
+        answers.cancel()
+        raise first.error
+    return StreamingResponse(
+        _events(answers, writer, first, usage), media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )  # fmt: skip
+
+
+async def _or_cancel(answers: Answers, work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except BaseException:
+        answers.cancel()
+        raise
+
+
+async def _while_connected(request: Request, answers: Answers, work: Awaitable[Answer]) -> Response:
+    """The whole answer; if the client goes, nothing is run for it any more."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        answers.cancel()
+
+    watcher = asyncio.create_task(gone())
+    try:
+        whole = await _or_cancel(answers, work)
+    finally:
+        watcher.cancel()
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def _events(
+    answers: Answers, writer: Writer, first: Event | None, usage: bool
+) -> AsyncIterator[str]:
+    try:
+        for chunk in writer.opening():
+            yield _event(chunk)
+        event = first
+        while True:
+            if event is None:
+                yield ": keep-alive\n\n"
+            elif event.error is not None:
+                yield _event(_told(event.error).model_dump())
+                return
+            else:
+                for chunk in writer.chunks(event):
+                    yield _event(chunk)
+            if answers.ended:
+                break
+            event = await answers.next(KEEP_ALIVE_SECONDS)
+        if usage:
+            yield _event(writer.usage_chunk(answers))
+        yield "data: [DONE]\n\n"
+    finally:
+        answers.cancel()  # the client has gone, or all is said
+
+
+def _event(content: Json) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _told(error: BaseException) -> ErrorBody:
+    return ErrorBody(error=_as_api_error(error).detail)
+
+
+def _as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of an error: of its request all, of the engine no more than that."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Refused):
+        kind = "rate_limit_error" if error.status == 429 else "overloaded_error"
+        return ApiError(
+            str(error), status=error.status, type=kind, retry_seconds=error.retry_seconds
+        )
+    if isinstance(error, GlmTrtError):
+        return ApiError(str(error), status=500, type="server_error")
+    return ApiError("the engine failed", status=500, type="server_error")
+
+
+def _response(error: ApiError) -> Response:
+    headers = {}
+    if error.retry_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_seconds)))
+    body = ErrorBody(error=error.detail).model_dump()
+    return JSONResponse(body, error.status, headers)
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    return _response(error)
+
+
+async def _engine_error(request: Request, error: Any) -> Response:
+    return _response(_as_api_error(error))
+
+
+async def _failed(request: Request, error: Any) -> Response:
+    return _response(_as_api_error(error))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    """pydantic's first error, with the place in words."""
+    found = error.errors()[0]
+    place = [str(part) for part in found["loc"] if part != "body"]
+    if found["type"] == "json_invalid":
+        reason = found.get("ctx", {}).get("error", "")
+        return _response(ApiError(f"the body is not JSON: {reason}".rstrip(": ")))
+    param = ".".join(place) or None
+    if found["type"] == "extra_forbidden":
+        return _response(ApiError(f"{param}: unknown field", param, code="unknown_parameter"))
+    if found["type"] == "missing":
+        text = f"{param}: expected, and missing" if param else "expected a JSON body"
+        return _response(ApiError(text, param))
+    return _response(ApiError(f"{param}: {found['msg']}" if param else found["msg"], param))
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    text = {404: f"there is no {request.url.path}", 405: f"{request.method} is not for this path"}
+    codes = {404: "not_found", 413: "body_too_large"}
+    found = ApiError(
+        text.get(error.status_code, str(error.detail)), status=error.status_code,
+        code=codes.get(error.status_code),
+    )  # fmt: skip
+    response = _response(found)
+    response.headers.update(error.headers or {})
+    return response

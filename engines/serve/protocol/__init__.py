@@ -1,0 +1,1 @@
+"""What is asked and answered, as pydantic models: they check bodies and document them."""
