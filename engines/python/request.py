@@ -143,6 +143,7 @@ class Request:
     finish_reason : None until it has ended.
     error : what went wrong with it, if that ended it.
     reused : how many of the prompt's tokens came from a snapshot.
+    admitted : when its prompt was begun, in seconds of `time.monotonic`; None until then.
     snapshot : its states at the end, with `GenerateOptions.keep`.
     """
 
@@ -164,6 +165,7 @@ class Request:
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.reused = 0
+        self.admitted: float | None = None
         self.snapshot: Snapshot | None = None
         self._eos, self._new_stream, self._on_token = eos_token_ids, new_stream, on_token
         self._stream: TextStream | None = None

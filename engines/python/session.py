@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -283,6 +284,7 @@ class Session:
             if length:
                 self._batch.restore(row, prefix.state, length, predicted)
                 self._prefilled = request.reused = length
+        request.admitted = time.monotonic()
         self._admitting, self._row = request, row
         self._commit()
         self._waiting.popleft()

@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from glm_trt.engines.python.request import LENGTH, GenerateOptions, Request, Token
 from glm_trt.engines.python.stopping import StopStrings
 from glm_trt.engines.python.text import Text
 from glm_trt.engines.serve.answer_parser import CallBegin, Content, Piece
-from glm_trt.engines.serve.engine_loop import Ended, EngineLoop, Job
+from glm_trt.engines.serve.engine_loop import Ended, EngineLoop, Job, Refused
 from glm_trt.engines.serve.mailbox import Mailbox
-from glm_trt.engines.serve.metrics import Metrics
+from glm_trt.engines.serve.metrics import ABORT, ERROR, STOP, Metrics
 from glm_trt.engines.serve.protocol.common import CachedTokens, CompletionTokens, Json, Usage
+from glm_trt.engines.serve.timeline import Timeline
 
 
 class Parser(Protocol):
@@ -93,26 +94,21 @@ class _Choice:
     number: int
     parser: Parser
     mailbox: Mailbox[Event]
+    engine: EngineLoop
     metrics: Metrics
+    timeline: Timeline
     job: Job | None = None
     has_calls: bool = False
     tokens: int = 0
     reasoning_tokens: int = 0
-    began: float = field(default_factory=time.monotonic)
-    first: float | None = None  # seconds from then to the first token
-    latest: float = 0.0
     reason: str | None = None
+    _passes: int = -1  # that the engine had run when the latest token came
 
     def __call__(self, event: Token | Ended) -> None:
         """In the engine's thread: text is made here, so that a stop string stops at once."""
         now = time.monotonic()
         if isinstance(event, Token):
-            if self.first is None:
-                self.first = now - self.began
-                self.metrics.first_token(self.first)
-            else:
-                self.metrics.next_token(now - self.latest)
-            self.latest = now
+            self._measure(now)
             self.tokens += 1
             self.reasoning_tokens += self.parser.reasons
             pieces = [] if self.parser.stopped else self.parser.feed(event.token_id)
@@ -123,9 +119,41 @@ class _Choice:
             return
         pieces = [] if event.error is not None or self.parser.stopped else self.parser.end()
         self.has_calls |= any(isinstance(piece, CallBegin) for piece in pieces)
-        self.reason = "error" if event.error is not None else self._reason(event.request)
-        self.metrics.ended(event.job, self.tokens, self.reason)
+        if isinstance(event.error, Refused):
+            self.reason = ABORT
+        else:
+            self.reason = self._reason(event.request) if event.error is None else ERROR
+        self._measure_end(event.job)
         self.mailbox.put(Event(self.number, None, pieces, self.reason, event.error))
+
+    def _measure(self, now: float) -> None:
+        """A token has come: the first, the first of a pass, or one behind it."""
+        timeline, passes = self.timeline, self.engine.session.statistics.passes
+        if timeline.latest is None:
+            timeline.first = now
+            self.metrics.first_token(timeline)
+        elif passes != self._passes:  # accepted drafts come with the token before them
+            self.metrics.next_tokens(now - timeline.latest)
+            self._passes = passes
+        timeline.latest = now
+        if timeline.admitted is None and self.job is not None:
+            self._prompt_was_run(self.job)
+
+    def _prompt_was_run(self, job: Job) -> None:
+        assert job.request is not None, "tokens are of one"
+        self.timeline.admitted = job.request.admitted
+        self.metrics.prompt(job.request)
+
+    def _measure_end(self, job: Job) -> None:
+        timeline, request, reason = self.timeline, job.request, self.reason or ABORT
+        if timeline.admitted is None and request is not None:
+            # All its tokens came before it had a job, or nothing but the prompt was wanted.
+            if timeline.first is not None or request.finish_reason == LENGTH:
+                self._prompt_was_run(job)
+            timeline.admitted = request.admitted
+        timeline.ended = job.ended
+        self.metrics.ended(timeline, len(job.prompt), self.tokens,
+                           STOP if reason == "tool_calls" else reason)  # fmt: skip
 
     def _reason(self, request: Request | None) -> str:
         if self.parser.stopped:
@@ -144,6 +172,7 @@ class Answers:
     Parameters
     ----------
     prompts, options, parsers : of each choice.
+    arrived : when the request came, in seconds of `time.monotonic`; None for now.
 
     Raises
     ------
@@ -158,11 +187,15 @@ class Answers:
         prompts: Sequence[Sequence[int]],
         options: Sequence[GenerateOptions],
         parsers: Sequence[Parser],
+        arrived: float | None = None,
     ) -> None:
         self._mailbox: Mailbox[Event] = Mailbox()
+        now = time.monotonic()
         self._choices = [
-            _Choice(i, parser, self._mailbox, metrics) for i, parser in enumerate(parsers)
-        ]
+            _Choice(i, parser, self._mailbox, engine, metrics,
+                    Timeline(now if arrived is None else arrived, now))
+            for i, parser in enumerate(parsers)
+        ]  # fmt: skip
         self.jobs = engine.submit(prompts, options, self._choices)
         for choice, job in zip(self._choices, self.jobs, strict=True):
             choice.job = job
@@ -220,15 +253,27 @@ class Answers:
             completion_tokens_details=CompletionTokens(reasoning_tokens=self.reasoning_tokens),
         )
 
+    @property
+    def timelines(self) -> list[Timeline]:
+        """Of each choice."""
+        return [choice.timeline for choice in self._choices]
+
     def described(self) -> Json:
-        """For a log: tokens, and seconds until there was a row and the first token."""
-        usage, first = self.usage(), [x.first for x in self._choices if x.first is not None]
-        queued = [x.admitted - x.submitted for x in self.jobs if x.admitted is not None]
+        """For a log: tokens, and seconds; of several choices the longest, but the first token."""
+        different = {id(job.prompt): job for job in self.jobs}.values()
+        reused = [job.request.reused for job in different if job.request is not None]
+        lines = self.timelines
         return {
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.prompt_tokens_details.cached_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "finish_reasons": [choice.reason for choice in self._choices],
-            "queue_s": max(queued, default=None),
-            "first_token_s": min(first, default=None),
+            "prompt_tokens": sum(len(job.prompt) for job in different),
+            "cached_tokens": sum(reused),
+            "completion_tokens": sum(choice.tokens for choice in self._choices),
+            "reasoning_tokens": self.reasoning_tokens,
+            # Of one that the engine has yet to end, nobody waits for what comes.
+            "finish_reasons": [choice.reason or ABORT for choice in self._choices],
+            "queue_s": max((x.queue for x in lines if x.queue is not None), default=None),
+            "prefill_s": max((x.prefill for x in lines if x.prefill is not None), default=None),
+            "first_token_s": min(
+                (x.to_first_token for x in lines if x.to_first_token is not None), default=None
+            ),
+            "decode_s": max((x.decode for x in lines if x.decode is not None), default=None),
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +40,9 @@ from glm_trt.engines.serve.protocol.completions import (
     Tokens,
     Version,
 )
-from glm_trt.engines.serve.request_log import RequestLog
+from glm_trt.engines.serve.request_log import HEADER, RequestLog, take_request_id
 from glm_trt.engines.serve.settings import Served
+from glm_trt.engines.serve.tracing import Tracing
 from glm_trt.model.errors import GlmTrtError
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -84,13 +84,19 @@ class Writer(Protocol):
         ...
 
 
-def make_app(served: Served, keys: tuple[str, ...] = (), log_prompts: bool = False) -> FastAPI:
+def make_app(
+    served: Served,
+    keys: tuple[str, ...] = (),
+    log_prompts: bool = False,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The application of one model.
 
     Parameters
     ----------
     keys : one of them is to be given as a bearer token; none is needed if there are none.
     log_prompts : write prompts and answers in the log.
+    tracing : where traces of requests go.
     """
     app = FastAPI(
         title="glm-trt",
@@ -98,8 +104,10 @@ def make_app(served: Served, keys: tuple[str, ...] = (), log_prompts: bool = Fal
         description=f"{served.name}, compiled by glm-trt, in OpenAI's terms.",
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.include_router(_model_routes(served))
-    app.include_router(_server_routes(served))
+    routers = _model_routes(served), _server_routes(served)
+    for router in routers:
+        app.include_router(router)
+    paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(GlmTrtError, _engine_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -107,20 +115,26 @@ def make_app(served: Served, keys: tuple[str, ...] = (), log_prompts: bool = Fal
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(Guard, keys=keys, body_bytes=served.limits.body_bytes)
     log_text = served.text if log_prompts else None
-    app.add_middleware(RequestLog, metrics=served.metrics, text=log_text)  # the outermost
+    app.add_middleware(  # the outermost
+        RequestLog, metrics=served.metrics, paths=paths, text=log_text, tracing=tracing
+    )
     return app
 
 
 def _model_routes(served: Served) -> APIRouter:
-    routes = APIRouter(responses=ERRORS, dependencies=[Depends(check_unicode)])
+    checks = [Depends(take_request_id), Depends(check_unicode)]
+    routes = APIRouter(responses=ERRORS, dependencies=checks)
 
     @routes.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         plan = await asyncio.to_thread(plan_chat, body, served)
         prompts = [plan.prompt] * body.n
-        answers = Answers(served.engine, served.metrics, prompts, plan.options, plan.parsers)
-        identity = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
+        answers = Answers(
+            served.engine, served.metrics, prompts, plan.options, plan.parsers,
+            request.state.arrived,
+        )  # fmt: skip
+        identity = f"chatcmpl-{request.state.request_id}"
         writer = ChatWriter(body, served, identity)
         usage = body.stream_options is not None and body.stream_options.include_usage
         return await _answered(request, answers, writer, body.stream, usage)
@@ -129,8 +143,11 @@ def _model_routes(served: Served) -> APIRouter:
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue texts."""
         plan = await asyncio.to_thread(plan_completion, body, served)
-        answers = Answers(served.engine, served.metrics, plan.prompts, plan.options, plan.parsers)
-        identity = f"cmpl-{body.request_id or uuid.uuid4().hex}"
+        answers = Answers(
+            served.engine, served.metrics, plan.prompts, plan.options, plan.parsers,
+            request.state.arrived,
+        )  # fmt: skip
+        identity = f"cmpl-{request.state.request_id}"
         writer = CompletionWriter(body, served, identity, plan.different)
         usage = body.stream_options is not None and body.stream_options.include_usage
         return await _answered(request, answers, writer, body.stream, usage)
@@ -344,7 +361,10 @@ async def _engine_error(request: Request, error: Any) -> Response:
 
 
 async def _failed(request: Request, error: Any) -> Response:
-    return _response(_as_api_error(error))
+    """Outside of all that is added to the application, so that the ID is given here."""
+    response = _response(_as_api_error(error))
+    response.headers[HEADER] = request.state.request_id
+    return response
 
 
 async def _invalid(request: Request, error: Any) -> Response:

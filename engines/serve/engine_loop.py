@@ -101,7 +101,6 @@ class EngineLoop:
         self._give_up = False  # what is under way is cancelled
         self._failures = 0
         self.failed_passes = 0
-        self.queried_tokens = self.reused_tokens = 0  # of prompts, and those from a prefix
         self._thread = threading.Thread(target=self._run, name="glm-trt engine", daemon=True)
 
     def start(self) -> None:
@@ -257,9 +256,6 @@ class EngineLoop:
         for job in done:
             self._active.remove(job)
             request = job.request
-            if request is not None:
-                self.queried_tokens += len(request.prompt)
-                self.reused_tokens += request.reused
             if request is not None and request.snapshot is not None:
                 if request.error is None:
                     self.prefixes.add(request.snapshot)

@@ -15,6 +15,7 @@ from glm_trt.engines.serve.limits import Limits
 from glm_trt.engines.serve.metrics import Metrics
 from glm_trt.engines.serve.server import Server
 from glm_trt.engines.serve.settings import Served
+from glm_trt.engines.serve.tracing import Tracing
 from glm_trt.model.errors import GlmTrtError
 
 
@@ -35,6 +36,7 @@ class ServeOptions:
     grace_seconds: float = 30.0
     body_bytes: int = 16_000_000
     log_prompts: bool = False
+    otlp_endpoint: str | None = None
     json: bool = False
 
 
@@ -49,6 +51,9 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
     text, path = runtime.text, runtime.bundle.tokenizer_file("tokenizer.json")
     if text is None or path is None:
         raise GlmTrtError(f"{runtime.bundle.directory}: has no tokenizer, which serving needs")
+    tracing = None
+    if options.otlp_endpoint is not None:
+        tracing = Tracing.to(options.otlp_endpoint, options.model_name)
     limits = Limits(
         waiting=options.waiting,
         waiting_seconds=options.waiting_seconds,
@@ -82,7 +87,7 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
                   flush=True)  # fmt: skip
 
     server = Server(
-        make_app(served, options.keys, options.log_prompts),
+        make_app(served, options.keys, options.log_prompts, tracing),
         engine,
         options.host,
         options.port,
@@ -95,4 +100,6 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
         raise GlmTrtError(f"{options.host}:{options.port} cannot be listened on") from None
     finally:
         engine.close(0)
+        if tracing is not None:
+            tracing.close()
     return 1 if engine.status == "failed" else 0

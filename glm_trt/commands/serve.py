@@ -29,6 +29,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--log-prompts", action="store_true",
         help="write prompts and answers in the log of requests, too",
     )  # fmt: skip
+    parser.add_argument(
+        "--otlp-endpoint", metavar="URL",
+        help="an OpenTelemetry collector that gets a trace of each request: http://HOST:4318",
+    )  # fmt: skip
     engine = parser.add_argument_group("the engine")
     engine.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="sequences at once (default: 8)"
@@ -66,6 +70,10 @@ def _run(options: argparse.Namespace) -> int:
     require("glm-trt serve", "serve", "fastapi", "uvicorn", "prometheus_client", "llguidance")
     from glm_trt.engines.serve.serve import ServeOptions, serve
 
+    if options.otlp_endpoint is not None:
+        require("--otlp-endpoint", "tracing", "opentelemetry.sdk",
+                "opentelemetry.exporter.otlp.proto.http")  # fmt: skip
+
     for name, least in (("max_batch", 1), ("max_waiting", 0), ("max_wait", 0), ("grace", 0),
                         ("prefix_cache", 0), ("max_body", 0), ("port", 0)):  # fmt: skip
         if getattr(options, name) < least:
@@ -93,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
                 grace_seconds=options.grace,
                 body_bytes=round(options.max_body * 1e6),
                 log_prompts=options.log_prompts,
+                otlp_endpoint=options.otlp_endpoint,
                 json=options.json,
             ),
         )

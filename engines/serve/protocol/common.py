@@ -91,7 +91,7 @@ class SamplingBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    request_id: Annotated[str, Field(max_length=128)] | None = None
+    request_id: Annotated[str, Field(pattern="^[!-~]{1,128}$")] | None = None
 
 
 class CachedTokens(Answer):
