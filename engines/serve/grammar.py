@@ -208,7 +208,7 @@ class GrammarConstraint:
         if self._has_end or self._matcher.is_stopped():
             return True
         ends = sum(end < self._vocabulary for end in self._ends)
-        return self._matcher.is_accepting() and self._mask(()).sum() == ends
+        return self._matcher.is_accepting() and np.count_nonzero(self._mask(())) == ends
 
     def allowed(self, drafts: Sequence[int]) -> NDArray[np.bool_]:
         """Which tokens [vocab] may come behind those that were taken and `drafts`; none behind

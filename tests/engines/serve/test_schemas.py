@@ -141,6 +141,8 @@ def test_what_is_not_strict_leaves_out_what_it_cannot_express(grammars: Grammars
      r"tools\[0\].function.parameters: format 'uri' is not supported"),
     ((Function("f", {"properties": {"a": {"type": "string", "pattern": "a$|b"}}}, True),), {},
      "at its ends alone"),
+    ((Function("f", {"properties": {"a": {"type": "string", "pattern": "^a|b"}}}, True),), {},
+     "at its ends alone"),
     ((Function("f", {"properties": {"a": {"enum": ["a"], "pattern": "b"}}}),), {}, r"^tools\[0\]"),
     (tuple(Function(f"f{i}", {"description": "x" * 60_000}) for i in range(9)), {},
      "tools: expected at most 524288 bytes"),
