@@ -21,6 +21,7 @@ from glm_trt.model.requirements import require
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "plugins", "export", "engines", "validate")
+PAGE = ROOT / "engines" / "serve" / "page"
 WITHOUT = ROOT / "tests" / "support" / "without.py"
 # What the package itself does not require, but for onnxruntime.
 ABSENT = (
@@ -114,6 +115,8 @@ def test_a_wheel_of_python_alone(tiny_bundle: Path, tmp_path: Path) -> None:
         *(str(path.relative_to(ROOT)) for path in (ROOT / "glm_trt" / "commands").glob("*.py")),
     ]
     assert set(sources) <= set(names) and len(sources) > 150
+    page = [f"glm_trt/engines/serve/page/{path.name}" for path in PAGE.iterdir()]
+    assert set(page) <= set(names) and "glm_trt/engines/serve/page/index.html" in page
     package = f"sys.path.insert(0, {str(tmp_path / 'installed')!r})"
     script = (
         f"import sys\n{package}\nimport glm_trt\nassert 'installed' in glm_trt.__file__\n{RUNS}"

@@ -47,6 +47,18 @@ from glm_trt.model.errors import GlmTrtError
 
 KEEP_ALIVE_SECONDS = 15.0
 PAGE = Path(__file__).parent / "page"
+PAGE_TYPES = {
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"
+}  # fmt: skip
+# The page loads its own files and asks this server, nothing else; and no text becomes markup.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
@@ -215,20 +227,23 @@ def _server_routes(served: Served) -> APIRouter:
         """Of this package."""
         return Version(version=glm_trt.__version__)
 
-    if PAGE.is_dir():
+    @routes.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _page_file("index.html")
 
-        @routes.get("/", include_in_schema=False)
-        async def page() -> Response:
-            return FileResponse(PAGE / "index.html")
-
-        @routes.get("/page/{name}", include_in_schema=False)
-        async def part(name: str) -> Response:
-            names = {path.name for path in PAGE.iterdir()}
-            if name not in names:
-                raise HTTPException(404)
-            return FileResponse(PAGE / name)
+    @routes.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        return _page_file(name)
 
     return routes
+
+
+def _page_file(name: str) -> Response:
+    files = {path.name: path for path in PAGE.iterdir() if path.suffix in PAGE_TYPES}
+    if name not in files:
+        raise HTTPException(404)
+    path = files[name]
+    return FileResponse(path, headers=PAGE_HEADERS, media_type=PAGE_TYPES[path.suffix])
 
 
 async def check_unicode(request: Request) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -14,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 from faults import FAULTS, Faulty
+from pages import CONTRAST, launch
 
 from glm_trt.cli import main
 from glm_trt.model.errors import MissingCapabilityError
@@ -23,7 +23,6 @@ from glm_trt.validate.report_text import percent
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module", params=["plain", "hybrid", "fp8", "nvfp4", "faulty"])
@@ -111,16 +110,7 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here: the page is not opened")
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives chromium")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield opened
-        opened.close()
+    yield from launch()
 
 
 SMALLEST_TEXT = """
@@ -128,29 +118,6 @@ SMALLEST_TEXT = """
   const {a, b} = text.getScreenCTM();
   return Math.hypot(a, b) * parseFloat(getComputedStyle(text).fontSize);
 }))
-"""
-CONTRAST = """
-() => {
-  // The least contrast of any text with what is behind it (WCAG 2.2, relative luminance).
-  const parse = color => (color.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  let least = [99, ""];
-  for (const element of document.querySelectorAll("body *:not(svg *)")) {
-    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own) continue;
-    let behind = element, back = [0, 0, 0, 0];
-    while (behind && back.length === 4 && back[3] === 0) {
-      back = parse(getComputedStyle(behind).backgroundColor);
-      behind = behind.parentElement;
-    }
-    const a = light(parse(getComputedStyle(element).color)), b = light(back);
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < least[0]) least = [ratio, element.textContent.slice(0, 40)];
-  }
-  return least;
-}
 """
 
 
