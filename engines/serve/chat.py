@@ -89,13 +89,9 @@ def plan_chat(body: ChatBody, served: Served) -> ChatPlan:
 def _form(body: ChatBody, thinking: bool) -> AnswerForm:
     """What the answer must be. Without a wish of that kind, and without tools, anything."""
     choice, wanted = body.tool_choice or "auto", body.response_format
-    functions = (
-        ()
-        if choice == "none"
-        else tuple(
-            Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
-            for tool in body.tools or []
-        )
+    functions = tuple(
+        Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        for tool in body.tools or []
     )
     form = AnswerForm(
         thinking=thinking,

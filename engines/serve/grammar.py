@@ -176,7 +176,10 @@ class Grammars:
 
     def _token(self, name: str) -> str:
         if name not in self._ids:
-            raise GlmTrtError(f"the tokenizer has no token {name}, which such an answer needs")
+            place = "response_format" if "think" in name else "tools"
+            raise GlmTrtError(
+                f"{place}: the tokenizer has no token {name}, which such an answer needs"
+            )
         return f"<[{self._ids[name]}]>"
 
 

@@ -48,8 +48,8 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
     GlmTrtError
         If the bundle has no tokenizer, an option is out of range, or the port is taken.
     """
-    text, path = runtime.text, runtime.bundle.tokenizer_file("tokenizer.json")
-    if text is None or path is None:
+    text = runtime.text
+    if text is None:
         raise GlmTrtError(f"{runtime.bundle.directory}: has no tokenizer, which serving needs")
     tracing = None
     if options.otlp_endpoint is not None:
@@ -66,7 +66,7 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
     )  # fmt: skip
     engine = EngineLoop(session, limits, options.prefix_bytes)
     config = runtime.bundle.config
-    grammars = Grammars(path.read_text(), config.vocab_size, runtime.bundle.eos_token_ids())
+    grammars = Grammars(text.tokenizer_json(), config.vocab_size, runtime.bundle.eos_token_ids())
     served = Served(
         options.model_name,
         runtime,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -236,6 +237,37 @@ def test_what_is_wrong_is_named(
     error = answer.json()["error"]
     assert answer.status_code == (404 if param == "model" else 400), error
     assert error["param"] == param and text in error["message"], error
+
+
+def test_json_and_no_calls_by_a_grammar(client: OpenAI, text: Text) -> None:
+    """Through HTTP, with drafts; what a special token's bias would give is not in them."""
+    wanted: dict[str, Any] = {
+        "model": MODEL, "messages": messages(), "max_completion_tokens": 200, "temperature": 0,
+        "logit_bias": {str(text.token_id("<|assistant|>")): 60},
+        "extra_body": {"thinking": {"type": "disabled"}},
+    }  # fmt: skip
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "n": {
+        "type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a", "n"],
+        "additionalProperties": False}  # fmt: skip
+    response_format: Any = {
+        "type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}
+    }  # fmt: skip
+    choice = client.chat.completions.create(**wanted, response_format=response_format).choices[0]
+    assert choice.finish_reason == "stop"
+    jsonschema.validate(json.loads(choice.message.content or ""), schema)
+    tools: Any = [{"type": "function", "function": {"name": "f"}}]
+    for tool_choice in (None, "none"):
+        short = {**wanted, "max_completion_tokens": 5, "tools": tools if tool_choice else None}
+        said = client.chat.completions.create(
+            **{key: value for key, value in short.items() if value is not None},
+            **({"tool_choice": tool_choice} if tool_choice else {}),
+        )
+        assert bool(said.choices[0].message.content) == (tool_choice == "none")
+    schema["properties"]["a"] = {"type": "strin"}  # type: ignore[index]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**wanted, response_format=response_format)
+    assert caught.value.param == "response_format.json_schema.schema"
+    assert 'found "strin"' in str(caught.value)
 
 
 def test_openais_client_raises_its_own_errors(client: OpenAI) -> None:
