@@ -223,6 +223,8 @@ CHAT = {"model": MODEL, "messages": messages(), "max_tokens": 4}
     ({"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
     ({"logit_bias": {"999999": 1}}, "logit_bias", "'999999'"),
     ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools",
+     "the tokenizer has no token"),
     ({"store": True}, "store", "store"),
     ({"thinking": {"type": "disabled"}, "reasoning_effort": "high"}, "reasoning_effort",
      "contradicts"),
