@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from glm_trt.engines.python.runtime import Runtime
     from glm_trt.engines.python.sampling import Sampling
     from glm_trt.engines.python.session import Session
+
+# onnxruntime, from 1.29 on, sends its maker what process runs what model on what machine, and keeps
+# an identifier in the user's cache for that, unless this is set before it starts.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["GenerateOptions", "Sampling", "Session", "__version__", "load"]
