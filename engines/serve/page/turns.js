@@ -52,6 +52,7 @@ export class AnswerTurn {
   #first;
   #last;
   #deltas = 0;
+  #reasoned; // when reasoning began and ended
   #told = 0;
 
   /** drawn: called after each change of the page. */
@@ -89,6 +90,9 @@ export class AnswerTurn {
 
   #push(kind, value) {
     this.#pending.push([kind, value]);
+    const now = performance.now();
+    if (kind === "reasoning") this.#reasoned ??= [now];
+    else if (this.#reasoned) this.#reasoned[1] ??= now;
     if (kind === "reasoning") this.reasoning += value;
     if (kind === "content") this.text += value;
   }
@@ -130,7 +134,7 @@ export class AnswerTurn {
       place.setAttribute("aria-label", "Reasoning");
       details.append(summary, place);
       this.body.append(details);
-      this.#thought = { details, summary, place, plain: new Plain(place), began: performance.now() };
+      this.#thought = { details, summary, place, plain: new Plain(place) };
       summary.addEventListener("click", () => (this.#thought.touched = true));
     }
     const { place, plain } = this.#thought;
@@ -144,8 +148,8 @@ export class AnswerTurn {
     const thought = this.#thought;
     if (thought === null || thought.ended) return;
     thought.ended = true;
-    const seconds = (performance.now() - thought.began) / 1000;
-    thought.summary.textContent = `Reasoned for ${seconds.toFixed(1)} s`;
+    const [began, ended = performance.now()] = this.#reasoned;
+    thought.summary.textContent = `Reasoned for ${seconds(ended - began)}`;
     if (!thought.touched) thought.details.open = false;
   }
 

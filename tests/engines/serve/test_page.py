@@ -6,6 +6,7 @@ A scripted answer takes the place of `fetch` for chats alone; its events come wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ def test_reasoning_calls_and_results(opened: Any, width: int, scheme: str) -> No
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"city": "'}}]},
     )
     page.wait_for_selector(".reasoning:not([open])")
+    assert re.fullmatch(r"Reasoned for \d+\.\d+ s", page.text_content("summary"))
     assert page.text_content(".thoughts") == "I look it up."
     second = {"name": "get_weather", "arguments": json.dumps({"city": "x" * 200})}
     here.give(
