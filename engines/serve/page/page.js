@@ -94,8 +94,10 @@ function finished(turn, finish, usage) {
     return;
   }
   const first = turn.ask((results) => {
+    if (running || !ready()) return false;
     messages.push(...results);
     answer();
+    return true;
   });
   say(`The model calls ${said.tool_calls.map((call) => call.function.name).join(", ")}`);
   if (!message.value) first.focus({ preventScroll: true });
@@ -119,6 +121,7 @@ function failed(turn, error) {
   );
   show(mistake);
   say("");
+  if (error.status === 404) model = null; // another one may be served by now
   if (error.status === 401) {
     openSettings(true);
     settings.keyField.focus();

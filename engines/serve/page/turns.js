@@ -237,7 +237,8 @@ export class AnswerTurn {
     }
   }
 
-  /** Fields for the results of its calls; `answered` gets the messages when they are sent. */
+  /** Fields for the results of its calls; `answered` gets the messages, and says whether
+   * they are on their way. */
   ask(answered) {
     const open = this.calls.filter((call) => call.whole);
     const form = element("form", "results");
@@ -268,8 +269,7 @@ export class AnswerTurn {
         tool_call_id: call.id,
         content: call.field.value,
       }));
-      this.close(true);
-      answered(results);
+      if (answered(results)) this.close(true);
     });
     this.results = form;
     this.open = open;
