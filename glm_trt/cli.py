@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"glm-trt {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing to tell it
+        # The reader of our output has gone: nothing to tell it, and what is left for it in our
+        # buffer must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

@@ -116,6 +116,7 @@ def make_app(
         description=f"{served.name}, compiled by glm-trt, in OpenAI's terms.",
         docs_url=None, redoc_url=None,
     )  # fmt: skip
+    app.openapi = lambda: _document(app, served)  # type: ignore[method-assign]
     routers = _model_routes(served), _server_routes(served)
     for router in routers:
         app.include_router(router)
@@ -131,6 +132,22 @@ def make_app(
         RequestLog, metrics=served.metrics, paths=paths, text=log_text, tracing=tracing
     )
     return app
+
+
+def _document(app: FastAPI, served: Served) -> Json:
+    """The OpenAPI document, with what only the served model tells: its name, how long it reads."""
+    if app.openapi_schema is None:
+        found = FastAPI.openapi(app)
+        for schema in found["components"]["schemas"].values():
+            fields = schema.get("properties", {})
+            for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+                for option in fields.get(name, {}).get("anyOf", []):
+                    if option["type"] == "integer":
+                        option["maximum"] = served.most_tokens
+        for name in ("ChatBody", "CompletionBody"):
+            found["components"]["schemas"][name]["properties"]["model"]["enum"] = [served.name]
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 def _model_routes(served: Served) -> APIRouter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def test_it_streams(tiny_bundle: Path) -> None:
         assert process.poll() is None
         process.stdout.close()  # as `| head` does
         assert process.wait() == 0
+
+
+def test_a_reader_that_has_gone_is_no_error(tiny_bundle: Path) -> None:
+    """Not even where what it did not read is still to be written when Python ends."""
+    for arguments in (["inspect", str(tiny_bundle), "--json"], ["plan", "glm-5.1", "--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "glm_trt.cli", *arguments], stdout=write, check=False,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_conversation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from glm_trt.engines.serve.protocol.chat import Message, Thinking, Tool
 from glm_trt.engines.serve.protocol.common import Answer, Body, FinishReason, SamplingBody, Usage
@@ -57,6 +57,9 @@ class Completion(Answer):
 class TokenizeBody(Body):
     """`POST /tokenize`: of a text, or of a conversation."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
