@@ -38,11 +38,13 @@ PROGRAMS = sorted(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_ctest(tests_build: Path, program: str) -> None:
-    """The tests written in C++ and the fuzzers."""
-    done = subprocess.run(
-        [tests_build / "tests" / program], capture_output=True, text=True, check=False
-    )
+def test_ctest(tests_build: Path, program: str, request: pytest.FixtureRequest) -> None:
+    """The tests written in C++ and the fuzzers, which have more cases where slow tests are run."""
+    command = [str(tests_build / "tests" / program)]
+    if program.startswith("fuzz_"):
+        is_sanitized = "sanitized" in request.node.callspec.id
+        command.append("100000" if is_sanitized else "20000")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
