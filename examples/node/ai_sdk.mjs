@@ -46,6 +46,7 @@ try {
     prompt,
     tools: { add },
     stopWhen: stepCountIs(4),
+    temperature: 0,
     maxOutputTokens: 256,
     maxRetries: 0,
   });

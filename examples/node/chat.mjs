@@ -44,6 +44,7 @@ try {
     messages,
     tools: [add],
     tool_choice: "required",
+    temperature: 0,
     max_tokens: 256,
   });
   const calls = answer.choices[0].message.tool_calls ?? [];

@@ -11,12 +11,25 @@ from answers import ENDS, TEXT
 from servers import Running, Start, start
 
 from glm_trt.engines.serve.grammar import Grammars
+from glm_trt.export.bundle import ExportOptions, export_checkpoint
+
+DIALOGUE = Path(__file__).parents[2] / "data" / "glm-5.1-dialogue"
 
 
 @pytest.fixture(scope="package")
 def server(tiny_bundle: Path) -> Iterator[Running]:
     """One that every test of this folder asks."""
     running = start(tiny_bundle, "--max-batch", "4", "--drafts", "1")
+    yield running
+    assert running.end() == 0
+
+
+@pytest.fixture(scope="package")
+def dialogue_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One of the checkpoint that reasons and calls tools."""
+    bundle = tmp_path_factory.mktemp("dialogue") / "bundle"
+    export_checkpoint(DIALOGUE, bundle, ExportOptions(dtypes=("float32",)))
+    running = start(bundle)
     yield running
     assert running.end() == 0
 

@@ -248,6 +248,27 @@ def test_reasoning_calls_and_results(opened: Any, width: int, scheme: str) -> No
     ]  # fmt: skip
 
 
+def test_a_call_by_the_model_itself(opened: Any, dialogue_server: Running) -> None:
+    here = opened(400, "dark", scripted=False, url=dialogue_server.url)
+    page = here.page
+    page.click("#toggle")
+    page.click("#example")
+    page.fill("#temperature", "0")
+    page.click("#done")
+    here.ask("What is the weather in Vienna?")
+    page.wait_for_selector(".call textarea")
+    assert page.text_content(".call .name") == "get_weather"
+    assert "city" in json.loads(page.text_content(".call pre"))
+    assert page.text_content(".thoughts")
+    here.check()
+    page.fill(".call textarea", '{"sky": "rain", "degrees": 12}')
+    page.press(".call textarea", "Enter")
+    here.idle()
+    assert page.locator(".answer").last.locator(".content").text_content()
+    assert page.locator(".failure").count() == 0
+    here.check()
+
+
 def test_what_the_page_sends_is_a_request(opened: Any, server: Running) -> None:
     """The server takes all of it: fields that the page makes up would be refused."""
     here = opened(scripted=False)
