@@ -82,7 +82,11 @@ def plan_chat(body: ChatBody, served: Served) -> ChatPlan:
     return ChatPlan(
         prompt,
         [replace(x, constraint=y) for x, y in zip(options, constraints, strict=True)],
-        [AnswerParser(served.text, tools, thinking=thinking, stop=stops) for _ in options],
+        [
+            # Without tools nothing is called: marks of a call are content then.
+            AnswerParser(served.text, tools, thinking=thinking, stop=stops, calls=bool(tools))
+            for _ in options
+        ],
     )
 
 
@@ -258,8 +262,8 @@ class Logprobs:
 
     def _named(self, token_id: int, logprob: float) -> Json:
         raw = self._text.token_bytes(token_id)
-        text = raw.decode(errors="replace")
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": [*raw]}
+        name = self._text.token_text(token_id)
+        return {"token": name, "logprob": max(logprob, -9999.0), "bytes": [*raw]}
 
     def of_prompt(self, request: Request) -> list[Json | None] | None:
         """As vLLM gives them: for each token but the first, itself and the most probable ones."""
@@ -272,7 +276,7 @@ class Logprobs:
             ranked = dict(top) | {token: logprob}
             found.append({
                 str(i): {"logprob": max(x, -9999.0),
-                         "decoded_token": self._text.token_bytes(i).decode(errors="replace")}
+                         "decoded_token": self._text.token_text(i)}
                 for i, x in ranked.items()
             })  # fmt: skip
         return found

@@ -117,7 +117,7 @@ class CompletionWriter:
             offset = self._offsets.get(event.number, 0)
             rows = [(token.token_id, token.logprob, token.top_logprobs)]
             found = self._logprobs(rows, offset)
-            self._offsets[event.number] = offset + len(found.tokens[0])
+            self._offsets[event.number] = offset + len(text)
             choice["logprobs"] = found.model_dump()
         return [self._chunk([choice])]
 
@@ -172,15 +172,14 @@ class CompletionWriter:
 
     def _logprobs(self, rows: Sequence[Row],
                   offset: int) -> Logprobs:  # fmt: skip
-        def name(token: int) -> str:
-            return self._served.text.token_bytes(token).decode(errors="replace")
-
-        tokens = [name(token) for token, _, _ in rows]
+        name = self._served.text.token_text
         offsets = [offset]
-        for token in tokens[:-1]:
-            offsets.append(offsets[-1] + len(token))
+        for token, _, _ in rows[:-1]:
+            # Where a character is spread over tokens, all of it is counted with the first of them.
+            raw = self._served.text.token_bytes(token)
+            offsets.append(offsets[-1] + sum(byte & 0xC0 != 0x80 for byte in raw))
         return Logprobs(
-            tokens=tokens,
+            tokens=[name(token) for token, _, _ in rows],
             token_logprobs=[None if x is None else max(x, -9999.0) for _, x, _ in rows],
             top_logprobs=[
                 None if x is None else {name(i): max(y, -9999.0) for i, y in top}
