@@ -1,4 +1,4 @@
-"""Many clients of `glm-trt serve` for minutes, some of them rude: no wrong token, no growing memory.
+"""Many clients of `glm-trt serve`, some of them rude: no wrong token, no growing memory.
 
 Clients ask for pieces of Python source to be continued, greedily and sampled. They read streams to
 the end, slowly, or leave; they send prompts that are too long and bodies that are no JSON. Each
