@@ -29,7 +29,7 @@ def dialogue_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
     """One of the checkpoint that reasons and calls tools."""
     bundle = tmp_path_factory.mktemp("dialogue") / "bundle"
     export_checkpoint(DIALOGUE, bundle, ExportOptions(dtypes=("float32",)))
-    running = start(bundle)
+    running = start(bundle, "--drafts", "1")
     yield running
     assert running.end() == 0
 
