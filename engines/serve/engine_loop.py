@@ -17,6 +17,7 @@ from glm_trt.engines.serve.prefix_cache import PrefixCache
 from glm_trt.model.errors import GlmTrtError
 
 LOG = logging.getLogger(__name__)
+ENDING = "the server is shutting down"
 TRIES = 2  # of a pass that fails for no request's sake; as often again without those requests
 
 
@@ -152,7 +153,7 @@ class EngineLoop:
         jobs = [Job(*x, now) for x in zip(prompts, options, listeners, strict=True)]
         with self._condition:
             if not self.is_ready:
-                raise Refused("the server is shutting down", 503, self.limits.grace_seconds)
+                raise Refused(ENDING, 503, self.limits.grace_seconds)
             # As soon as the pass under way ends, so many of those that wait have rows.
             free = self.session.max_batch - len(self._active)
             waiting = max(len(self._waiting) - free, 0)
@@ -191,10 +192,16 @@ class EngineLoop:
                 if self._closing:
                     return False
                 self._condition.wait()
-            if self._give_up:
-                for job in (*self._waiting, *self._active):
-                    job.cancel()
-            return True
+            gives_up = self._give_up
+            left: list[Job] = []
+            if gives_up:
+                left, self._waiting = [*self._waiting], deque()
+        for job in left:
+            self._end(job, Refused(ENDING, 503, self.limits.grace_seconds))
+        if gives_up:
+            for job in self._active:
+                job.cancel()
+        return True
 
     def _admit(self) -> None:
         """Give rows to those that wait; end those that have waited too long, or left."""

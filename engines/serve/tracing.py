@@ -36,7 +36,7 @@ class Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         about = {"service.name": "glm-trt", "service.version": glm_trt.__version__}
-        self._provider = TracerProvider(resource=Resource.create(about))
+        self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("glm_trt.engines.serve", glm_trt.__version__)
         self._model = model_name

@@ -183,7 +183,8 @@ def test_the_end_of_the_grace_period_cancels(runtime: Runtime, source: list[int]
     ended = running.wait()
     assert isinstance(first, Token) and ended.request is not None
     assert ended.request.finish_reason == "cancelled" and len(running.tokens) < 399
-    assert waiting.wait().error is None and waiting.tokens == []
+    error = waiting.wait().error
+    assert isinstance(error, Refused) and error.status == 503 and waiting.tokens == []
 
 
 def test_a_listener_that_raises_ends_its_own_job(runtime: Runtime, source: list[int]) -> None:
