@@ -208,10 +208,12 @@ def _unlike(
     """None where the sets are equal, "" for a near tie, else what is wrong."""
     chosen, wanted = found[found >= 0].tolist(), expected[expected >= 0].tolist()
     lost, gained = sorted(set(wanted) - set(chosen)), sorted(set(chosen) - set(wanted))
+    what = f"expected {_short(lost)}, found {_short(gained)}"
+    if (found < -1).any():  # what is not chosen is −1
+        return f"expected indices or -1, found {found.min()}: not among what can be chosen"
     if not lost and not gained and len(chosen) == len(wanted):
         return None
-    what = f"expected {_short(lost)}, found {_short(gained)}"
-    if found.min() < -1 or found.max() >= len(exact) or not np.isfinite(exact[gained]).all():
+    if found.max() >= len(exact) or not np.isfinite(exact[gained]).all():
         return f"{what}: not among what can be chosen"
     if len(gained) != len(lost) or len(set(chosen)) != len(chosen):
         return f"expected {len(wanted)} different choices, found {len(set(chosen))}"

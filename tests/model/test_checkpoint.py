@@ -153,3 +153,28 @@ def test_name_twice_in_one_header(directory: Path) -> None:
     (directory / SINGLE_FILE).write_bytes(data)
     with pytest.raises(CheckpointError, match="a: listed twice"):
         Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize("shape", ["x", 1, None, {"0": 1}, [1.0], [-1], [True], ["1"]])
+def test_a_shape_that_is_none(directory: Path, shape: object) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
+    refused(directory, entry)
+
+
+@pytest.mark.parametrize(
+    "offsets", ["ab", 4, None, {"0": 4}, [4], [0, 4, 8], [], [0, 4.0], [-4, 0]]
+)
+def test_offsets_that_are_none(directory: Path, offsets: object) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": offsets}
+    refused(directory, entry)
+
+
+def refused(directory: Path, entry: object) -> None:
+    """By the tensor's name, and by safetensors too."""
+    header = json.dumps({"a": entry}).encode()
+    path = directory / SINGLE_FILE
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="a: "):
+        Checkpoint.open(directory)
+    with pytest.raises(Exception), safe_open(path, "pt"):  # noqa: B017 — its own errors
+        pass

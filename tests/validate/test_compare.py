@@ -94,6 +94,8 @@ EXACT = np.array([[0.1, 0.5, 0.4, 0.4001, -np.inf]])
         ([1, 1], [1, 3], 9.0, "expected 2 different choices, found 1"),
         ([1, -1], [1, 3], 9.0, "expected 2 different choices, found 1"),
         ([1, -1], [1, -1], 0.0, "equal"),
+        ([1, -2], [1, -1], 9.0, "expected indices or -1, found -2"),
+        ([1, -2], [1, 3], 9.0, "expected indices or -1, found -2"),
     ],
 )
 def test_choices(found: list[int], expected: list[int], noise: float, outcome: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from polygraphy.comparator import RunResults
@@ -52,8 +53,22 @@ def test_polygraphy_reads_them_and_caches_are_whole(ours: Path) -> None:
     cache = outputs["kv_cache_out"]
     assert cache.shape == (1, 1, 6, 2)
     assert (cache[:, :, [0, 4, 5]] == 64).all() and (cache[:, :, 1:4] != 64).all()
+    assert outputs["expert_indices"].dtype == np.int32
+    assert results["exact"][0]["hidden_out"].dtype == np.float64
     (fed,) = polygraphy_files.read_inputs(ours.with_name("layer.0.inputs.json"))
     assert list(fed) == ["kv_cache"]
+
+
+def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:
+    narrow = {"hidden_out": np.arange(12).reshape(SHAPE).astype(ml_dtypes.bfloat16)}
+    exact = {"hidden_out": narrow["hidden_out"].astype(np.float64)}
+    seen = Observation("layer.0", "text", "isolated", 1, 3,
+                       {"exact": exact, "rounded": narrow, "found": narrow},
+                       inputs={"hidden": narrow["hidden_out"]})  # fmt: skip
+    save_block(tmp_path, "layer.0", "bfloat16", [seen])
+    (outputs,) = RunResults.load(str(tmp_path / "layer.0.json"))["found"]
+    assert outputs["hidden_out"].dtype == np.float32
+    assert (outputs["hidden_out"] == exact["hidden_out"]).all()
 
 
 def test_results_are_judged_by_the_yardstick(ours: Path) -> None:
