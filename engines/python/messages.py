@@ -118,12 +118,19 @@ def _call(call: Any, place: str) -> dict[str, Any]:
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str):
         raise GlmTrtError(f"{place}: expected a function with a name, found {_kind(name)}")
-    arguments = _arguments(inner.get("arguments"), f"{place} ({name}): arguments")
+    arguments = arguments_of(inner.get("arguments"), f"{place} ({name}): arguments")
     changed = inner | {"arguments": arguments}
     return changed if inner is call else call | {"function": changed}
 
 
-def _arguments(arguments: Any, place: str) -> dict[str, Any]:
+def arguments_of(arguments: Any, place: str) -> dict[str, Any]:
+    """The object that a call's arguments are or spell; none are {}.
+
+    Raises
+    ------
+    GlmTrtError
+        If they are no object, naming `place`.
+    """
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments, parse_constant=_no_json) if arguments else {}

@@ -152,6 +152,11 @@ class AnswerParser:
         """Whether it is in reasoning: the next token belongs there, unless it is a mark."""
         return self._call is None and self._channel is self._reasoning
 
+    def is_content(self, token_id: int) -> bool:
+        """Whether `token_id` would be one of content: no mark, and not in reasoning or a call."""
+        is_free = self._call is None and not self.stopped and token_id not in self._marks
+        return is_free and self._channel is self._content
+
     def feed(self, token_id: int) -> list[Piece]:
         """The pieces that `token_id` completes."""
         if self.stopped:

@@ -33,6 +33,10 @@ class Parser(Protocol):
         """Whether the next token is one of reasoning, if it is no mark."""
         ...
 
+    def is_content(self, token_id: int) -> bool:
+        """Whether the next token, if it is this one, is one of content."""
+        ...
+
     def feed(self, token_id: int) -> list[Piece]:
         """What one more token gives."""
         ...
@@ -54,6 +58,10 @@ class PlainParser:
     def stopped(self) -> bool:
         """As in `Parser`."""
         return self._stops.found
+
+    def is_content(self, token_id: int) -> bool:
+        """As in `Parser`."""
+        return not self.stopped
 
     def feed(self, token_id: int) -> list[Piece]:
         """As in `Parser`."""
@@ -78,6 +86,7 @@ class Event:
     token : None at the end.
     finish_reason : of OpenAI's, at the end.
     error : what ended it instead.
+    is_content : the token is one of content, though its text may come later, or not at all.
     """
 
     number: int
@@ -85,6 +94,7 @@ class Event:
     pieces: list[Piece]
     finish_reason: str | None = None
     error: BaseException | None = None
+    is_content: bool = False
 
 
 @dataclass
@@ -111,11 +121,12 @@ class _Choice:
             self._measure(now)
             self.tokens += 1
             self.reasoning_tokens += self.parser.reasons
+            is_content = self.parser.is_content(event.token_id)
             pieces = [] if self.parser.stopped else self.parser.feed(event.token_id)
             self.has_calls |= any(isinstance(piece, CallBegin) for piece in pieces)
             if self.parser.stopped and self.job is not None:
                 self.job.cancel()
-            self.mailbox.put(Event(self.number, event, pieces))
+            self.mailbox.put(Event(self.number, event, pieces, is_content=is_content))
             return
         pieces = [] if event.error is not None or self.parser.stopped else self.parser.end()
         self.has_calls |= any(isinstance(piece, CallBegin) for piece in pieces)

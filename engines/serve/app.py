@@ -40,12 +40,17 @@ from glm_trt.engines.serve.protocol.completions import (
     Tokens,
     Version,
 )
+from glm_trt.engines.serve.protocol.responses import ModelResponse, ResponsesBody
 from glm_trt.engines.serve.request_log import HEADER, RequestLog, take_request_id
+from glm_trt.engines.serve.response_writer import ResponsesWriter
+from glm_trt.engines.serve.responses import plan_response
 from glm_trt.engines.serve.settings import Served
 from glm_trt.engines.serve.tracing import Tracing
 from glm_trt.model.errors import GlmTrtError
 
 KEEP_ALIVE_SECONDS = 15.0
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+MOST_FAULTS = 16  # of a body, that are looked at
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {
     ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"
@@ -77,7 +82,17 @@ STREAM: dict[int | str, dict[str, Any]] = {
 
 
 class Writer(Protocol):
-    """What makes an answer of events."""
+    """What makes an answer of events.
+
+    Attributes
+    ----------
+    ends_with_done : a stream ends with `[DONE]`.
+    """
+
+    @property
+    def ends_with_done(self) -> bool:
+        """As above."""
+        ...
 
     def opening(self) -> list[Json]:
         """Chunks before the first token."""
@@ -87,8 +102,12 @@ class Writer(Protocol):
         """What an event adds."""
         ...
 
-    def usage_chunk(self, answers: Answers) -> Json:
-        """Tokens of all choices."""
+    def closing(self, answers: Answers) -> list[Json]:
+        """Chunks behind the last token."""
+        ...
+
+    def failing(self, answers: Answers, error: ApiError) -> list[Json]:
+        """The last chunks, if something went wrong."""
         ...
 
     async def whole(self, answers: Answers) -> Answer:
@@ -140,11 +159,11 @@ def _document(app: FastAPI, served: Served) -> Json:
         found = FastAPI.openapi(app)
         for schema in found["components"]["schemas"].values():
             fields = schema.get("properties", {})
-            for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+            for name in LENGTHS:
                 for option in fields.get(name, {}).get("anyOf", []):
                     if option["type"] == "integer":
                         option["maximum"] = served.most_tokens
-        for name in ("ChatBody", "CompletionBody"):
+        for name in ("ChatBody", "CompletionBody", "ResponsesBody"):
             found["components"]["schemas"][name]["properties"]["model"]["enum"] = [served.name]
         app.openapi_schema = found
     return app.openapi_schema
@@ -165,8 +184,18 @@ def _model_routes(served: Served) -> APIRouter:
         )  # fmt: skip
         identity = f"chatcmpl-{request.state.request_id}"
         writer = ChatWriter(body, served, identity)
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(request, answers, writer, body.stream, usage)
+        return await _answered(request, answers, writer, body.stream)
+
+    @routes.post("/v1/responses", response_model=ModelResponse, responses=STREAM)
+    async def responses(body: ResponsesBody, request: Request) -> Response:
+        """Answer items of a conversation, with items."""
+        plan = await asyncio.to_thread(plan_response, body, served)
+        answers = Answers(
+            served.engine, served.metrics, [plan.prompt], plan.options, plan.parsers,
+            request.state.arrived,
+        )  # fmt: skip
+        writer = ResponsesWriter(body, served, request.state.request_id)
+        return await _answered(request, answers, writer, body.stream)
 
     @routes.post("/v1/completions", response_model=Completion, responses=STREAM)
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -178,8 +207,7 @@ def _model_routes(served: Served) -> APIRouter:
         )  # fmt: skip
         identity = f"cmpl-{request.state.request_id}"
         writer = CompletionWriter(body, served, identity, plan.different)
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(request, answers, writer, body.stream, usage)
+        return await _answered(request, answers, writer, body.stream)
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Tokens:
@@ -287,9 +315,7 @@ def _model(served: Served) -> Model:
     return Model(id=served.name, created=served.created, max_model_len=served.most_tokens)
 
 
-async def _answered(
-    request: Request, answers: Answers, writer: Writer, stream: bool, usage: bool
-) -> Response:
+async def _answered(request: Request, answers: Answers, writer: Writer, stream: bool) -> Response:
     """The answer: as a whole, or as events if it was not refused before the first one."""
     request.state.answers = answers  # for the log
     if not stream:
@@ -299,7 +325,7 @@ async def _answered(
         answers.cancel()
         raise first.error
     return StreamingResponse(
-        _events(answers, writer, first, usage), media_type="text/event-stream",
+        _events(answers, writer, first), media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )  # fmt: skip
 
@@ -328,9 +354,7 @@ async def _while_connected(request: Request, answers: Answers, work: Awaitable[A
     return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def _events(
-    answers: Answers, writer: Writer, first: Event | None, usage: bool
-) -> AsyncIterator[str]:
+async def _events(answers: Answers, writer: Writer, first: Event | None) -> AsyncIterator[str]:
     try:
         for chunk in writer.opening():
             yield _event(chunk)
@@ -339,7 +363,8 @@ async def _events(
             if event is None:
                 yield ": keep-alive\n\n"
             elif event.error is not None:
-                yield _event(_told(event.error).model_dump())
+                for chunk in writer.failing(answers, _as_api_error(event.error)):
+                    yield _event(chunk)
                 return
             else:
                 for chunk in writer.chunks(event):
@@ -347,19 +372,18 @@ async def _events(
             if answers.ended:
                 break
             event = await answers.next(KEEP_ALIVE_SECONDS)
-        if usage:
-            yield _event(writer.usage_chunk(answers))
-        yield "data: [DONE]\n\n"
+        for chunk in writer.closing(answers):
+            yield _event(chunk)
+        if writer.ends_with_done:
+            yield "data: [DONE]\n\n"
     finally:
         answers.cancel()  # the client has gone, or all is said
 
 
 def _event(content: Json) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _told(error: BaseException) -> ErrorBody:
-    return ErrorBody(error=_as_api_error(error).detail)
+    """With a name, if it has a type."""
+    name = f"event: {content['type']}\n" if "type" in content else ""
+    return f"{name}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def _as_api_error(error: BaseException) -> ApiError:
@@ -380,8 +404,7 @@ def _response(error: ApiError) -> Response:
     headers = {}
     if error.retry_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_seconds)))
-    body = ErrorBody(error=error.detail).model_dump()
-    return JSONResponse(body, error.status, headers)
+    return JSONResponse(error.body(), error.status, headers)
 
 
 async def _api_error(request: Request, error: Any) -> Response:
@@ -400,19 +423,40 @@ async def _failed(request: Request, error: Any) -> Response:
 
 
 async def _invalid(request: Request, error: Any) -> Response:
-    """pydantic's first error, with the place in words."""
-    found = error.errors()[0]
-    place = [str(part) for part in found["loc"] if part != "body"]
-    if found["type"] == "json_invalid":
-        reason = found.get("ctx", {}).get("error", "")
+    """pydantic's first error, with the place in words. Where one of several forms was expected,
+    that of the form that fits best.
+    """
+    faults = error.errors()[:MOST_FAULTS]
+    if faults[0]["type"] == "json_invalid":
+        reason = faults[0].get("ctx", {}).get("error", "")
         return _response(ApiError(f"the body is not JSON: {reason}".rstrip(": ")))
-    param = ".".join(place) or None
+    places = [_place(fault, error.body) for fault in faults]
+    first = places[0]
+    among = [i for i, place in enumerate(places) if place[: len(first)] == first]
+    best = max(among, key=lambda i: len(places[i]))
+    found, param = faults[best], ".".join(places[best]) or None
     if found["type"] == "extra_forbidden":
         return _response(ApiError(f"{param}: unknown field", param, code="unknown_parameter"))
     if found["type"] == "missing":
         text = f"{param}: expected, and missing" if param else "expected a JSON body"
         return _response(ApiError(text, param))
     return _response(ApiError(f"{param}: {found['msg']}" if param else found["msg"], param))
+
+
+def _place(fault: Json, body: Any) -> list[str]:
+    """Where in the body it is: pydantic's place without the names of the forms it tried."""
+    parts = [*fault["loc"][1:]]  # behind "body"
+    found: list[str] = []
+    for i, part in enumerate(parts):
+        inside = isinstance(part, int) and part < len(body) if isinstance(body, list) else (
+            isinstance(body, dict) and part in body
+        )  # fmt: skip
+        if inside:
+            body = body[part]
+        elif i < len(parts) - 1 or fault["type"] != "missing":
+            continue
+        found.append(str(part))
+    return found
 
 
 async def _http_error(request: Request, error: Any) -> Response:

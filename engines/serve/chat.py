@@ -55,8 +55,12 @@ class ChatPlan:
     parsers: list[AnswerParser]
 
 
-def plan_chat(body: ChatBody, served: Served) -> ChatPlan:
+def plan_chat(body: ChatBody, served: Served, limit: str = "max_completion_tokens") -> ChatPlan:
     """The prompt, and options and a parser for each choice.
+
+    Parameters
+    ----------
+    limit : what the caller knows `max_completion_tokens` as.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def plan_chat(body: ChatBody, served: Served) -> ChatPlan:
     prompt = render(body, served, tools, wants_thinking(body))
     thinking = opens_reasoning(served.text, prompt)  # as the template has it
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    name = "max_tokens" if body.max_completion_tokens is None else limit
     most_new = served.room(prompt, wanted, name)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     options = options_of(
@@ -285,6 +289,8 @@ class Logprobs:
 class ChatWriter:
     """Events of a chat as chunks, or as one answer."""
 
+    ends_with_done = True
+
     def __init__(self, body: ChatBody, served: Served, identity: str) -> None:
         self._body, self._served = body, served
         self._logprobs = Logprobs(served) if body.logprobs else None
@@ -311,9 +317,16 @@ class ChatWriter:
             choices.append(self._choice(event.number, {}, event.finish_reason))
         return [self._chunk([choice]) for choice in choices]
 
-    def usage_chunk(self, answers: Answers) -> Json:
-        """The last one, if it is wanted."""
-        return self._chunk([]) | {"usage": answers.usage().model_dump()}
+    def closing(self, answers: Answers) -> list[Json]:
+        """Tokens, if they are wanted."""
+        options = self._body.stream_options
+        if options is None or not options.include_usage:
+            return []
+        return [self._chunk([]) | {"usage": answers.usage().model_dump()}]
+
+    def failing(self, answers: Answers, error: ApiError) -> list[Json]:
+        """What went wrong."""
+        return [error.body()]
 
     def _choice(self, number: int, delta: Json, finish_reason: str | None = None) -> Json:
         found: Json = {"index": number, "delta": delta, "finish_reason": finish_reason}

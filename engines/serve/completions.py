@@ -95,6 +95,8 @@ def _prompts(body: CompletionBody, served: Served) -> list[list[int]]:
 class CompletionWriter:
     """Events of a completion as chunks, or as one answer."""
 
+    ends_with_done = True
+
     def __init__(self, body: CompletionBody, served: Served, identity: str, different: int) -> None:
         self._body, self._served, self._different = body, served, different
         self._base: Json = {"id": identity, "created": int(time.time()), "model": served.name}
@@ -121,9 +123,16 @@ class CompletionWriter:
             choice["logprobs"] = found.model_dump()
         return [self._chunk([choice])]
 
-    def usage_chunk(self, answers: Answers) -> Json:
-        """The last one, if it is wanted."""
-        return self._chunk([]) | {"usage": answers.usage(self._different).model_dump()}
+    def closing(self, answers: Answers) -> list[Json]:
+        """Tokens, if they are wanted."""
+        options = self._body.stream_options
+        if options is None or not options.include_usage:
+            return []
+        return [self._chunk([]) | {"usage": answers.usage(self._different).model_dump()}]
+
+    def failing(self, answers: Answers, error: ApiError) -> list[Json]:
+        """What went wrong."""
+        return [error.body()]
 
     def _chunk(self, choices: list[Json]) -> Json:
         found = {**self._base, "object": "text_completion", "choices": choices}

@@ -141,8 +141,9 @@ def options_of(
     if body.n > limits.choices:
         raise ApiError(f"expected {limits.choices} at most, found {body.n}", "n")
     if (body.min_tokens or 0) > most_new:
-        raise ApiError(f"expected at most {most_new} (max_tokens), found {body.min_tokens}",
-                       "min_tokens")  # fmt: skip
+        raise ApiError(
+            f"expected at most the {most_new} that may come, found {body.min_tokens}", "min_tokens"
+        )
     if body.stream_options is not None and not body.stream:
         raise ApiError("goes with stream: true only", "stream_options")
     for name, count in (("top_logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):

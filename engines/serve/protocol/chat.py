@@ -154,6 +154,9 @@ class Thinking(Body):
     clear_thinking: bool | None = None
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
@@ -168,7 +171,7 @@ class ChatBody(SamplingBody):
     response_format: ResponseFormat | None = None
     thinking: Thinking | None = None
     clear_thinking: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     do_sample: bool | None = None
     tool_stream: bool | None = None
     chat_template_kwargs: Json | None = None

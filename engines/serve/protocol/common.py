@@ -60,6 +60,10 @@ class ApiError(Exception):
         self.status, self.retry_seconds = status, retry_seconds
         self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
 
+    def body(self) -> Json:
+        """As it is sent."""
+        return ErrorBody(error=self.detail).model_dump()
+
 
 class StreamOptions(Body):
     """`stream_options`."""
@@ -70,8 +74,8 @@ class StreamOptions(Body):
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
-class SamplingBody(Body):
-    """How tokens are chosen; None is the server's default."""
+class Drawing(Body):
+    """How tokens are chosen, and what else every body may say; None is the server's default."""
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -84,14 +88,19 @@ class SamplingBody(Body):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
-    n: Annotated[int, Field(ge=1)] = 1
     stream: bool = False
-    stream_options: StreamOptions | None = None
     user: str | None = None
     request_id: Annotated[str, Field(pattern="^[!-~]{1,128}$")] | None = None
+
+
+class SamplingBody(Drawing):
+    """Of an answer with choices."""
+
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1)] = 1
+    stream_options: StreamOptions | None = None
 
 
 class CachedTokens(Answer):

@@ -150,6 +150,15 @@ def test_where_it_is(glm: Text) -> None:
     assert seen == [True, False, True, False, False, False, False, False, True]
 
 
+def test_what_is_of_content(glm: Text) -> None:
+    parser = AnswerParser(glm, thinking=True)
+    said = []
+    for token in glm.encode("a</think>x<tool_call>bare</tool_call>y", with_prefix=False):
+        said += [token] if parser.is_content(token) else []
+        parser.feed(token)
+    assert glm.decode(said) == "xy"
+
+
 def test_calls_end_reasoning(glm: Text) -> None:
     assert read(glm, "so" + call("bare"), tools=TOOLS) == [
         Reasoning("so"),
