@@ -33,6 +33,7 @@ class SaidText(Body):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None  # that clients add to what they send back
 
 
 ItemContent = str | list[Annotated[InputText | SaidText, Field(discriminator="type")]]
@@ -83,6 +84,7 @@ class InputCall(Body):
     arguments: str
     id: str | None = None
     status: Status | None = None
+    parsed_arguments: Any = None  # as above
 
 
 class InputCallOutput(Body):

@@ -233,8 +233,9 @@ def test_items_are_the_messages_of_a_chat() -> None:
             {"type": "reasoning", "id": "r", "summary": [], "content": [
                 {"type": "reasoning_text", "text": "so"}]},
             {"type": "message", "id": "m", "role": "assistant", "status": "completed",
-             "content": [{"type": "output_text", "text": "t", "annotations": [], "logprobs": []}]},
-            call, {**call, "call_id": "b", "arguments": ""},
+             "content": [{"type": "output_text", "text": "t", "annotations": [], "logprobs": [],
+                          "parsed": {}}]},
+            call, {**call, "call_id": "b", "arguments": "", "parsed_arguments": {}},
             {"role": "assistant", "content": "after"},
             {"type": "function_call_output", "call_id": "b", "output": "2"},
             {"type": "function_call_output", "call_id": "a",
