@@ -109,6 +109,15 @@ def test_choices(found: list[int], expected: list[int], noise: float, outcome: s
         assert outcome in choices.first_wrong
 
 
+def test_the_largest_loss_is_kept() -> None:
+    choices = Choices()
+    for found in ([1, 2], [1, 0], [1, 2]):  # 0.0001, 0.3, and 0.0001 again
+        choices.add(
+            np.array([found]), np.array([[1, 3]]), (EXACT, EXACT + 1e-5), np.full(1, 1e-3), "x"
+        )
+    assert choices.largest_lost == pytest.approx(EXACT[0, 3] - EXACT[0, 0])
+
+
 def test_an_exact_tie_goes_to_the_smaller_index() -> None:
     scores = np.array([[0.0, 0.0, 1.0]])
     choices = Choices()
