@@ -385,6 +385,18 @@ def test_stop(opened: Any, server: Running) -> None:
         pytest.fail(f"a stopped answer goes on: {running}")
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_long_conversation_scrolls_within_the_page(opened: Any, width: int) -> None:
+    here = opened(width)
+    for text in ("First", "Second"):
+        here.ask(text)
+        here.give({"content": "A line.\n\n" * 200}, finish="stop")
+        here.idle()
+    scroll = here.page.query_selector("#scroll")
+    assert here.page.evaluate("scroll => scroll.scrollHeight - scroll.clientHeight", scroll) > 2000
+    here.check()
+
+
 def test_a_stopped_answer_is_part_of_the_conversation(opened: Any) -> None:
     here = opened()
     here.ask("First")
