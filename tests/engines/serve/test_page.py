@@ -539,6 +539,7 @@ def test_settings_that_cannot_be_sent(opened: Any, name: str, value: str, text: 
     assert "No text" in page.text_content(".answer")
 
 
+@pytest.mark.slow
 def test_a_long_conversation_stays_smooth(opened: Any) -> None:
     """Drawing what a frame brings costs no more when much has been drawn before it."""
     page = opened().page
