@@ -366,9 +366,15 @@ def test_stop(opened: Any, server: Running) -> None:
         route.continue_(post_data=json.dumps(body | {"ignore_eos": True}))
 
     page.route("**/v1/chat/completions", without_end)
-    for press in (lambda: page.keyboard.press("Escape"), lambda: page.click("#stop")):
+    has_text = """number => {
+        const answers = document.querySelectorAll(".answer");
+        const content = answers[number - 1]?.querySelector(".content");
+        return answers.length === number && content?.textContent;
+    }"""
+    presses = (lambda: page.keyboard.press("Escape"), lambda: page.click("#stop"))
+    for number, press in enumerate(presses, 1):
         here.ask("def main():")
-        page.wait_for_selector(".answer:last-child .content")
+        page.wait_for_function(has_text, arg=number)
         press()
         here.idle()
         facts = page.locator(".facts").last.text_content()
