@@ -24,7 +24,6 @@ from glm_trt.engines.serve.answers import Answers, Event
 from glm_trt.engines.serve.call_grammar import Function
 from glm_trt.engines.serve.grammar import AnswerForm, GrammarConstraint
 from glm_trt.engines.serve.protocol.chat import (
-    AssistantMessage,
     ChatBody,
     ChatChoice,
     ChatCompletion,
@@ -38,7 +37,6 @@ from glm_trt.engines.serve.protocol.chat import (
     TokenLogprob,
     Tool,
     ToolCall,
-    ToolMessage,
     TopLogprob,
 )
 from glm_trt.engines.serve.protocol.common import ApiError, Json
@@ -226,25 +224,9 @@ def render(
 
 
 def _plain(message: Message) -> Json:
-    """A message as templates know it."""
-    content = message.content
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
-    found: Json = {"role": message.role, "content": content or ""}
-    if message.role == "developer":
-        found["role"] = "system"
-    if isinstance(message, AssistantMessage):
-        if message.reasoning_content:
-            found["reasoning_content"] = message.reasoning_content
-        if message.tool_calls:
-            found["tool_calls"] = [
-                {"type": "function", "function": call.function.model_dump()}
-                | ({"id": call.id} if call.id is not None else {})
-                for call in message.tool_calls
-            ]
-    if isinstance(message, ToolMessage) and message.tool_call_id is not None:
-        found["tool_call_id"] = message.tool_call_id
-    return found
+    """A message for `Text.chat`, which brings it into the form that templates know."""
+    found = message.model_dump(exclude_none=True)
+    return found | {"role": "system"} if message.role == "developer" else found
 
 
 def new_call_id() -> str:
@@ -295,7 +277,6 @@ class ChatWriter:
         self._body, self._served = body, served
         self._logprobs = Logprobs(served) if body.logprobs else None
         self._base: Json = {"id": identity, "created": int(time.time()), "model": served.name}
-        self._calls: dict[tuple[int, int], str] = {}
 
     def opening(self) -> list[Json]:
         """The first chunk of each choice."""

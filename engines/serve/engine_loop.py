@@ -55,7 +55,7 @@ class Job:
     Attributes
     ----------
     listener : called in the engine's thread with each `Token`, then with one `Ended`.
-    submitted, admitted, ended : seconds of `time.monotonic`; None until then.
+    submitted, ended : seconds of `time.monotonic`; None until then.
     request : None until it has a row.
     """
 
@@ -63,7 +63,6 @@ class Job:
     options: GenerateOptions
     listener: Callable[[Token | Ended], None]
     submitted: float
-    admitted: float | None = None
     ended: float | None = None
     request: Request | None = None
     _cancelled: bool = field(default=False, repr=False)
@@ -220,7 +219,6 @@ class EngineLoop:
             text = f"no row became free within {seconds:g} seconds"
             self._end(job, Refused(text, 503, seconds))
         for job in left[:free]:
-            job.admitted = now
             options = replace(job.options, keep=job.options.keep or self.prefixes.capacity > 0)
             prefix = self.prefixes.find(job.prompt)
             job.request = self.session.submit(

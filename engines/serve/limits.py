@@ -25,7 +25,7 @@ class Limits:
     waiting: int = 64
     waiting_seconds: float = 60.0
     grace_seconds: float = 30.0
-    body_bytes: int = 16 << 20
+    body_bytes: int = 16_000_000
     choices: int = 16
     stops: int = 16
     stop_characters: int = 1024

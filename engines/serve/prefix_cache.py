@@ -36,12 +36,9 @@ class PrefixCache:
 
     def find(self, prompt: Sequence[int]) -> Snapshot | None:
         """That from which most of the prompt's tokens need not be run; None if none is of use."""
-        best = max(
-            self._snapshots.values(),
-            key=lambda snapshot: snapshot.reusable(prompt, self._predict)[0],
-            default=None,
-        )
-        if best is None or best.reusable(prompt, self._predict)[0] == 0:
+        found = [(x.reusable(prompt, self._predict)[0], x) for x in self._snapshots.values()]
+        most, best = max(found, key=lambda pair: pair[0], default=(0, None))
+        if best is None or most == 0:
             return None
         self._snapshots.move_to_end(best.tokens)
         return best

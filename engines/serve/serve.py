@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.session import Session
@@ -31,10 +31,7 @@ class ServeOptions:
     prefill_chunk: int | None = None
     drafts: int = 0
     prefix_bytes: int = 0
-    waiting: int = 64
-    waiting_seconds: float = 60.0
-    grace_seconds: float = 30.0
-    body_bytes: int = 16_000_000
+    limits: Limits = field(default_factory=Limits)
     log_prompts: bool = False
     otlp_endpoint: str | None = None
     json: bool = False
@@ -54,17 +51,11 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
     tracing = None
     if options.otlp_endpoint is not None:
         tracing = Tracing.to(options.otlp_endpoint, options.model_name)
-    limits = Limits(
-        waiting=options.waiting,
-        waiting_seconds=options.waiting_seconds,
-        grace_seconds=options.grace_seconds,
-        body_bytes=options.body_bytes,
-    )
     session = Session(
         runtime.backend, max_batch=options.max_batch, prefill_chunk=options.prefill_chunk,
         drafts=options.drafts,
     )  # fmt: skip
-    engine = EngineLoop(session, limits, options.prefix_bytes)
+    engine = EngineLoop(session, options.limits, options.prefix_bytes)
     config = runtime.bundle.config
     grammars = Grammars(text.tokenizer_json(), config.vocab_size, runtime.bundle.eos_token_ids())
     served = Served(
@@ -74,7 +65,7 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
         engine,
         grammars,
         Metrics(options.model_name, engine),
-        limits,
+        options.limits,
     )
 
     def announce(port: int) -> None:

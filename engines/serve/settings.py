@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
@@ -115,7 +115,7 @@ def bias_of(body: SamplingBody, limits: Limits, vocabulary: int) -> dict[int, fl
         )  # fmt: skip
     found = {}
     for name, value in given.items():
-        if not (name.isascii() and name.isdigit() and int(name) < vocabulary):
+        if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocabulary):
             raise ApiError(f"expected token IDs below {vocabulary}, found {name!r}", "logit_bias")
         found[int(name)] = float("-inf") if value == -100 else value
     return found
@@ -155,11 +155,10 @@ def options_of(
     for number in range(body.n):
         seed = (sampling.seed + number) % (1 << 64)
         try:
-            drawn = Sampling(**{**sampling.__dict__, "seed": seed})
             found.append(
                 GenerateOptions(
                     most_new,
-                    drawn,
+                    replace(sampling, seed=seed),
                     eos_token_ids=() if body.ignore_eos else None,
                     logprobs=logprobs,
                     min_new_tokens=body.min_tokens or 0,

@@ -68,6 +68,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     require("glm-trt serve", "serve", "fastapi", "uvicorn", "prometheus_client", "llguidance")
+    from glm_trt.engines.serve.limits import Limits
     from glm_trt.engines.serve.serve import ServeOptions, serve
 
     if options.otlp_endpoint is not None:
@@ -96,10 +97,12 @@ def _run(options: argparse.Namespace) -> int:
                 prefill_chunk=options.prefill_chunk,
                 drafts=options.drafts,
                 prefix_bytes=round(options.prefix_cache * 1e9),
-                waiting=options.max_waiting,
-                waiting_seconds=options.max_wait,
-                grace_seconds=options.grace,
-                body_bytes=round(options.max_body * 1e6),
+                limits=Limits(
+                    waiting=options.max_waiting,
+                    waiting_seconds=options.max_wait,
+                    grace_seconds=options.grace,
+                    body_bytes=round(options.max_body * 1e6),
+                ),
                 log_prompts=options.log_prompts,
                 otlp_endpoint=options.otlp_endpoint,
                 json=options.json,

@@ -222,6 +222,7 @@ CHAT = {"model": MODEL, "messages": messages(), "max_tokens": 4}
     ({"stop": ""}, "stop.0", "found 0"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
     ({"logit_bias": {"999999": 1}}, "logit_bias", "'999999'"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "expected token IDs below"),
     ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools",
      "the tokenizer has no token"),
