@@ -6,7 +6,7 @@ from glm_trt.plugins.causal_conv_with_state import CONTRACT
 from glm_trt.plugins.common.launch import Launch, Plan
 
 
-def _convolve(when: str, channels: int, positions: int) -> Launch:
+def _convolve(when: str, channels: int, positions: int, aligned: tuple[str, ...] = ()) -> Launch:
     return Launch(
         "convolve",
         when=when,
@@ -18,11 +18,12 @@ def _convolve(when: str, channels: int, positions: int) -> Launch:
         configs={
             "*": {"BLOCK_C": channels, "BLOCK_L": positions, "num_warps": 4, "num_stages": 1}
         },
+        aligned=aligned,
     )  # fmt: skip
 
 
 PLAN = Plan(
     CONTRACT,
-    launches=(_convolve("L <= 8", 256, 1), _convolve("L > 8", 4, 256)),
+    launches=(_convolve("L <= 8", 256, 1), _convolve("L > 8", 4, 256, aligned=("L",))),
     limits=(("K >= 1", "a kernel of at least one column"), ("B <= 65535", "at most 65535 rows")),
 )

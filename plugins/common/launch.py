@@ -67,6 +67,11 @@ class Pick:
         raise ValueError(f"{self.expression} = {needed}: expected at most {self.values[-1]}")
 
 
+def on_hopper(config: dict[str, int]) -> dict[str, dict[str, int]]:
+    """The configuration of sm90 in 16 bits, as `benchmarks/gpu_tune.py` found it on an H100."""
+    return {f"sm90/{dtype}": config for dtype in ("float16", "bfloat16")}
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch.

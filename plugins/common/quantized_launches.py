@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from glm_trt.plugins.common.contract import Contract
-from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common.launch import Launch, Plan, on_hopper
 from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
 
 Config = dict[str, int]
@@ -27,6 +27,25 @@ _PAIR_TILES = {
     64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
     128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
 }
+# What is otherwise on sm90, by kernel and tokens of a tile, as timed on an H100.
+_HOPPER: dict[str, dict[int, Config]] = {
+    "fp8_linear_tiles": {16: {"num_stages": 5}, 64: {"num_stages": 5}, 128: {"BLOCK_K": 128}},
+    "nvfp4_linear_tiles": {
+        16: {"BLOCK_K": 256, "num_warps": 2, "num_stages": 3},
+        64: {"BLOCK_K": 256},
+        128: {"BLOCK_M": 256},
+    },
+    "fp8_gate_up_tiles": {16: {"BLOCK_K": 128}},
+    "fp8_down_tiles": {
+        16: {"BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 2},
+        128: {"num_warps": 4},
+    },
+    "nvfp4_gate_up_tiles": {16: {"num_warps": 2}, 128: {"num_warps": 4}},
+    "nvfp4_down_tiles": {
+        16: {"BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 2},
+        128: {"num_warps": 4},
+    },
+}
 _TOKENS = ("T <= 16", "T > 16 and T <= 512", "T > 512")
 
 
@@ -36,13 +55,21 @@ def decoding_e4m3(configs: Mapping[str, Config]) -> dict[str, Config]:
     return {key: of | {"HARDWARE": int("sm80" not in key)} for key, of in both.items()}
 
 
+def _by_target(kernel: str, tile: Config, unit: int) -> dict[str, Config]:
+    """The configurations of a kernel whose rows are multiples of `unit`, for a tile."""
+    all_of = {"UNIT": unit}
+    hopper = _HOPPER.get(kernel, {}).get(tile["BLOCK_M"], {})
+    configs = {"*": tile | all_of, "*/float32": _FLOAT32 | all_of}
+    return configs | on_hopper(tile | all_of | hopper)
+
+
 def linear_tiles(
     kernel: str, when: str, unit: int, arguments: tuple[str, ...], e4m3: bool
 ) -> list[Launch]:
     """The tiles of a linear layer whose rows are multiples of `unit`, for each number of tokens."""
     launches = []
     for tokens, tile in zip(_TOKENS, _TILES, strict=True):
-        configs = {"*": tile | {"UNIT": unit}, "*/float32": _FLOAT32 | {"UNIT": unit}}
+        configs = _by_target(kernel, tile, unit)
         if e4m3:
             # Decoding without hardware takes registers that 128 tokens have not left.
             old = configs["*"] | {"BLOCK_M": min(tile["BLOCK_M"], 64)}
@@ -90,8 +117,7 @@ def experts_plan(
     pairs = {"BLOCK_N": 4, "BLOCK_K": 1024, "num_warps": 4, "num_stages": 2}
     pairs |= {} if by_elements else {"UNIT": unit}
 
-    def configured(config: Config, **others: Config) -> dict[str, Config]:
-        configs = {"*": config, **{f"*/{dtype}": of for dtype, of in others.items()}}
+    def configured(configs: dict[str, Config]) -> dict[str, Config]:
         return decoding_e4m3(configs) if e4m3 else configs
 
     def by_pairs(kernel: str, grid: tuple[str, str, str], arguments: tuple[str, ...]) -> Launch:
@@ -101,7 +127,7 @@ def experts_plan(
             grid=grid,
             arguments=(*arguments, "k", *sizes),
             aligned=sizes if by_elements else (),
-            configs=configured(pairs),
+            configs=configured({"*": pairs}),
         )
 
     def tiles(kernel: str, columns: str, arguments: tuple[str, ...]) -> list[Launch]:
@@ -112,7 +138,7 @@ def experts_plan(
                 # Columns first: programs that run side by side then share pairs in cache.
                 grid=(f"cdiv({columns}, BLOCK_N)", most_tiles(PAIR_ROWS), "1"),
                 arguments=(*arguments, *units),
-                configs=configured(tile | {"UNIT": unit}, float32=_FLOAT32 | {"UNIT": unit}),
+                configs=configured(_by_target(f"{name}_{kernel}", tile, unit)),
             )
             for rows, tile in _PAIR_TILES.items()
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.contract import ACTIVATION
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan, on_hopper
 from glm_trt.plugins.linear_attention import CONTRACT
 
 # The chunked kernels keep a state of at most 128 rows in registers.
@@ -55,6 +55,7 @@ def _chunked(
         configs={
             "*": {"BLOCK_T": 32, "num_warps": 4, "num_stages": 1},
             "*/float32": {"BLOCK_T": 16, "num_warps": 4, "num_stages": 1},
+            **on_hopper({"BLOCK_T": 32, "num_warps": 2, "num_stages": 2}),
         },
     )  # fmt: skip
     scan = Launch(
@@ -70,6 +71,7 @@ def _chunked(
         configs={
             "*": {"BLOCK_T": 32, "BLOCK_V": 32, "num_warps": 8, "num_stages": 2},
             "*/float32": {"BLOCK_T": 16, "BLOCK_V": 16, "num_warps": 8, "num_stages": 1},
+            **on_hopper({"BLOCK_T": 32, "BLOCK_V": 64, "num_warps": 4, "num_stages": 5}),
         },
     )  # fmt: skip
     return [prepare, scan]

@@ -21,6 +21,7 @@ PLAN = Plan(
             },
             # One warp: its reductions need no shared memory, and many tokens fit on a processor.
             configs={"*": {"num_warps": 1, "num_stages": 1}},
+            aligned=("E",),
         ),
     ),
     limits=(

@@ -213,8 +213,12 @@ class Harness:
         outputs: Sequence[Tensor],
         capability: int,
         workspace: int | None,
+        stream: int = 0,
     ) -> None:
-        """Run it in the workspace at this address; raises RuntimeError with what it logged."""
+        """Queue it on `stream`, in the workspace at this address.
+
+        Raises RuntimeError with what it logged.
+        """
         if self._shim is not None:
             self._shim.shimSet(capability, self._callback)
         self.launches.clear()
@@ -235,7 +239,7 @@ class Harness:
             self._places.append((workspace, built.workspace_bytes, WORKSPACE))
         result = self._harness.harnessRun(
             built.plan, tensors, len(inputs), len(outputs), ctypes.c_void_p(workspace),
-            self._message,
+            ctypes.c_void_p(stream), self._message,
         )  # fmt: skip
         if self.error is not None:
             raise self.error

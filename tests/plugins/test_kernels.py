@@ -88,24 +88,35 @@ def followed(
         return "null", 0, argument.dtype
 
     class Recorder:
-        def __init__(self, launch: Launch) -> None:
-            self.launch = launch
+        def __init__(self, kernel: str) -> None:
+            self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             def record(*arguments: Any, **constants: int) -> None:
+                launch = self.launch_of(constants)
                 aligned = [
-                    value for name, value in zip(self.launch.arguments, arguments, strict=True)
-                    if name in self.launch.aligned
+                    value for name, value in zip(launch.arguments, arguments, strict=True)
+                    if name in launch.aligned
                 ]  # fmt: skip
                 wide = bool(aligned) and all(value % 16 == 0 for value in aligned)
                 launched.append(
-                    Launched(self.launch.kernel, grid, arguments, constants, wide)
+                    Launched(self.kernel, grid, arguments, constants, wide)
                 )  # placed below
 
             return record
 
+        def launch_of(self, constants: dict[str, int]) -> Launch:
+            """The launch of this configuration, or one that takes the same arguments as wide."""
+            found = [
+                launch for launch in plan.launches if launch.kernel == self.kernel
+                and launch.config(target, activation).items() <= constants.items()
+            ]  # fmt: skip
+            assert len({launch.aligned for launch in found}) == 1
+            return found[0]
+
     absent = [None] * (len(plan.contract.inputs) - len(tensors))
-    kernels = {launch.kernel: Recorder(launch) for launch in plan.launches}
+    activation = plan.contract.types_of([*tensors, *absent]).activation
+    kernels = {launch.kernel: Recorder(launch.kernel) for launch in plan.launches}
     run(plan, kernels, [*tensors, *absent], attributes, target, allocate=allocate)
     outputs = len(plan.contract.outputs)
     offsets, end = {}, 0

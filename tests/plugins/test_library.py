@@ -30,9 +30,9 @@ def test_older_capability_of_the_same_major_is_used(harness: Harness) -> None:
 def test_absent_kernel_is_named(harness: Harness) -> None:
     plan, case, inputs, outputs = _routing()
     message = (
-        r"MoeRouting: no kernel route_tokens for sm90 in float32, BLOCK_E = 256, BLOCK_K = 16: "
-        r"this library holds only what some graphs need on sm80; build the whole one "
-        r"\(make plugins\)"
+        r"MoeRouting: no kernel route_tokens for sm90 in float32, BLOCK_E = 256, BLOCK_K = 16, "
+        r"multiples of 16 = 1: this library holds only what some graphs need on sm80; build the "
+        r"whole one \(make plugins\)"
     )
     with pytest.raises(RuntimeError, match=message):
         harness.run(plan.contract, inputs, case.attributes, outputs, 90)

@@ -264,9 +264,9 @@ void harnessChange(Plan* plan, char const* field, char const* text)
     }
 }
 
-//! Run a plan on these tensors: 0, or -1.
-int64_t harnessRun(
-    Plan* plan, Tensor const* tensors, int32_t inputCount, int32_t outputCount, void* workspace, char* message)
+//! Queue a plan on these tensors on a stream: 0, or -1.
+int64_t harnessRun(Plan* plan, Tensor const* tensors, int32_t inputCount, int32_t outputCount, void* workspace,
+    void* stream, char* message)
 {
     nvinfer1::PluginFieldCollection const serialized{static_cast<int32_t>(plan->fields.size()), plan->fields.data()};
     std::unique_ptr<nvinfer1::IPluginV3> plugin(
@@ -291,7 +291,7 @@ int64_t harnessRun(
     if (status == 0)
     {
         status = runtime->enqueue(descriptions.data(), descriptions.data() + inputCount, addresses.data(),
-            addresses.data() + inputCount, workspace, nullptr);
+            addresses.data() + inputCount, workspace, static_cast<cudaStream_t>(stream));
     }
     return status == 0 ? 0 : -fail(message, "enqueue: " + std::to_string(status));
 }
