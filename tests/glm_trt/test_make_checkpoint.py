@@ -43,9 +43,9 @@ def test_tiny_is_exported_and_validated(
 def test_full_size_in_fp8_is_exported_unread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every tensor of the real model: bounded memory and time, a graph a kind; half the layers."""
+    """Every tensor of the real model: the memory and graphs of a quarter of its layers."""
     peaks = {}
-    for layers in (78, 39):
+    for layers in (78, 20):
         place, bundle = tmp_path / f"c{layers}", tmp_path / f"b{layers}"
         assert main(["make-checkpoint", "glm-5.1", "--scale", "full", "--precision", "fp8",
                      "--layers", str(layers), "-o", str(place), "--json"]) == 0  # fmt: skip
@@ -66,7 +66,7 @@ print(status["VmHWM"].split()[0])  # ru_maxrss would be this process's own, if t
         assert len(list(bundle.glob("graphs/float32/*"))) == 5
         blocks = Bundle.open(bundle)
         assert len(blocks.blocks) == layers + 2 and len(blocks.prediction_blocks) == 2
-    assert peaks[78] < 2e9 and peaks[78] < 1.2 * peaks[39]
+    assert peaks[78] < 2e9 and peaks[78] < 1.2 * peaks[20]
 
 
 def test_parts_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,12 @@ def test_right_ones_pass(made: Made, name: str, backend: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "longest"), [("plain", "bfloat16", 18), ("hybrid", "float32", 6)]
+    ("name", "dtype", "longest"),
+    [
+        ("plain", "bfloat16", 4),
+        pytest.param("plain", "bfloat16", 18, marks=pytest.mark.slow),
+        ("hybrid", "float32", 6),
+    ],
 )
 def test_interpreted_kernels_pass(made: Made, name: str, dtype: str, longest: int) -> None:
     checkpoint, bundle = made(name)
