@@ -6,13 +6,17 @@ answer is compared with that of the same request alone, from a session in this p
 that differs is a near tie where the two, as they were drawn, are nearer than MARGIN: sums of a
 batch round in another order than those of one sequence. Answers are compared up to there.
 
-Exit codes: 0 all is well, 1 a wrong token, an unexpected status, or memory that grew.
+At the end the server is sent SIGTERM while all of them go on asking: what was begun must be
+answered whole, and the server must end by itself.
+
+Exit codes: 0 all is well, 1 a wrong token, a lost answer, an unexpected status, memory that grew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -70,6 +74,8 @@ class Account:
     wrong: list[str] = field(default_factory=list)
     ways: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
+    terminated: float = math.inf  # when the server was told to end
+    finished_after: int = 0  # answers that were asked for before that, and ended whole after it
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -125,16 +131,31 @@ class Judge:
             self._account.wrong.append(f"token {place}: {found!r}, {gap:.3g} behind")
 
 
-def client(
-    url: str, asked: list[Question], judge: Judge, account: Account, until: float, seed: int
-) -> None:
-    """One of many, until the time is over."""
+class LostError(Exception):
+    """An answer that ended before it was whole."""
+
+
+def client(url: str, asked: list[Question], judge: Judge, account: Account, seed: int) -> None:
+    """One of many, until the server is gone."""
     rng = random.Random(seed)
     with httpx2.Client(base_url=url, timeout=300) as http:
-        while time.monotonic() < until:
+        while True:
             way = rng.choices([*WAYS], [*WAYS.values()])[0]
-            status = one_request(http, way, rng.choice(asked), judge, rng)
+            sent = time.monotonic()
+            try:
+                status = one_request(http, way, rng.choice(asked), judge, rng)
+            except (LostError, httpx2.TransportError) as error:
+                # What was sent to a server that is ending may find nobody.
+                if sent < account.terminated or isinstance(error, LostError):
+                    with account.lock:
+                        account.wrong.append(f"{way}: lost: {error!r}")
+                if account.terminated < math.inf:
+                    return
+                continue
             with account.lock:
+                was_answered = status == 200 and way != "leave"
+                if was_answered and sent < account.terminated < time.monotonic():
+                    account.finished_after += 1
                 account.ways[way] += 1
                 account.statuses[status] += 1
                 wanted = (400,) if way in ("too long", "no JSON") else (200, 429, 503)
@@ -163,15 +184,20 @@ def one_request(
     with http.stream("POST", path, json=question.body(True)) as answer:
         if answer.status_code != 200:
             return answer.status_code
-        for line in answer.iter_lines():
-            if line.startswith("data: {"):
-                event = json.loads(line[6:])
-                for choice in event["choices"]:
-                    names += (choice["logprobs"] or {"tokens": []})["tokens"]
-            if leaves_after is not None and len(names) > leaves_after:
-                break
-            if way == "slow":
-                time.sleep(0.1)
+        try:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        raise LostError(event["error"]["message"])
+                    for choice in event["choices"]:
+                        names += (choice["logprobs"] or {"tokens": []})["tokens"]
+                if leaves_after is not None and len(names) > leaves_after:
+                    break
+                if way == "slow":
+                    time.sleep(0.1)
+        except httpx2.TransportError as error:
+            raise LostError(f"after {len(names)} tokens: {error!r}") from error
     judge.compare(question, names, way != "leave")
     return 200
 
@@ -197,20 +223,23 @@ def main(arguments: list[str] | None = None) -> int:
         ) as server:  # fmt: skip
             assert server.stdout is not None
             url, process = json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)
-            until = time.monotonic() + options.seconds
+            begun = time.monotonic()
             threads = [
-                threading.Thread(target=client, args=(url, asked, judge, account, until, seed))
+                threading.Thread(target=client, args=(url, asked, judge, account, seed))
                 for seed in range(options.clients)
             ]
             for thread in threads:
                 thread.start()
-            time.sleep(options.settle)
+            time.sleep(min(options.settle, options.seconds))
             early = process.memory_info().rss
+            time.sleep(max(begun + options.seconds - time.monotonic(), 0))
+            late = process.memory_info().rss
+            account.terminated = time.monotonic()
+            server.terminate()
             for thread in threads:
                 thread.join()
-            late = process.memory_info().rss
-            server.terminate()
             code = server.wait()
+            ending = time.monotonic() - account.terminated
     growth = late / early - 1
     share = account.near_ties / max(account.tokens, 1)
     is_good = not account.wrong and growth <= GROWTH and share <= 1e-5 and code == 0
@@ -218,11 +247,13 @@ def main(arguments: list[str] | None = None) -> int:
         "clients": options.clients, "seconds": options.seconds, "tokens": account.tokens,
         "near_ties": account.near_ties, "wrong": account.wrong[:20], "ways": dict(account.ways),
         "statuses": dict(account.statuses), "megabytes": [early / 1e6, late / 1e6],
-        "exit_code": code,
+        "exit_code": code, "finished_after_sigterm": account.finished_after,
+        "seconds_to_end": ending,
     }  # fmt: skip
     print(json.dumps(figures, indent=1))
     print(f"{'well' if is_good else 'NOT WELL'}: {account.tokens} tokens, {len(account.wrong)} "
-          f"wrong, {account.near_ties} near ties, memory {growth:+.1%}")  # fmt: skip
+          f"wrong, {account.near_ties} near ties, memory {growth:+.1%}; "
+          f"{account.finished_after} answers finished after SIGTERM, {ending:.1f} s")  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     return 0 if is_good else 1
