@@ -103,8 +103,15 @@ def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> di
     BundleError
         If an engine is missing, of another TensorRT version, or cannot be loaded.
     MissingCapabilityError
-        If TensorRT itself is missing.
+        If TensorRT itself is missing, or does not run on such a GPU.
     """
+    flavour = load_flavour(backend)
+    if flavour.ahead_of_time and device.target not in flavour.known_targets():
+        raise MissingCapabilityError(
+            f"backend {backend!r}: TensorRT-RTX {flavour.version} does not run on a GPU of "
+            f"{device.target}, only on {', '.join(flavour.known_targets())}; the backend tensorrt "
+            "is for data-centre GPUs"
+        )
     entries = _entries(bundle, backend, dtype, device)
     missing = [kind for kind in bundle.kinds if kind not in entries]
     if missing:
@@ -113,7 +120,6 @@ def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> di
             f"({backend}); build it: glm-trt build {bundle.directory} --backend {backend} "
             f"--target {device.target}"
         )
-    flavour = load_flavour(backend)
     for kind, entry in entries.items():
         if entry["backend_version"] != flavour.version:
             raise BundleError(

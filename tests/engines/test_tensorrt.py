@@ -188,13 +188,13 @@ def with_engines(tmp_path: Path, version: str, library: bool) -> Bundle:
     opened = small(tmp_path)
     manifest = read_manifest(opened.directory)
     for kind in opened.kinds:
-        name = f"engines/tensorrt-rtx/sm00/float32/{kind}.plan"
+        name = f"engines/tensorrt-rtx/sm89/float32/{kind}.plan"
         path = opened.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"not a plan")
         manifest["files"][name] = {"bytes": 10, "sha256": "0" * 64}
         manifest["engines"].append(
-            {"backend": "tensorrt-rtx", "backend_version": version, "target": "sm00", "kind": kind,
+            {"backend": "tensorrt-rtx", "backend_version": version, "target": "sm89", "kind": kind,
              "dtype": "float32", "file": name, "key": "0" * 64, "graph_sha256": "0" * 64,
              "bytes": 10, "seconds": 1, "peak_memory_bytes": 1, "layers": 1,
              "profiles": {"decode": {"sequence": [1, 1, 1]}}, "plugins": [],
@@ -208,13 +208,25 @@ def with_engines(tmp_path: Path, version: str, library: bool) -> Bundle:
 def test_engines_that_cannot_be_used(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="the texts name its version")
     device = HostDevice()
-    missing = "no engine of embedding in float32 for sm00.*glm-trt build"
+    device.target = "sm89"
+    missing = "no engine of embedding in float32 for sm89.*glm-trt build"
     with pytest.raises(BundleError, match=missing):
         load_engines(small(tmp_path / "none"), "tensorrt-rtx", "float32", device)
     old = with_engines(tmp_path / "old", "0.9", False)
     both = rf"built with tensorrt-rtx 0.9, this is {trt.__version__}"
     with pytest.raises(BundleError, match=both):
         load_engines(old, "tensorrt-rtx", "float32", device)
+
+
+def test_a_gpu_that_rtx_does_not_run_on(tmp_path: Path) -> None:
+    """As an H100 is: the builder makes engines for it, the runtime refuses them."""
+    pytest.importorskip("tensorrt_rtx", reason="it says which it knows")
+    device = HostDevice()
+    device.target = "sm90"
+    with pytest.raises(
+        MissingCapabilityError, match="not run on a GPU of sm90, only on sm75, sm80"
+    ):
+        load_engines(small(tmp_path), "tensorrt-rtx", "float32", device)
 
 
 def test_without_a_gpu(
