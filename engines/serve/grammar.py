@@ -18,6 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from glm_trt.engines.serve.argument_types import kinds
 from glm_trt.engines.serve.call_grammar import Function, Json, Rules, function_rule
 from glm_trt.engines.serve.schema_guard import check_in_child, is_suspicious, plain_error
 from glm_trt.engines.serve.schemas import checked_schema, standalone
@@ -80,7 +81,9 @@ class Grammars:
     ----------
     tokenizer : as tokenizer.json, with every token that the model may give.
     vocabulary : how many logits the model has; those beyond the tokenizer's are never allowed.
-    eos_token_ids : tokens that end an answer: allowed where the grammar may end.
+    eos_token_ids : tokens that end an answer: allowed where the grammar may end. Without any, an
+        answer ends where nothing more may follow: it has one call at most, and no form that could
+        always go on.
     kept : how many compiled grammars are kept, the latest used.
 
     Raises
@@ -100,11 +103,17 @@ class Grammars:
             token["special"] = token["special"] or is_end or token["content"] in MARKS
         self._ids = {token["content"]: token["id"] for token in added if token["special"]}
         try:
+            ends = [*eos_token_ids]
+            if not ends:
+                # llguidance needs one: a token of its own, which no model gives.
+                ends = [LLTokenizer(tokenizer, eos_token=0, slices=[]).vocab_size]
+                described["added_tokens"] = [*added, _end_token(ends[0])]
             self._tokenizer = LLTokenizer(
-                json.dumps(described), eos_token=[*eos_token_ids], slices=LLTokenizer.json_slices()
+                json.dumps(described), eos_token=ends, slices=LLTokenizer.json_slices()
             )
         except Exception as error:  # the library raises nothing narrower
             raise GlmTrtError(f"no grammars with this tokenizer: {error}") from None
+        self._known = self._tokenizer.vocab_size - (not eos_token_ids)
         self._vocabulary, self._ends = vocabulary, frozenset(eos_token_ids)
         self._kept: OrderedDict[str, _Compiled] = OrderedDict()
         self._most, self._lock = kept, threading.Lock()
@@ -121,6 +130,8 @@ class Grammars:
         is_free = form.response == "text" and not form.functions
         if is_free and form.tool_choice in ("auto", "none"):
             return None
+        if not self._ends:
+            form = replace(form, parallel_calls=False)  # only an end could say that no more come
         key = _key(form)
         with self._lock:
             compiled = self._kept.get(key)
@@ -138,6 +149,8 @@ class Grammars:
     def _compile(self, form: AnswerForm) -> _Compiled:
         rules = Rules(self._token)
         start = _answer(form, rules)
+        if not self._ends and form.response == "json_schema":
+            _check_ends_by_itself(form.schema)
         lark = "\n".join([f"start: {start}", "TEXT: /(?s:.)*/", *rules.lines])
         grammars: list[dict[str, Any]] = [{"lark_grammar": lark}]
         grammars += [
@@ -155,7 +168,7 @@ class Grammars:
         self._check([part for part in others if part not in costly])
         matcher = self._matcher(_text(*grammars))
         if not matcher.is_error():
-            return _Compiled(matcher, self._tokenizer.vocab_size)
+            return _Compiled(matcher, self._known)
         self._check(parts)
         place = "tools" if form.functions else "response_format"
         raise GlmTrtError(f"{place}: {plain_error(matcher.get_error())}")
@@ -272,8 +285,8 @@ class GrammarConstraint:
                 seen = matcher.try_consume_tokens([*drafts])
             if seen == len(drafts):
                 bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-                known = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
-                mask[: len(known)] = known
+                count = min(self._compiled.known, self._vocabulary)
+                mask[:count] = np.unpackbits(bits, count=count, bitorder="little")
             if seen:
                 matcher.rollback(seen)
         if matcher.is_error():
@@ -311,6 +324,15 @@ def _answer(form: AnswerForm, rules: Rules) -> str:
     return body
 
 
+def _check_ends_by_itself(schema: Any) -> None:
+    """Whether what satisfies it says itself where it ends, which a number does not."""
+    if kinds(schema, schema) & {"integer", "number"}:
+        raise GlmTrtError(
+            f"{RESPONSE_SCHEMA}: a number could always go on, as this model has no end token; "
+            "expected a schema of no number, such as an object that has it"
+        )
+
+
 def _write_call(form: AnswerForm, rules: Rules) -> None:
     """The rule `call` of one call of any of the functions that may be called."""
     if len(form.functions) > MOST_FUNCTIONS:
@@ -339,6 +361,12 @@ def _write_call(form: AnswerForm, rules: Rules) -> None:
         raise GlmTrtError(f"tool_choice.function.name: {form.function!r} is none of the tools")
     begin, end = rules.token("<tool_call>"), rules.token("</tool_call>")
     rules.lines.append(f"call: {begin} ({' | '.join(wanted)}) {end}")
+
+
+def _end_token(number: int) -> dict[str, Any]:
+    """The entry in tokenizer.json of a token that ends an answer."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": "<|end of the answer|>", "special": True, **flags}
 
 
 def _with_options(of: Json) -> dict[str, Any]:

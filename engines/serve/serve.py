@@ -47,7 +47,10 @@ def serve(runtime: Runtime, options: ServeOptions) -> int:
     """
     text = runtime.text
     if text is None:
-        raise GlmTrtError(f"{runtime.bundle.directory}: has no tokenizer, which serving needs")
+        raise GlmTrtError(
+            f"{runtime.bundle.directory}: has no tokenizer.json (its checkpoint had none), which "
+            "serving needs; put it beside the checkpoint's config.json and export again"
+        )
     tracing = None
     if options.otlp_endpoint is not None:
         tracing = Tracing.to(options.otlp_endpoint, options.model_name)

@@ -282,6 +282,44 @@ def test_drafts_and_what_is_taken_back(grammars: Grammars, seed: int) -> None:
     assert tried.ended == plain.ended
 
 
+@pytest.mark.parametrize("beyond", [0, 37])
+def test_without_end_tokens_an_answer_ends_where_it_is_whole(beyond: int) -> None:
+    size = TEXT.get_vocab_size()
+    endless = Grammars(TEXT.to_str(), size + beyond, ())
+    for form, text, bad in (
+        (AnswerForm(response="json_object"), '{"a": [1, 2]}', "{"),
+        (AnswerForm(functions=BOTH), f"Let me see.{CALL}", NOW),
+        (AnswerForm(functions=BOTH, tool_choice="required", thinking=True), f"x</think>{NOW}", NOW),
+        (AnswerForm(functions=BOTH, response="json_object"), NOW, NOW),
+        (schema_form({"enum": ["a", "ab"]}), '"ab"', " "),
+    ):
+        constraint = begun(endless, form)
+        for token in ids(text):
+            mask = constraint.allowed(())
+            assert mask[token] and not mask[size:].any() and not constraint.ended
+            assert not mask[[*ENDS]].any()
+            constraint.take(token)
+        assert constraint.ended and not constraint.allowed(()).any()
+        assert refused(constraint, bad) == bad
+        with pytest.raises(GlmTrtError, match="may not come"):
+            constraint.take(size)  # llguidance's own end
+    constraint = begun(endless, AnswerForm(response="json_object"))
+    object_ = ids('{"a": 1}')
+    assert constraint.allowed(object_[:-1])[object_[-1]] and not constraint.allowed(object_).any()
+
+
+@pytest.mark.parametrize("schema", [
+    True, {"type": "integer"}, {"anyOf": [{"type": "object"}, {"$ref": "#/$defs/n"}],
+                                "$defs": {"n": {"enum": ["a", 1.5]}}},
+], ids=str)  # fmt: skip
+def test_without_end_tokens_a_number_alone_is_refused(grammars: Grammars, schema: Any) -> None:
+    assert grammars.constraint(schema_form(schema, strict=False)) is not None
+    endless = Grammars(TEXT.to_str(), TEXT.get_vocab_size(), ())
+    reason = r"^response_format\.json_schema\.schema: a number could always go on"
+    with pytest.raises(GlmTrtError, match=reason):
+        endless.constraint(schema_form(schema, strict=False))
+
+
 @pytest.fixture(scope="module")
 def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
     with glm_trt.load(tiny_bundle) as runtime:
