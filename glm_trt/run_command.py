@@ -31,6 +31,7 @@ class RunOptions:
     logprobs: int | None
     drafts: int
     json: bool
+    chat_template: str | None = None  # by its name
 
 
 def run_prompt(runtime: Runtime, options: RunOptions) -> None:
@@ -51,6 +52,7 @@ def run_prompt(runtime: Runtime, options: RunOptions) -> None:
 def run_chat(runtime: Runtime, options: RunOptions) -> None:
     """Answer each line of stdin; what was said before is not run again."""
     text, session = _text(runtime), runtime.session(max_batch=1, drafts=options.drafts)
+    text.templates.chosen(options.chat_template)  # before anything is typed
     messages = [] if options.system is None else [{"role": "system", "content": options.system}]
     first = len(messages)
     previous: Request | None = None
@@ -62,7 +64,7 @@ def run_chat(runtime: Runtime, options: RunOptions) -> None:
 
     for line in turns(forget, quiet=options.json):
         messages.append({"role": "user", "content": line})
-        ids = text.chat(messages)
+        ids = text.chat(messages, options.chat_template)
         prefix = None if previous is None else previous.snapshot
         previous = _generate(session, ids, options, keep=True, prefix=prefix)
         messages.append({"role": "assistant", "content": previous.text or ""})

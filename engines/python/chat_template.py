@@ -68,7 +68,7 @@ class ChatTemplates:
         **variables: Any,
     ) -> str:
         """The text of a conversation; see `Text.chat`."""
-        name = self._chosen(template_name, variables.get("tools"))
+        name = self.chosen(template_name, variables.get("tools"))
         messages = normalized_messages(messages)
         if "developer" not in self.by_name[name]:  # such a template would leave the message out
             for message in messages:
@@ -84,7 +84,8 @@ class ChatTemplates:
         except Exception as error:  # a template is a program: it can raise anything
             raise GlmTrtError(f"{self._place}: chat template: {_said(error)}") from error
 
-    def _chosen(self, name: str | None, tools: Any) -> str:
+    def chosen(self, name: str | None, tools: Any = None) -> str:
+        """The name of the template that a conversation gets; errors as in `Text.chat`."""
         have = ", ".join(sorted(self.by_name))
         if not self.by_name:
             raise BundleError(

@@ -43,6 +43,11 @@ from glm_trt.engines.serve.protocol.common import ApiError, Json
 from glm_trt.engines.serve.settings import Served, options_of, stops_of
 from glm_trt.model.errors import GlmTrtError
 
+# What `Text.chat` has names for.
+NOT_VARIABLES = {
+    "messages", "tools", "add_generation_prompt", "chat_template", "template_name", "self"
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ChatPlan:
@@ -203,12 +208,18 @@ def render(
     Raises
     ------
     ApiError
-        If the template refuses the messages.
+        If there is no template of the name that is asked for, or it refuses the messages.
     """
     variables = {**(getattr(body, "chat_template_kwargs", None) or {})}
-    taken = {"messages", "tools", "add_generation_prompt"} & variables.keys()
-    if taken:
+    if taken := NOT_VARIABLES & variables.keys():
         raise ApiError(f"expected other names than {min(taken)}", "chat_template_kwargs")
+    have = served.text.templates.by_name
+    if body.chat_template is not None and body.chat_template not in have:
+        raise ApiError(
+            "expected the name of a chat template of this model, not a template: "
+            f"{', '.join(sorted(have)) or 'there is none'}; found {body.chat_template[:64]!r}",
+            "chat_template",
+        )
     cleared = body.thinking.clear_thinking if body.thinking is not None else None
     if cleared is None:
         cleared = getattr(body, "clear_thinking", None)
@@ -218,7 +229,8 @@ def render(
     if tools:
         variables["tools"] = list(tools)
     try:
-        return served.text.chat([_plain(message) for message in body.messages], **variables)
+        messages = [_plain(message) for message in body.messages]
+        return served.text.chat(messages, body.chat_template, **variables)
     except GlmTrtError as error:
         raise ApiError(str(error), "messages") from None
 

@@ -133,6 +133,7 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         parallel_tool_calls=body.parallel_tool_calls if tools else None,
         response_format=_format(body.text or TextOptions()),
         reasoning_effort=reasoning.effort,
+        chat_template=body.chat_template,
         chat_template_kwargs=body.chat_template_kwargs,
     )  # fmt: skip
 

@@ -22,6 +22,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="the first message of a conversation")
     parser.add_argument(
+        "--chat-template", metavar="NAME",
+        help="of several chat templates that the checkpoint has (default: default)",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help="default: 32; 1024 for each answer of a chat",
     )  # fmt: skip
@@ -90,6 +94,8 @@ def _run(options: argparse.Namespace) -> int:
         raise GlmTrtError(f"--max-new-tokens: expected at least 1, found {new_tokens}")
     if options.system is not None and not options.chat:
         raise GlmTrtError("--system: a message of a conversation; use it with --chat")
+    if options.chat_template is not None and not options.chat:
+        raise GlmTrtError("--chat-template: of a conversation; use it with --chat")
     if options.provider is not None and options.backend != "onnxruntime":
         raise GlmTrtError(f"--provider: for --backend onnxruntime, not for {options.backend}")
     if options.logprobs is not None and not options.json:
@@ -105,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         options.logprobs,
         options.drafts,
         options.json,
+        options.chat_template,
     )
     with spinner(f"loading {options.bundle}", quiet=options.json):
         runtime = glm_trt.load(

@@ -99,6 +99,23 @@ def test_conversation(
     assert plain == "".join(answer["text"] + "\n" for answer in answers)
 
 
+def test_a_conversation_by_another_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(TINY, tmp_path / "c")
+    named = tmp_path / "c" / "additional_chat_templates" / "rag.jinja"
+    named.parent.mkdir()
+    named.write_text("x = {{ messages[0].content }}")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
+    options = ["--chat", "--json", "--max-new-tokens", 2, "--chat-template"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
+    code, text, _ = run(capsys, tmp_path / "b", *options, "rag")
+    assert code == 0
+    assert json.loads(text)["input_ids"] == Text(Bundle.open(tmp_path / "b")).encode("x = 1")
+    code, text, errors = run(capsys, tmp_path / "b", *options, "none")
+    assert (code, text) == (2, "") and "no chat template 'none'; there are: rag" in errors
+
+
 def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(TINY, tmp_path / "c", ignore=shutil.ignore_patterns("tokenizer*"))
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
@@ -116,6 +133,7 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (["--prompt", "x", "--top-p", "0"], "--top-p: expected"),
     (["--prompt", "x", "--drafts", "-1"], "drafts"),
     (["--prompt", "x", "--system", "y"], "--chat"),
+    (["--prompt", "x", "--chat-template", "y"], "--chat-template: of a conversation"),
     (["--prompt", "x", "--logprobs", "0"], "--json"),
     (["--prompt", "x", "--stop", ""], "stop"),
     (["--input-ids", "5000"], "input_ids"),

@@ -174,6 +174,7 @@ class ChatBody(SamplingBody):
     reasoning_effort: Effort | None = None
     do_sample: bool | None = None
     tool_stream: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: Json | None = None
     # What changes nothing here, in the one form that asks for nothing.
     store: Literal[False] | None = None

@@ -65,6 +65,7 @@ class TokenizeBody(Body):
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
     thinking: Thinking | None = None
+    chat_template: str | None = None
     add_special_tokens: bool = True
 
 

@@ -207,6 +207,7 @@ class ResponsesBody(Drawing):
     )
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     metadata: dict[str, str] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: Json | None = None
     # What changes nothing here, in the one form that asks for nothing.
     service_tier: Literal["auto", "default"] | None = None
