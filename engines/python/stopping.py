@@ -11,6 +11,10 @@ class StopStrings:
     Text that may be the beginning of a stop string is held back until it is known not to be one; a
     stop string itself is never given.
 
+    Attributes
+    ----------
+    stop : the one that was found; None until then.
+
     Raises
     ------
     GlmTrtError
@@ -22,17 +26,23 @@ class StopStrings:
             raise GlmTrtError("stop: expected strings that are not empty")
         self._stops = stops
         self._held = ""
-        self.found = False
+        self.stop: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether any was."""
+        return self.stop is not None
 
     def feed(self, piece: str) -> str:
-        """The text that is sure to be wanted; `found` is set at the first stop string."""
+        """The text that is sure to be wanted; `stop` is set at the first stop string."""
         if self.found:
             return ""
         text = self._held + piece
-        places = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        places = [(text.find(stop), stop) for stop in self._stops if stop in text]
         if places:
-            self.found, self._held = True, ""
-            return text[: min(places)]
+            place, self.stop = min(places, key=lambda found: found[0])
+            self._held = ""
+            return text[:place]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -122,8 +122,8 @@ class AnswerParser:
 
     Attributes
     ----------
-    stopped : a stop string was found, and all before it is given; what is fed from then on is left
-        out.
+    stop : the stop string that was found, when all before it is given; what is fed from then on is
+        left out. None until then.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class AnswerParser:
         stop: tuple[str, ...] = (),
         calls: bool = True,
     ) -> None:
-        self.stopped = False
+        self.stop: str | None = None
         self._text = text
         self._tools = parameters_of(tools) if tools else None
         self._marks = _marks(text, THINK_MARKS) | (_marks(text, CALL_MARKS) if calls else {})
@@ -146,6 +146,11 @@ class AnswerParser:
         self._call: _Call | None = None
         self._begun = 0  # calls that have an index
         self._any_call = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.stop is not None
 
     @property
     def reasons(self) -> bool:
@@ -205,9 +210,9 @@ class AnswerParser:
         return pieces
 
     def _watched(self, pieces: list[Piece]) -> list[Piece]:
-        if not self._channel.stopped:
+        self.stop = self._channel.stop
+        if not self.stopped:
             return pieces
-        self.stopped = True
         return pieces + self._content.end(with_space=not self._any_call)
 
 
@@ -222,9 +227,9 @@ class _Channel:
         self._is_empty = True
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self._stops.found
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.stop
 
     def feed(self, token_id: int) -> list[Piece]:
         """One more token of it."""

@@ -29,6 +29,11 @@ class Parser(Protocol):
         ...
 
     @property
+    def stop(self) -> str | None:
+        """Which one."""
+        ...
+
+    @property
     def reasons(self) -> bool:
         """Whether the next token is one of reasoning, if it is no mark."""
         ...
@@ -59,6 +64,11 @@ class PlainParser:
         """As in `Parser`."""
         return self._stops.found
 
+    @property
+    def stop(self) -> str | None:
+        """As in `Parser`."""
+        return self._stops.stop
+
     def is_content(self, token_id: int) -> bool:
         """As in `Parser`."""
         return not self.stopped
@@ -87,6 +97,7 @@ class Event:
     finish_reason : of OpenAI's, at the end.
     error : what ended it instead.
     is_content : the token is one of content, though its text may come later, or not at all.
+    stop : the stop string that ended it, at the end.
     """
 
     number: int
@@ -95,6 +106,7 @@ class Event:
     finish_reason: str | None = None
     error: BaseException | None = None
     is_content: bool = False
+    stop: str | None = None
 
 
 @dataclass
@@ -135,7 +147,8 @@ class _Choice:
         else:
             self.reason = self._reason(event.request) if event.error is None else ERROR
         self._measure_end(event.job)
-        self.mailbox.put(Event(self.number, None, pieces, self.reason, event.error))
+        stop = self.parser.stop
+        self.mailbox.put(Event(self.number, None, pieces, self.reason, event.error, stop=stop))
 
     def _measure(self, now: float) -> None:
         """A token has come: the first, the first of a pass, or one behind it."""

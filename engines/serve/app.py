@@ -1,4 +1,4 @@
-"""The HTTP application: routes, errors of OpenAI's form, server-sent events."""
+"""The HTTP application: routes, and server-sent events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import (
     FileResponse,
     JSONResponse,
@@ -23,11 +22,11 @@ import glm_trt
 from glm_trt.engines.serve.answers import Answers, Event
 from glm_trt.engines.serve.chat import ChatWriter, plan_chat, render
 from glm_trt.engines.serve.completions import CompletionWriter, plan_completion
-from glm_trt.engines.serve.engine_loop import Refused
+from glm_trt.engines.serve.errors import ERRORS, add_handlers, as_api_error
 from glm_trt.engines.serve.guard import Guard
 from glm_trt.engines.serve.metrics import CONTENT_TYPE
 from glm_trt.engines.serve.protocol.chat import ChatBody, ChatCompletion
-from glm_trt.engines.serve.protocol.common import Answer, ApiError, ErrorBody, Json
+from glm_trt.engines.serve.protocol.common import Answer, ApiError, Json
 from glm_trt.engines.serve.protocol.completions import (
     Completion,
     CompletionBody,
@@ -41,16 +40,14 @@ from glm_trt.engines.serve.protocol.completions import (
     Version,
 )
 from glm_trt.engines.serve.protocol.responses import ModelResponse, ResponsesBody
-from glm_trt.engines.serve.request_log import HEADER, RequestLog, take_request_id
+from glm_trt.engines.serve.request_log import RequestLog, take_request_id
 from glm_trt.engines.serve.response_writer import ResponsesWriter
 from glm_trt.engines.serve.responses import plan_response
 from glm_trt.engines.serve.settings import Served
 from glm_trt.engines.serve.tracing import Tracing
-from glm_trt.model.errors import GlmTrtError
 
 KEEP_ALIVE_SECONDS = 15.0
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
-MOST_FAULTS = 16  # of a body, that are looked at
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {
     ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"
@@ -64,18 +61,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "A field is wrong, unknown or contradicts another.",
-        401: "No key, or a wrong one.",
-        404: "There is no such model.",
-        413: "The body is too large.",
-        429: "Too many requests wait.",
-        500: "The engine failed.",
-        503: "No row became free in time, or the server is shutting down.",
-    }.items()
-}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}
 }
@@ -87,6 +72,7 @@ class Writer(Protocol):
     Attributes
     ----------
     ends_with_done : a stream ends with `[DONE]`.
+    keep_alive : what a stream has while nothing comes.
     """
 
     @property
@@ -94,7 +80,12 @@ class Writer(Protocol):
         """As above."""
         ...
 
-    def opening(self) -> list[Json]:
+    @property
+    def keep_alive(self) -> str:
+        """As above."""
+        ...
+
+    def opening(self, answers: Answers) -> list[Json]:
         """Chunks before the first token."""
         ...
 
@@ -140,11 +131,7 @@ def make_app(
     for router in routers:
         app.include_router(router)
     paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(GlmTrtError, _engine_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failed)
+    add_handlers(app)
     app.add_middleware(Guard, keys=keys, body_bytes=served.limits.body_bytes)
     log_text = served.text if log_prompts else None
     app.add_middleware(  # the outermost
@@ -356,14 +343,14 @@ async def _while_connected(request: Request, answers: Answers, work: Awaitable[A
 
 async def _events(answers: Answers, writer: Writer, first: Event | None) -> AsyncIterator[str]:
     try:
-        for chunk in writer.opening():
+        for chunk in writer.opening(answers):
             yield _event(chunk)
         event = first
         while True:
             if event is None:
-                yield ": keep-alive\n\n"
+                yield writer.keep_alive
             elif event.error is not None:
-                for chunk in writer.failing(answers, _as_api_error(event.error)):
+                for chunk in writer.failing(answers, as_api_error(event.error)):
                     yield _event(chunk)
                 return
             else:
@@ -384,88 +371,3 @@ def _event(content: Json) -> str:
     """With a name, if it has a type."""
     name = f"event: {content['type']}\n" if "type" in content else ""
     return f"{name}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an error: of its request all, of the engine no more than that."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, Refused):
-        kind = "rate_limit_error" if error.status == 429 else "overloaded_error"
-        return ApiError(
-            str(error), status=error.status, type=kind, retry_seconds=error.retry_seconds
-        )
-    if isinstance(error, GlmTrtError):
-        return ApiError(str(error), status=500, type="server_error")
-    return ApiError("the engine failed", status=500, type="server_error")
-
-
-def _response(error: ApiError) -> Response:
-    headers = {}
-    if error.retry_seconds is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_seconds)))
-    return JSONResponse(error.body(), error.status, headers)
-
-
-async def _api_error(request: Request, error: Any) -> Response:
-    return _response(error)
-
-
-async def _engine_error(request: Request, error: Any) -> Response:
-    return _response(_as_api_error(error))
-
-
-async def _failed(request: Request, error: Any) -> Response:
-    """Outside of all that is added to the application, so that the ID is given here."""
-    response = _response(_as_api_error(error))
-    response.headers[HEADER] = request.state.request_id
-    return response
-
-
-async def _invalid(request: Request, error: Any) -> Response:
-    """pydantic's first error, with the place in words. Where one of several forms was expected,
-    that of the form that fits best.
-    """
-    faults = error.errors()[:MOST_FAULTS]
-    if faults[0]["type"] == "json_invalid":
-        reason = faults[0].get("ctx", {}).get("error", "")
-        return _response(ApiError(f"the body is not JSON: {reason}".rstrip(": ")))
-    places = [_place(fault, error.body) for fault in faults]
-    first = places[0]
-    among = [i for i, place in enumerate(places) if place[: len(first)] == first]
-    best = max(among, key=lambda i: len(places[i]))
-    found, param = faults[best], ".".join(places[best]) or None
-    if found["type"] == "extra_forbidden":
-        return _response(ApiError(f"{param}: unknown field", param, code="unknown_parameter"))
-    if found["type"] == "missing":
-        text = f"{param}: expected, and missing" if param else "expected a JSON body"
-        return _response(ApiError(text, param))
-    return _response(ApiError(f"{param}: {found['msg']}" if param else found["msg"], param))
-
-
-def _place(fault: Json, body: Any) -> list[str]:
-    """Where in the body it is: pydantic's place without the names of the forms it tried."""
-    parts = [*fault["loc"][1:]]  # behind "body"
-    found: list[str] = []
-    for i, part in enumerate(parts):
-        inside = isinstance(part, int) and part < len(body) if isinstance(body, list) else (
-            isinstance(body, dict) and part in body
-        )  # fmt: skip
-        if inside:
-            body = body[part]
-        elif i < len(parts) - 1 or fault["type"] != "missing":
-            continue
-        found.append(str(part))
-    return found
-
-
-async def _http_error(request: Request, error: Any) -> Response:
-    text = {404: f"there is no {request.url.path}", 405: f"{request.method} is not for this path"}
-    codes = {404: "not_found", 413: "body_too_large"}
-    found = ApiError(
-        text.get(error.status_code, str(error.detail)), status=error.status_code,
-        code=codes.get(error.status_code),
-    )  # fmt: skip
-    response = _response(found)
-    response.headers.update(error.headers or {})
-    return response

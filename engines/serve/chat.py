@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm_trt.engines.python.request import GenerateOptions, Request, Token
+from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.serve.answer_parser import (
     AnswerParser,
     BadCall,
@@ -23,6 +23,7 @@ from glm_trt.engines.serve.answer_parser import (
 from glm_trt.engines.serve.answers import Answers, Event
 from glm_trt.engines.serve.call_grammar import Function
 from glm_trt.engines.serve.grammar import AnswerForm, GrammarConstraint
+from glm_trt.engines.serve.logprobs import Logprobs
 from glm_trt.engines.serve.protocol.chat import (
     ChatBody,
     ChatChoice,
@@ -37,9 +38,8 @@ from glm_trt.engines.serve.protocol.chat import (
     TokenLogprob,
     Tool,
     ToolCall,
-    TopLogprob,
 )
-from glm_trt.engines.serve.protocol.common import ApiError, Json
+from glm_trt.engines.serve.protocol.common import KEEP_ALIVE, ApiError, Json
 from glm_trt.engines.serve.settings import Served, options_of, stops_of
 from glm_trt.model.errors import GlmTrtError
 
@@ -70,10 +70,7 @@ def plan_chat(body: ChatBody, served: Served, limit: str = "max_completion_token
     ApiError
         If fields contradict each other, are out of range, or the prompt does not fit.
     """
-    served.check_model(body.model)
-    _check_contradictions(body)
-    tools = _tools(body, served)
-    prompt = render(body, served, tools, wants_thinking(body))
+    tools, prompt = prompt_of(body, served)
     thinking = opens_reasoning(served.text, prompt)  # as the template has it
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     name = "max_tokens" if body.max_completion_tokens is None else limit
@@ -95,6 +92,20 @@ def plan_chat(body: ChatBody, served: Served, limit: str = "max_completion_token
             for _ in options
         ],
     )
+
+
+def prompt_of(body: ChatBody, served: Served) -> tuple[list[Json], list[int]]:
+    """The tools that the prompt lists, and its IDs.
+
+    Raises
+    ------
+    ApiError
+        If the model is another one, fields contradict each other, or the template refuses them.
+    """
+    served.check_model(body.model)
+    _check_contradictions(body)
+    tools = _tools(body, served)
+    return tools, render(body, served, tools, wants_thinking(body))
 
 
 def _form(body: ChatBody, thinking: bool) -> AnswerForm:
@@ -246,51 +257,17 @@ def new_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-class Logprobs:
-    """Log-probabilities as OpenAI's API has them."""
-
-    def __init__(self, served: Served) -> None:
-        self._text = served.text
-
-    def of(self, token: Token) -> TokenLogprob:
-        """A token with the most probable ones."""
-        assert token.logprob is not None
-        top = [TopLogprob(**self._named(*pair)) for pair in token.top_logprobs]
-        return TokenLogprob(**self._named(token.token_id, token.logprob), top_logprobs=top)
-
-    def _named(self, token_id: int, logprob: float) -> Json:
-        raw = self._text.token_bytes(token_id)
-        name = self._text.token_text(token_id)
-        return {"token": name, "logprob": max(logprob, -9999.0), "bytes": [*raw]}
-
-    def of_prompt(self, request: Request) -> list[Json | None] | None:
-        """As vLLM gives them: for each token but the first, itself and the most probable ones."""
-        if request.options.prompt_logprobs is None:
-            return None
-        found: list[Json | None] = [None]
-        rows = zip(request.prompt[1:], request.prompt_logprobs, request.prompt_top_logprobs,
-                   strict=True)  # fmt: skip
-        for token, logprob, top in rows:
-            ranked = dict(top) | {token: logprob}
-            found.append({
-                str(i): {"logprob": max(x, -9999.0),
-                         "decoded_token": self._text.token_text(i)}
-                for i, x in ranked.items()
-            })  # fmt: skip
-        return found
-
-
 class ChatWriter:
     """Events of a chat as chunks, or as one answer."""
 
-    ends_with_done = True
+    ends_with_done, keep_alive = True, KEEP_ALIVE
 
     def __init__(self, body: ChatBody, served: Served, identity: str) -> None:
         self._body, self._served = body, served
         self._logprobs = Logprobs(served) if body.logprobs else None
         self._base: Json = {"id": identity, "created": int(time.time()), "model": served.name}
 
-    def opening(self) -> list[Json]:
+    def opening(self, answers: Answers) -> list[Json]:
         """The first chunk of each choice."""
         return [
             self._chunk([self._choice(i, {"role": "assistant", "content": ""})])

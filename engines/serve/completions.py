@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from glm_trt.engines.python.request import GenerateOptions, Request
 from glm_trt.engines.serve.answer_parser import Content
 from glm_trt.engines.serve.answers import Answers, Event, PlainParser
-from glm_trt.engines.serve.chat import Logprobs as ChatLogprobs
-from glm_trt.engines.serve.protocol.common import ApiError, Json
+from glm_trt.engines.serve.logprobs import Logprobs as ChatLogprobs
+from glm_trt.engines.serve.protocol.common import KEEP_ALIVE, ApiError, Json
 from glm_trt.engines.serve.protocol.completions import (
     Completion,
     CompletionBody,
@@ -95,14 +95,14 @@ def _prompts(body: CompletionBody, served: Served) -> list[list[int]]:
 class CompletionWriter:
     """Events of a completion as chunks, or as one answer."""
 
-    ends_with_done = True
+    ends_with_done, keep_alive = True, KEEP_ALIVE
 
     def __init__(self, body: CompletionBody, served: Served, identity: str, different: int) -> None:
         self._body, self._served, self._different = body, served, different
         self._base: Json = {"id": identity, "created": int(time.time()), "model": served.name}
         self._offsets: dict[int, int] = {}
 
-    def opening(self) -> list[Json]:
+    def opening(self, answers: Answers) -> list[Json]:
         """Nothing comes before the first text."""
         return []
 

@@ -15,10 +15,11 @@ from glm_trt.engines.serve.answer_parser import (
     Reasoning,
 )
 from glm_trt.engines.serve.answers import Answers, Event
-from glm_trt.engines.serve.chat import Logprobs, new_call_id
+from glm_trt.engines.serve.chat import new_call_id
+from glm_trt.engines.serve.logprobs import Logprobs
 from glm_trt.engines.serve.metrics import ABORT
 from glm_trt.engines.serve.protocol.chat import TokenLogprob
-from glm_trt.engines.serve.protocol.common import ApiError, Json
+from glm_trt.engines.serve.protocol.common import KEEP_ALIVE, ApiError, Json
 from glm_trt.engines.serve.protocol.responses import (
     IncompleteDetails,
     InputDetails,
@@ -49,7 +50,7 @@ class ResponsesWriter:
     identity : of the request; IDs of the answer and its items are made of it.
     """
 
-    ends_with_done = False
+    ends_with_done, keep_alive = False, KEEP_ALIVE
 
     def __init__(self, body: ResponsesBody, served: Served, identity: str) -> None:
         self._identity, self._served = identity, served
@@ -61,7 +62,7 @@ class ResponsesWriter:
         self._new_logprobs: list[TokenLogprob] = []  # whose text has yet to come
         self._reason: str | None = None
 
-    def opening(self) -> list[Json]:
+    def opening(self, answers: Answers) -> list[Json]:
         """Events before the first token."""
         return [self._of_response("created"), self._of_response("in_progress")]
 

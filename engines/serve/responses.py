@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from glm_trt.engines.python.messages import arguments_of
 from glm_trt.engines.serve.chat import ChatPlan, plan_chat
 from glm_trt.engines.serve.protocol.chat import (
@@ -40,6 +38,7 @@ from glm_trt.engines.serve.protocol.responses import (
     SchemaFormat,
     TextOptions,
 )
+from glm_trt.engines.serve.renaming import renamed
 from glm_trt.engines.serve.settings import Served
 from glm_trt.model.errors import GlmTrtError
 
@@ -66,7 +65,7 @@ def plan_response(body: ResponsesBody, served: Served) -> ChatPlan:
     try:
         return plan_chat(as_chat(body), served, limit="max_output_tokens")
     except ApiError as error:
-        raise _renamed(error) from None
+        raise renamed(error, PLACES) from None
 
 
 def _check(body: ResponsesBody) -> None:
@@ -85,24 +84,6 @@ def _check(body: ResponsesBody) -> None:
 def wants_logprobs(body: ResponsesBody) -> bool:
     """Whether the tokens of messages are to have them."""
     return LOGPROBS in (body.include or [])
-
-
-def _renamed(error: ApiError) -> ApiError:
-    """A chat's error with the names that its fields have here."""
-    detail = error.detail
-    place, colon, rest = detail.message.partition(": ")
-    return ApiError(
-        f"{_place(place)}{colon}{rest}", detail.param and _place(detail.param),
-        status=error.status, type=detail.type, code=detail.code, retry_seconds=error.retry_seconds,
-    )  # fmt: skip
-
-
-def _place(name: str) -> str:
-    for theirs, ours in PLACES:
-        found = re.match(rf"{theirs}(?=[.\[]|$)", name)
-        if found:
-            return found.expand(ours) + name[found.end() :]
-    return name
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:

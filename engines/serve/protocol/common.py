@@ -74,10 +74,9 @@ class StreamOptions(Body):
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
-class Drawing(Body):
-    """How tokens are chosen, and what else every body may say; None is the server's default."""
+class Choosing(Body):
+    """How tokens are chosen; None is the server's default."""
 
-    model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -87,9 +86,15 @@ class Drawing(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
+
+
+class Drawing(Choosing):
+    """That, and what else OpenAI's bodies have in common."""
+
+    model: str
+    stop: str | list[str] | None = None
     stream: bool = False
     user: str | None = None
     request_id: Annotated[str, Field(pattern="^[!-~]{1,128}$")] | None = None
@@ -127,3 +132,4 @@ class Usage(Answer):
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 Json = dict[str, Any]
+KEEP_ALIVE = ": keep-alive\n\n"  # a comment, in server-sent events

@@ -229,32 +229,32 @@ def test_calls_as_content(glm: Text) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_stop_strings(glm: Text, cut: int) -> None:
-    def of(ids: list[int], stop: tuple[str, ...]) -> tuple[list[Piece], bool]:
+    def of(ids: list[int], stop: tuple[str, ...]) -> tuple[list[Piece], str | None]:
         parser = AnswerParser(glm, TOOLS, thinking=True, stop=stop)
         pieces = [piece for token in ids for piece in parser.feed(token)]
         rest = parser.end()
         assert not (parser.stopped and rest)  # nothing is left then
-        return joined(pieces + rest), parser.stopped
+        return joined(pieces + rest), parser.stop
 
     # Of a token for each letter, or of several.
     answer = "one END two"
     ids = [i for k in range(0, len(answer), cut) for i in glm.encode(answer[k : k + cut])]
     think = [*glm.encode("x</think>"), *ids]
-    assert of(ids, ("END",)) == ([Reasoning("one")], True)
+    assert of(ids, ("END",)) == ([Reasoning("one")], "END")
     assert of(think, ("END", "never")) == (
         [
             Reasoning("x"),
             Content("one "),
         ],
-        True,
+        "END",
     )
-    assert of(think, ("ENDE",)) == ([Reasoning("x"), Content("one END two")], False)
-    assert of(think, ("one",)) == ([Reasoning("x")], True)
+    assert of(think, ("ENDE",)) == ([Reasoning("x"), Content("one END two")], None)
+    assert of(think, ("one",)) == ([Reasoning("x")], "one")
     # Not from one to the other, and not in a call.
-    assert of(think, ("xone",)) == ([Reasoning("x"), Content("one END two")], False)
+    assert of(think, ("xone",)) == ([Reasoning("x"), Content("one END two")], None)
     inside = [*glm.encode("</think>" + call("get", text="END")), *ids]
-    pieces, stopped = of(inside, ("END",))
-    assert pieces[-1] == Content("one") and stopped
+    pieces, stop = of(inside, ("END",))
+    assert pieces[-1] == Content("one") and stop == "END"
     assert calls_of(pieces) == [("get", '{"text": "END"}', None)]
 
 

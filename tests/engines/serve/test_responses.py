@@ -343,7 +343,7 @@ def written(*pieces: Piece, reason: str | None) -> tuple[ResponsesWriter, list[d
     body = ResponsesBody.model_validate({"model": MODEL, "input": "Hi"})
     served: Any = SimpleNamespace(name=MODEL, defaults=Sampling(temperature=1.0), text=TEXT)
     writer = ResponsesWriter(body, served, "x")
-    events = writer.opening()
+    events = writer.opening(_Answers())  # type: ignore[arg-type]
     for piece in pieces:
         events += writer.chunks(Event(0, None, [piece]))
     if reason is not None:
