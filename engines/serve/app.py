@@ -22,8 +22,10 @@ import glm_trt
 from glm_trt.engines.serve.answers import Answers, Event
 from glm_trt.engines.serve.chat import ChatWriter, plan_chat, render
 from glm_trt.engines.serve.completions import CompletionWriter, plan_completion
-from glm_trt.engines.serve.errors import ERRORS, add_handlers, as_api_error
+from glm_trt.engines.serve.errors import ERRORS, MESSAGE_ERRORS, add_handlers, as_api_error
 from glm_trt.engines.serve.guard import Guard
+from glm_trt.engines.serve.message_writer import MessagesWriter
+from glm_trt.engines.serve.messages import count_tokens, plan_message
 from glm_trt.engines.serve.metrics import CONTENT_TYPE
 from glm_trt.engines.serve.protocol.chat import ChatBody, ChatCompletion
 from glm_trt.engines.serve.protocol.common import Answer, ApiError, Json
@@ -38,6 +40,12 @@ from glm_trt.engines.serve.protocol.completions import (
     TokenizeBody,
     Tokens,
     Version,
+)
+from glm_trt.engines.serve.protocol.messages import (
+    MessagesBody,
+    ModelMessage,
+    PromptBody,
+    TokenCount,
 )
 from glm_trt.engines.serve.protocol.responses import ModelResponse, ResponsesBody
 from glm_trt.engines.serve.request_log import RequestLog, take_request_id
@@ -123,7 +131,7 @@ def make_app(
     app = FastAPI(
         title="glm-trt",
         version=glm_trt.__version__,
-        description=f"{served.name}, compiled by glm-trt, in OpenAI's terms.",
+        description=f"{served.name}, compiled by glm-trt, in OpenAI's terms and in Anthropic's.",
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.openapi = lambda: _document(app, served)  # type: ignore[method-assign]
@@ -147,10 +155,11 @@ def _document(app: FastAPI, served: Served) -> Json:
         for schema in found["components"]["schemas"].values():
             fields = schema.get("properties", {})
             for name in LENGTHS:
-                for option in fields.get(name, {}).get("anyOf", []):
-                    if option["type"] == "integer":
+                field = fields.get(name, {})
+                for option in field.get("anyOf", [field]):
+                    if option.get("type") == "integer":
                         option["maximum"] = served.most_tokens
-        for name in ("ChatBody", "CompletionBody", "ResponsesBody"):
+        for name in ("ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody", "PromptBody"):
             found["components"]["schemas"][name]["properties"]["model"]["enum"] = [served.name]
         app.openapi_schema = found
     return app.openapi_schema
@@ -183,6 +192,24 @@ def _model_routes(served: Served) -> APIRouter:
         )  # fmt: skip
         writer = ResponsesWriter(body, served, request.state.request_id)
         return await _answered(request, answers, writer, body.stream)
+
+    @routes.post(
+        "/v1/messages", response_model=ModelMessage, responses={**STREAM, **MESSAGE_ERRORS}
+    )
+    async def messages(body: MessagesBody, request: Request) -> Response:
+        """Answer a conversation, as Anthropic's API has it."""
+        plan = await asyncio.to_thread(plan_message, body, served)
+        answers = Answers(
+            served.engine, served.metrics, [plan.prompt], plan.options, plan.parsers,
+            request.state.arrived,
+        )  # fmt: skip
+        writer = MessagesWriter(served.name, request.state.request_id)
+        return await _answered(request, answers, writer, body.stream)
+
+    @routes.post("/v1/messages/count_tokens", responses=MESSAGE_ERRORS)
+    async def count(body: PromptBody) -> TokenCount:
+        """How many tokens such a conversation has."""
+        return TokenCount(input_tokens=await asyncio.to_thread(count_tokens, body, served))
 
     @routes.post("/v1/completions", response_model=Completion, responses=STREAM)
     async def completions(body: CompletionBody, request: Request) -> Response:

@@ -58,19 +58,22 @@ class ChatPlan:
     parsers: list[AnswerParser]
 
 
-def plan_chat(body: ChatBody, served: Served, limit: str = "max_completion_tokens") -> ChatPlan:
+def plan_chat(
+    body: ChatBody, served: Served, limit: str = "max_completion_tokens", begun: str = ""
+) -> ChatPlan:
     """The prompt, and options and a parser for each choice.
 
     Parameters
     ----------
     limit : what the caller knows `max_completion_tokens` as.
+    begun : text that the answer goes on from.
 
     Raises
     ------
     ApiError
         If fields contradict each other, are out of range, or the prompt does not fit.
     """
-    tools, prompt = prompt_of(body, served)
+    tools, prompt = prompt_of(body, served, begun)
     thinking = opens_reasoning(served.text, prompt)  # as the template has it
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     name = "max_tokens" if body.max_completion_tokens is None else limit
@@ -94,8 +97,8 @@ def plan_chat(body: ChatBody, served: Served, limit: str = "max_completion_token
     )
 
 
-def prompt_of(body: ChatBody, served: Served) -> tuple[list[Json], list[int]]:
-    """The tools that the prompt lists, and its IDs.
+def prompt_of(body: ChatBody, served: Served, begun: str = "") -> tuple[list[Json], list[int]]:
+    """The tools that the prompt lists, and its IDs, with what is begun of the answer.
 
     Raises
     ------
@@ -105,7 +108,8 @@ def prompt_of(body: ChatBody, served: Served) -> tuple[list[Json], list[int]]:
     served.check_model(body.model)
     _check_contradictions(body)
     tools = _tools(body, served)
-    return tools, render(body, served, tools, wants_thinking(body))
+    prompt = render(body, served, tools, wants_thinking(body))
+    return tools, prompt + (served.text.encode(begun, with_prefix=False) if begun else [])
 
 
 def _form(body: ChatBody, thinking: bool) -> AnswerForm:

@@ -1,4 +1,4 @@
-"""What goes wrong, as the client is told: errors of OpenAI's form."""
+"""What goes wrong, as the client is told: errors of OpenAI's form, or of Anthropic's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from starlette.exceptions import HTTPException
 
 from glm_trt.engines.serve.engine_loop import Refused
 from glm_trt.engines.serve.protocol.common import ApiError, ErrorBody, Json
-from glm_trt.engines.serve.request_log import HEADER
+from glm_trt.engines.serve.protocol.messages import MessageError, MessageErrorDetail
+from glm_trt.engines.serve.request_log import HEADERS
 from glm_trt.model.errors import GlmTrtError
 
 MOST_FAULTS = 16  # of a body, that are looked at
+MESSAGES = "/v1/messages"
+# Anthropic's kinds by the status; what is not here is a request that is invalid.
+KINDS = {
+    401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
+}  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
@@ -27,6 +34,21 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "No row became free in time, or the server is shutting down.",
     }.items()
 }
+
+
+MESSAGE_ERRORS = {status: {**said, "model": MessageError} for status, said in ERRORS.items()}
+
+
+def error_body(error: ApiError, path: str, request_id: str) -> Json:
+    """As it is sent, in the form that clients of `path` know."""
+    if path != MESSAGES and not path.startswith(f"{MESSAGES}/"):
+        return error.body()
+    message, param = error.detail.message, error.detail.param
+    if param and param not in message:  # which has no field of its own there
+        message = f"{param}: {message}"
+    kind = KINDS.get(error.status, "invalid_request_error")
+    detail = MessageErrorDetail(type=kind, message=message)
+    return MessageError(error=detail, request_id=request_id).model_dump()
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -52,47 +74,53 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError("the engine failed", status=500, type="server_error")
 
 
-def _response(error: ApiError) -> Response:
+def _response(request: Request, error: ApiError) -> Response:
     headers = {}
     if error.retry_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_seconds)))
-    return JSONResponse(error.body(), error.status, headers)
+    body = error_body(error, request.url.path, request.state.request_id)
+    return JSONResponse(body, error.status, headers)
 
 
 async def _api_error(request: Request, error: Any) -> Response:
-    return _response(error)
+    return _response(request, error)
 
 
 async def _engine_error(request: Request, error: Any) -> Response:
-    return _response(as_api_error(error))
+    return _response(request, as_api_error(error))
 
 
 async def _failed(request: Request, error: Any) -> Response:
     """Outside of all that is added to the application, so that the ID is given here."""
-    response = _response(as_api_error(error))
-    response.headers[HEADER] = request.state.request_id
+    response = _response(request, as_api_error(error))
+    for name in HEADERS:
+        response.headers[name] = request.state.request_id
     return response
 
 
 async def _invalid(request: Request, error: Any) -> Response:
+    return _response(request, _fault(error))
+
+
+def _fault(error: Any) -> ApiError:
     """pydantic's first error, with the place in words. Where one of several forms was expected,
     that of the form that fits best.
     """
     faults = error.errors()[:MOST_FAULTS]
     if faults[0]["type"] == "json_invalid":
         reason = faults[0].get("ctx", {}).get("error", "")
-        return _response(ApiError(f"the body is not JSON: {reason}".rstrip(": ")))
+        return ApiError(f"the body is not JSON: {reason}".rstrip(": "))
     places = [_place(fault, error.body) for fault in faults]
     first = places[0]
     among = [i for i, place in enumerate(places) if place[: len(first)] == first]
     best = max(among, key=lambda i: len(places[i]))
     found, param = faults[best], ".".join(places[best]) or None
     if found["type"] == "extra_forbidden":
-        return _response(ApiError(f"{param}: unknown field", param, code="unknown_parameter"))
+        return ApiError(f"{param}: unknown field", param, code="unknown_parameter")
     if found["type"] == "missing":
         text = f"{param}: expected, and missing" if param else "expected a JSON body"
-        return _response(ApiError(text, param))
-    return _response(ApiError(f"{param}: {found['msg']}" if param else found["msg"], param))
+        return ApiError(text, param)
+    return ApiError(f"{param}: {found['msg']}" if param else found["msg"], param)
 
 
 def _place(fault: Json, body: Any) -> list[str]:
@@ -118,6 +146,6 @@ async def _http_error(request: Request, error: Any) -> Response:
         text.get(error.status_code, str(error.detail)), status=error.status_code,
         code=codes.get(error.status_code),
     )  # fmt: skip
-    response = _response(found)
+    response = _response(request, found)
     response.headers.update(error.headers or {})
     return response

@@ -20,6 +20,7 @@ from glm_trt.engines.serve.tracing import Tracing
 
 SILENT = ("/health", "/ready", "/metrics")  # asked every few seconds
 HEADER = "x-request-id"
+HEADERS = (HEADER, "request-id")  # of responses; Anthropic's clients read the second
 WATCHED = (200, 400, 429, 500, 503)  # that dashboards and alerts ask for
 LEFT = 499  # as others write it: the client went before there was a status
 IDENTITY = re.compile(r"[!-~]{1,128}")
@@ -29,7 +30,7 @@ class RequestLog:
     """An ASGI middleware that gives each request an ID, counts it, traces it and writes its line.
 
     The ID is the body's `request_id`, else the header `x-request-id`, else one of its own; every
-    response has it as that header. Times are in seconds.
+    response has it as that header, and as `request-id`. Times are in seconds.
 
     Parameters
     ----------
@@ -75,8 +76,9 @@ class RequestLog:
             nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = LEFT if left else message["status"]
-                identity = (HEADER.encode(), state["request_id"].encode())
-                message = {**message, "headers": [*message.get("headers", ()), identity]}
+                identity = state["request_id"].encode()
+                named = [(name.encode(), identity) for name in HEADERS]
+                message = {**message, "headers": [*message.get("headers", ()), *named]}
             else:
                 whole = whole or not message.get("more_body", False)
             await send(message)

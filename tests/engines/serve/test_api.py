@@ -343,11 +343,18 @@ def test_keys(start_server: Start, tmp_path: Path) -> None:
     running = start_server("--api-key-file", str(keys), key="secret-2")
     assert [x.id for x in running.client.models.list()] == [MODEL]
     for header in ({}, {"Authorization": "Bearer secret-3"}, {"Authorization": "Basic secret-1"},
-                   {"Authorization": "Bearer # of the team"}):  # fmt: skip
+                   {"Authorization": "Bearer # of the team"}, {"x-api-key": "secret-3"},
+                   {"x-api-key": "Bearer secret-1"}):  # fmt: skip
         for path in ("/v1/models", "/tokenize"):
             answer = httpx2.get(f"{running.url}{path}", headers=header)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
+        answer = httpx2.post(f"{running.url}/v1/messages", headers=header)
+        assert answer.status_code == 401 and answer.json()["type"] == "error"
+        assert answer.json()["error"]["type"] == "authentication_error"
+    for header in ({"x-api-key": "secret-1"}, {"Authorization": "bearer  secret-1"},
+                   {"x-api-key": "secret-2", "Authorization": "Bearer none"}):  # fmt: skip
+        assert httpx2.get(f"{running.url}/v1/models", headers=header).is_success
     assert httpx2.get(f"{running.url}/ready").is_success
 
 

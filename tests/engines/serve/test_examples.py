@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ AI_SDK = ("a stream", "an object", "a tool")
 def run(
     *command: str | Path, server: Running, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1"}
-    environment.pop("OPENAI_API_KEY", None)
+    environment = os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1",
+                                "ANTHROPIC_BASE_URL": server.url}  # fmt: skip
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        environment.pop(name, None)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True,
                           timeout=300)  # fmt: skip
 
@@ -61,6 +64,15 @@ def test_openais_client(server: Running) -> None:
     assert "tokens: " in found[0] and "tokens: " in found[1]
     assert found[2].startswith("{'verdict': ")
     assert "%" in found[3].splitlines()[0]
+
+
+@pytest.mark.skipif(find_spec("anthropic") is None, reason="no client of Anthropic's here")
+def test_anthropics_client(dialogue_server: Running) -> None:
+    done = run(sys.executable, "-P", EXAMPLES / "anthropic_client.py", server=dialogue_server)
+    assert done.returncode == 0, done.stderr
+    found = sections(done.stdout, "whole", "streamed", "tools")
+    assert "tokens: " in found[0] and "ended by: " in found[1]
+    assert calls_of_add(found[2]) == 1 and len(found[2].splitlines()) == 2
 
 
 def calls_of_add(output: str) -> int:
