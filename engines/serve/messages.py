@@ -125,6 +125,8 @@ def as_chat(body: PromptBody, **more: object) -> tuple[ChatBody, str]:
         parallel_tool_calls=False if tools and one_call else None,
         response_format=_format(body.output_config or OutputConfig()),
         thinking=Thinking(type="enabled" if _thinks(body) else "disabled"),
+        chat_template=body.chat_template,
+        chat_template_kwargs=body.chat_template_kwargs,
     ), begun
 
 

@@ -253,6 +253,8 @@ class PromptBody(Body):
         ThinkingOn | ThinkingAdaptive | ThinkingOff, Field(discriminator="type")
     ] | None = None  # fmt: skip
     output_config: OutputConfig | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: Json | None = None
     # What changes nothing here, in the form that asks for nothing.
     cache_control: CacheControl | None = None
     speed: Literal["standard"] | None = None

@@ -219,6 +219,7 @@ def test_blocks_are_the_messages_of_a_chat() -> None:
     cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     body = MessagesBody.model_validate({
         "model": MODEL, "max_tokens": 9, "metadata": {"user_id": "u"}, "service_tier": "auto",
+        "chat_template": "rag", "chat_template_kwargs": {"clear_thinking": False},
         "system": [{"type": "text", "text": "Be brief.", **cached}, {"type": "text", "text": "!"}],
         "tools": [{**WEATHER, "type": "custom", "strict": True, "eager_input_streaming": True,
                    **cached}],
@@ -260,6 +261,7 @@ def test_blocks_are_the_messages_of_a_chat() -> None:
     assert begun == "one\n\ntwo"
     assert chat.tool_choice == "auto" and chat.parallel_tool_calls is False
     assert chat.thinking is not None and chat.thinking.type == "disabled"
+    assert (chat.chat_template, chat.chat_template_kwargs) == ("rag", {"clear_thinking": False})
     assert chat.tools is not None
     function = {**FUNCTION, "strict": True}
     assert chat.tools[0].model_dump(exclude_unset=True) == {**OF_CHAT, "function": function}
