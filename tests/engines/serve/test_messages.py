@@ -162,6 +162,9 @@ def test_a_call_and_the_answer_to_its_result(dialogue_server: Running) -> None:
     body = {"model": MODEL, "messages": messages, **wanted}
     count = post(dialogue_server, "messages/count_tokens", body)
     assert count.json() == {"input_tokens": prompt}
+    line = dialogue_server.logged(answer["id"].removeprefix("msg_"))
+    assert (line["path"], line["status"]) == ("/v1/messages", 200)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (prompt, usage["output_tokens"])
 
 
 def test_a_seed_gives_the_tokens_of_the_chat(dialogue_server: Running) -> None:
@@ -335,6 +338,22 @@ def test_what_is_wrong_is_named(
     assert found.error.type == ("not_found_error" if is_model else "invalid_request_error")
     assert text in found.error.message and "[type=" not in found.error.message
     assert found.request_id == answer.headers["request-id"] == answer.headers["x-request-id"]
+
+
+def test_the_openapi_document_has_it(dialogue_server: Running) -> None:
+    found = httpx2.get(f"{dialogue_server.url}/openapi.json").json()
+    schemas = found["components"]["schemas"]
+    for path, body in (("messages", "MessagesBody"), ("messages/count_tokens", "PromptBody")):
+        assert schemas[body]["properties"]["model"]["enum"] == [MODEL]
+        said = found["paths"][f"/v1/{path}"]["post"]
+        assert said["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(body)
+        for status in ("400", "401", "404", "413", "429", "503"):
+            schema = said["responses"][status]["content"]["application/json"]["schema"]
+            assert schema["$ref"].endswith("/MessageError")
+    assert schemas["MessagesBody"]["properties"]["max_tokens"]["maximum"] == 4096
+    assert (
+        "text/event-stream" in found["paths"]["/v1/messages"]["post"]["responses"]["200"]["content"]
+    )
 
 
 @pytest.mark.parametrize(("status", "kind"), [
