@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm_trt.engines.python.backend import RowState
 from glm_trt.engines.python.constraint import Constraint
@@ -38,6 +39,7 @@ class GenerateOptions:
     constraint : what the tokens must be, beyond that; one of its own for each request.
     prompt_logprobs : as `logprobs`, of each token of the prompt but the first. Such a prompt is run
         whole, whatever prefix is given.
+    shared : of several requests of one session that have the same prompt: it is run once.
     """
 
     max_new_tokens: int = 32
@@ -50,6 +52,7 @@ class GenerateOptions:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: Constraint | None = None
     prompt_logprobs: int | None = None
+    shared: SharedPrompt | None = None
 
     def __post_init__(self) -> None:
         """Check what no other class does."""
@@ -88,15 +91,22 @@ class Token:
 class Snapshot:
     """The states of a sequence, and the tokens that they hold. Any number of requests may go on
     from one.
+
+    Attributes
+    ----------
+    logits : float32 [vocab], behind the last token; None where they are not known.
     """
 
     tokens: tuple[int, ...]
     state: RowState
+    logits: NDArray[np.float32] | None = None
 
     def reusable(self, prompt: Sequence[int], predict: bool) -> tuple[int, int]:
         """How many of the prompt's tokens need not be run again, by the decoder and by the
-        prediction layer. The last one is always run, for its logits.
+        prediction layer. The last one is run for its logits, and for the layer's sake.
         """
+        if self.logits is not None and not predict and self.tokens == tuple(prompt):
+            return len(prompt), 0
         most = min(len(prompt) - 1, self.state.length)
         common = _common(self.tokens, tuple(prompt[:most]))
         if predict:
@@ -106,6 +116,21 @@ class Snapshot:
         if not self.state.cuttable and common != self.state.length:
             common = 0
         return common, common if predict else 0
+
+
+@dataclass(eq=False)
+class SharedPrompt:
+    """One prompt of several requests. The first that is admitted runs it, the others begin with its
+    states; where it fails or is cancelled before, the next one runs it.
+
+    Parameters
+    ----------
+    left : requests that are yet to be admitted. With the last one the states are let go.
+    snapshot : the states behind the prompt, and its logits; None until it was run.
+    """
+
+    left: int
+    snapshot: Snapshot | None = None
 
 
 def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
@@ -142,7 +167,8 @@ class Request:
     prompt_logprobs, prompt_top_logprobs : of the prompt's tokens from the second on, if asked for.
     finish_reason : None until it has ended.
     error : what went wrong with it, if that ended it.
-    reused : how many of the prompt's tokens came from a snapshot.
+    reused : how many of the prompt's tokens came from a snapshot, or from a request with the same
+        prompt.
     admitted : when its prompt was begun, in seconds of `time.monotonic`; None until then.
     snapshot : its states at the end, with `GenerateOptions.keep`.
     """

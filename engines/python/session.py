@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm_trt.engines.python.backend import Backend, Batch, Kept
 from glm_trt.engines.python.request import (
@@ -93,6 +94,7 @@ class Session:
         self._admitting: Request | None = None
         self._row = 0  # of the request that is being admitted: behind those that decode
         self._prefilled = 0
+        self._known: NDArray[np.float32] | None = None  # its prompt's logits, where none is to run
         self._failure: BaseException | None = None
         self._stepping = threading.Lock()
         self._commit()
@@ -278,20 +280,33 @@ class Session:
         request, prefix = self._waiting[0]
         row, predict = len(self._decoding), self._drafts.count > 0
         self._batch.clear(row)
-        self._prefilled = 0
+        self._prefilled, self._known = 0, None
+        shared = request.options.shared
+        if shared is not None and shared.snapshot is not None:
+            prefix = shared.snapshot
         if prefix is not None and request.options.prompt_logprobs is None:
             length, predicted = prefix.reusable(request.prompt, predict)
             if length:
                 self._batch.restore(row, prefix.state, length, predicted)
                 self._prefilled = request.reused = length
+                self._known = prefix.logits
         request.admitted = time.monotonic()
         self._admitting, self._row = request, row
         self._commit()
         self._waiting.popleft()
+        if shared is not None:
+            shared.left -= 1
+            if shared.left <= 0:
+                shared.snapshot = None
 
     def _prefill(self, request: Request) -> None:
         """Run the next chunk of the prompt; after the last one the request decodes."""
         begin, wants_all = self._prefilled, request.options.prompt_logprobs is not None
+        if begin == len(request.prompt):
+            assert self._known is not None
+            self._begin(request, self._known)
+            self._commit()
+            return
         most = self._backend.most_tokens(len(request.prompt))
         if wants_all:
             most = min(most, max(MOST_LOGITS // self._bundle.config.vocab_size, 1))
@@ -307,15 +322,30 @@ class Session:
         if is_last and request.options.max_new_tokens == 0:
             request.finish_reason = LENGTH
         elif is_last:
-            self._admitting = None
-            self._decoding.append(request)
-            self._take(request, logits[0, -1])
+            self._begin(request, logits[0, -1])
+            following = np.array([[*request.prompt[begin + 1 :], *request.tokens[-1:]]])
             if not request.done:
-                following = [*request.prompt[begin + 1 :], request.tokens[-1]]
-                self._drafts.admit(request, np.array([following]))
+                self._drafts.admit(request, following)
+            elif _is_awaited(request) and request.tokens:
+                self._drafts.prefill(following)  # for those whose drafts begin here
+            if _is_awaited(request):
+                self._share(request, logits[0, -1])
         else:
             self._drafts.prefill(np.array([request.prompt[begin + 1 : end + 1]]))
         self._commit()
+
+    def _begin(self, request: Request, logits: NDArray[np.float32]) -> None:
+        """Its prompt was run, and gave these logits [vocab]: it decodes."""
+        self._admitting = None
+        self._decoding.append(request)
+        self._take(request, logits)
+
+    def _share(self, request: Request, logits: NDArray[np.float32]) -> None:
+        """Keep the states behind its prompt, and its logits [vocab], for those that have it too."""
+        shared = request.options.shared
+        assert shared is not None
+        state = self._batch.save(self._row)
+        shared.snapshot = Snapshot(tuple(request.prompt), state, logits.copy())
 
     def _decode(self) -> None:
         """One pass over every sequence that decodes: its newest token and the drafts behind it."""
@@ -383,6 +413,12 @@ class Session:
     @staticmethod
     def _end(request: Request) -> None:
         request.finish_reason = request.finish_reason or CANCELLED
+
+
+def _is_awaited(request: Request) -> bool:
+    """Whether others are to begin with what its prompt gives."""
+    shared = request.options.shared
+    return shared is not None and shared.left > 0 and shared.snapshot is None
 
 
 def checked_ids(ids: Sequence[int] | Any, vocabulary: int) -> list[int]:

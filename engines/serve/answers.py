@@ -284,7 +284,8 @@ class Answers:
 
     def described(self) -> Json:
         """For a log: tokens, and seconds; of several choices the longest, but the first token."""
-        different = {id(job.prompt): job for job in self.jobs}.values()
+        # Of each prompt the first choice, as the others have all of it from that.
+        different = {id(job.prompt): job for job in reversed(self.jobs)}.values()
         reused = [job.request.reused for job in different if job.request is not None]
         lines = self.timelines
         return {

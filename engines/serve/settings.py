@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from glm_trt.engines.python.request import GenerateOptions
+from glm_trt.engines.python.request import GenerateOptions, SharedPrompt
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.text import Text
@@ -130,7 +130,7 @@ def options_of(
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
 ) -> list[GenerateOptions]:
-    """What each of the `n` choices wants: they differ in their seeds.
+    """What each of the `n` choices of one prompt wants: they differ in their seeds.
 
     Raises
     ------
@@ -152,6 +152,7 @@ def options_of(
     bias = bias_of(body, limits, served.runtime.bundle.config.vocab_size)
     sampling = sampling_of(body, served.defaults, greedy)
     found = []
+    shared = SharedPrompt(body.n) if body.n > 1 and prompt_logprobs is None else None
     for number in range(body.n):
         seed = (sampling.seed + number) % (1 << 64)
         try:
@@ -164,6 +165,7 @@ def options_of(
                     min_new_tokens=body.min_tokens or 0,
                     logit_bias=bias,
                     prompt_logprobs=prompt_logprobs,
+                    shared=shared,
                 )
             )
         except GlmTrtError as error:

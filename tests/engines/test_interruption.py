@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,13 @@ import glm_trt
 from glm_trt import run_command
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_batch import _LayerStates
-from glm_trt.engines.python.request import CANCELLED, GenerateOptions, Request, Token
+from glm_trt.engines.python.request import (
+    CANCELLED,
+    GenerateOptions,
+    Request,
+    SharedPrompt,
+    Token,
+)
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
@@ -58,7 +65,9 @@ def runtime(
 
 
 class Trial:
-    """Requests of a session, one of which goes on from another's states; all drawn from a seed."""
+    """Requests of a session, one of which goes on from another's states, and three of which have
+    the same prompt; all drawn from a seed.
+    """
 
     def __init__(self, runtime: Runtime, seed: int) -> None:
         self.runtime, rng = runtime, np.random.default_rng(seed)
@@ -72,10 +81,13 @@ class Trial:
             for n in rng.integers(3, 12, 6)
         ]
         self.prompts = [rng.integers(1, vocabulary, n).tolist() for n in rng.integers(1, 40, 6)]
+        self.prompts[3:5] = [self.prompts[2]] * 2
         whole = runtime.session(max_batch=1)
         alone = [whole.submit(x, o) for x, o in zip(self.prompts, self.options, strict=True)]
         whole.run()
         self.expected = [request.tokens for request in alone]
+        shared = SharedPrompt(3)
+        self.options[2:5] = [replace(x, shared=shared) for x in self.options[2:5]]
         self.prompts.append([*alone[0].sequence, 7])
         self.options.append(self.options[1])
         self.expected.append(after(runtime, alone[0], self.options[1]).tokens)

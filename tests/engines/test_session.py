@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from checkpoints import make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 
 import glm_trt
-from glm_trt.engines.python.request import GenerateOptions, Request, Token
+from glm_trt.engines.python.request import GenerateOptions, Request, SharedPrompt, Token
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
@@ -111,6 +112,12 @@ def test_states_of_every_kind_move_with_their_sequence(tmp_path: Path) -> None:
             requests = [session.submit(x, options(n)) for x, n in pairs]
             session.run()
             assert [x.tokens for x in requests] == expected, chunk
+        session = runtime.session(max_batch=2, prefill_chunk=7)
+        shared = SharedPrompt(3)
+        several = [session.submit(prompts[2], replace(options(6), shared=shared)) for _ in "abc"]
+        session.run()
+        assert [x.tokens for x in several] == [eager_tokens(tmp_path / "c", prompts[2], 6)] * 3
+        assert session.statistics.prompt_tokens == len(prompts[2])
         snapshot = continued(runtime.session(max_batch=2), prompts[2], 3)
         session = runtime.session(max_batch=2)
         longer = [*snapshot.prompt, *snapshot.tokens, 5, 6]
@@ -155,6 +162,63 @@ def test_a_conversation_goes_on_without_a_second_prefill(
         assert 140 <= third.reused <= 150
         assert third.tokens == runtime.generate([parted], 8, eos_token_ids=())[0]
         assert again.tokens == second.tokens
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_prompt_of_several_requests_is_run_once(
+    runtime: Runtime, source: list[int], drafts: int
+) -> None:
+    """More of them than rows, beside others; the first ends with its first token, one is cancelled,
+    and the last has another prompt after all.
+    """
+    shared = SharedPrompt(7)
+    prompts = [*[source[:300]] * 6, [*source[:299], 7]]
+    wanted = [options(1 if i == 0 else 12, temperature=0.9, seed=i) for i in range(7)]
+    alone = runtime.session(max_batch=1)
+    expected = [alone.submit(*pair) for pair in zip(prompts, wanted, strict=True)]
+    alone.run()
+    session = runtime.session(max_batch=3, prefill_chunk=128, drafts=drafts)
+    other = session.submit(source[500:520], options(30))
+    requests = [
+        session.submit(prompt, replace(x, shared=shared))
+        for prompt, x in zip(prompts, wanted, strict=True)
+    ]
+    while shared.snapshot is None:
+        session.step()
+    requests[3].cancel()
+    session.run()
+    assert [x.tokens for x in requests] == [
+        x.tokens if i != 3 else [] for i, x in enumerate(expected)
+    ]
+    again = 2 if drafts else 0  # which the prediction layer is to see with another follower
+    reused = 300 - again
+    assert [x.reused for x in requests] == [0, reused, reused, 0, reused, reused, 299 - again // 2]
+    run = sum(300 - x.reused for x in requests if x is not requests[3])
+    assert session.statistics.prompt_tokens == 20 + run
+    assert other.tokens == runtime.generate([source[500:520]], 30, eos_token_ids=())[0]
+
+
+def test_where_the_first_does_not_run_the_prompt_the_next_does(
+    runtime: Runtime, source: list[int]
+) -> None:
+    prompt, shared = source[:300], SharedPrompt(4)
+    session = runtime.session(prefill_chunk=128)
+    wanted = [replace(options(8), shared=shared, prompt_logprobs=x) for x in (None, None, 0, None)]
+    requests = [session.submit(prompt, x) for x in wanted]
+    stray = session.submit([*source[:299], 7], wanted[3])
+    session.step()
+    requests[0].cancel()
+    while shared.left > 0:
+        session.step()
+    assert shared.snapshot is None  # nobody needs it any more
+    session.run()
+    assert [x.tokens for x in requests[1:]] == [
+        runtime.generate([prompt], 8, eos_token_ids=())[0]
+    ] * 3
+    assert [x.reused for x in requests] == [0, 0, 0, 300]
+    assert len(requests[2].prompt_logprobs) == 299
+    assert stray.tokens == runtime.generate([stray.prompt], 8, eos_token_ids=())[0]
+    assert stray.reused == 0  # its states were let go
 
 
 def test_snapshot_of_a_running_request(runtime: Runtime, source: list[int]) -> None:

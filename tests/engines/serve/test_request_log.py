@@ -35,6 +35,7 @@ def test_a_line_says_what_a_request_cost_and_not_what_it_said(server: Running) -
     assert line["client"] == "127.0.0.1" and line["event"] == "request"
     for name in ("prompt_tokens", "completion_tokens"):
         assert line[name] == usage[name]
+    # The second choice has its prompt from the first.
     assert line["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
     assert line["finish_reasons"] == ["length", "length"]
     parts = [line[name] for name in ("queue_s", "prefill_s", "first_token_s", "decode_s")]
