@@ -22,7 +22,7 @@ from glm_trt.engines.serve.answer_parser import (
 )
 from glm_trt.engines.serve.answers import Answers, Event
 from glm_trt.engines.serve.call_grammar import Function
-from glm_trt.engines.serve.grammar import AnswerForm, GrammarConstraint
+from glm_trt.engines.serve.grammar import RESPONSE_SCHEMA, AnswerForm, GrammarConstraint
 from glm_trt.engines.serve.logprobs import Logprobs
 from glm_trt.engines.serve.protocol.chat import (
     ChatBody,
@@ -40,6 +40,7 @@ from glm_trt.engines.serve.protocol.chat import (
     ToolCall,
 )
 from glm_trt.engines.serve.protocol.common import KEEP_ALIVE, ApiError, Json
+from glm_trt.engines.serve.schemas import check_depth
 from glm_trt.engines.serve.settings import Served, options_of, stops_of
 from glm_trt.model.errors import GlmTrtError
 
@@ -107,6 +108,9 @@ def prompt_of(body: ChatBody, served: Served, begun: str = "") -> tuple[list[Jso
     """
     served.check_model(body.model)
     _check_contradictions(body)
+    if isinstance(body.response_format, JsonBySchema):
+        schema = body.response_format.json_schema.json_schema
+        _check_size(schema, RESPONSE_SCHEMA, served.limits.schema_bytes)
     tools = _tools(body, served)
     prompt = render(body, served, tools, wants_thinking(body))
     return tools, prompt + (served.text.encode(begun, with_prefix=False) if begun else [])
@@ -210,9 +214,22 @@ def _check_tool(tool: Tool, number: int, names: set[str], most_bytes: int) -> No
     if function.name in names:
         raise ApiError(f"two tools have the name {function.name!r}", f"{place}.name")
     names.add(function.name)
-    size = len(json.dumps(function.parameters))
+    _check_size(function.parameters, f"{place}.parameters", most_bytes)
+
+
+def _check_size(schema: Any, place: str, most_bytes: int) -> None:
+    """Before it becomes a part of the prompt, or of a grammar."""
+    _check_depth(schema, place)
+    size = len(json.dumps(schema, ensure_ascii=False).encode())
     if size > most_bytes:
-        raise ApiError(f"expected {most_bytes} bytes at most, found {size}", f"{place}.parameters")
+        raise ApiError(f"{place}: expected {most_bytes} bytes at most, found {size}", place)
+
+
+def _check_depth(value: Any, place: str) -> None:
+    try:
+        check_depth(value, place)
+    except GlmTrtError as error:
+        raise ApiError(str(error), place) from None
 
 
 def render(
@@ -228,6 +245,7 @@ def render(
     variables = {**(getattr(body, "chat_template_kwargs", None) or {})}
     if taken := NOT_VARIABLES & variables.keys():
         raise ApiError(f"expected other names than {min(taken)}", "chat_template_kwargs")
+    _check_depth(variables, "chat_template_kwargs")
     have = served.text.templates.by_name
     if body.chat_template is not None and body.chat_template not in have:
         raise ApiError(

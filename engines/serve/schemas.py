@@ -43,7 +43,7 @@ def checked_schema(schema: Schema, where: str, strict: bool) -> str:
         what is not in it, or has parts that nothing finite satisfies; if it is strict, and wants
         more properties than a grammar can count.
     """
-    _check_depth(schema, where)
+    check_depth(schema, where)
     if not isinstance(schema, dict | bool):
         raise GlmTrtError(f"{where}: expected a JSON schema, found {type(schema).__name__}")
     if schema is False:
@@ -189,8 +189,14 @@ def _check_forms(schema: dict[str, Any], where: str) -> None:
             raise GlmTrtError(f"{where}: required: expected names, found {json.dumps(name)[:80]}")
 
 
-def _check_depth(value: Any, where: str) -> None:
-    """Before anything that calls itself."""
+def check_depth(value: Any, where: str) -> None:
+    """Before anything that calls itself.
+
+    Raises
+    ------
+    GlmTrtError
+        That begins with `where`, if JSON is nested deeper than `MOST_DEPTH` levels.
+    """
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import dialogues
@@ -196,3 +197,64 @@ def test_what_is_wrong_is_named(client: OpenAI, change: dict[str, Any], param: s
         ask(client, **change)
     body: Any = found.value.body
     assert str(body["param"]).startswith(param), body
+
+
+def nested(depth: int) -> Any:
+    schema: Any = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+CHINESE = {"const": {"ok": True}, "description": "气" * 21_000}  # 63,000 bytes
+LARGE = {"type": "object", "description": "气" * 22_000}
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(("schema", "reason"), [
+    (nested(70), "nested deeper than 64 levels"),
+    (nested(900), "nested deeper than 64 levels"),
+    (LARGE, "expected 65536 bytes at most, found 66"),
+    (LARGE | {"description": "x" * 15_000_000}, "expected 65536 bytes at most, found 15"),
+    (ENDLESS, "nothing finite satisfies"),
+], ids=["deep", "deeper", "large", "larger", "recursive"])  # fmt: skip
+def test_limits_of_a_schema_are_the_same_wherever_it_is(
+    client: OpenAI, schema: Any, reason: str
+) -> None:
+    """A response's form, a tool, and both of them among a response's items."""
+    form = {"name": "x", "schema": schema}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": schema}}}
+    if schema is ENDLESS:
+        tool["parameters"] = schema
+    asked: list[tuple[Any, dict[str, Any], str]] = [
+        (ask, {"response_format": {"type": "json_schema", "json_schema": form}},
+         "response_format.json_schema.schema"),
+        (ask, {"tools": [CLOCK, {"type": "function", "function": tool}]},
+         "tools.1.function.parameters"),
+        (respond, {"text": {"format": {"type": "json_schema", **form}}}, "text.format.schema"),
+        (respond, {"tools": [{"type": "function", **tool}]}, "tools.0.parameters"),
+    ]  # fmt: skip
+    for how, options, param in asked:
+        began = time.monotonic()
+        with pytest.raises(BadRequestError) as found:
+            how(client, **options)
+        body: Any = found.value.body
+        assert body["param"] == param and reason in body["message"], (param, body)
+        assert time.monotonic() - began < 5  # of some 0.2, on a machine that does other things
+
+
+def respond(client: OpenAI, **options: Any) -> Any:
+    return client.responses.create(model=MODEL, input="Hi", **options)
+
+
+def test_a_schema_is_measured_in_utf_8(client: OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": CHINESE}}
+    found = ask(client, response_format=form, reasoning_effort="none").choices[0].message.content
+    assert json.loads(found) == {"ok": True}
+
+
+def test_variables_of_the_template_are_not_nested_deeply(client: OpenAI) -> None:
+    for depth in (70, 900):
+        with pytest.raises(BadRequestError, match="nested deeper than 64") as found:
+            ask(client, extra_body={"chat_template_kwargs": {"x": nested(depth)}})
+        assert found.value.param == "chat_template_kwargs"
