@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-import glm_trt
 from glm_trt.engines.python.request import GenerateOptions, Request
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling, choose
@@ -24,18 +23,6 @@ from glm_trt.engines.python.session import Session
 from glm_trt.model.errors import GlmTrtError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def source(runtime: Runtime) -> list[int]:
-    assert runtime.text is not None
-    return runtime.text.encode(Path(torch.__file__).read_text())[:400]
 
 
 @pytest.fixture(scope="module")

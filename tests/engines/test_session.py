@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,6 @@ from glm_trt.model.weights import load_model
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 LENGTHS = (1, 17, 300, 1200)
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def source(runtime: Runtime) -> list[int]:
-    """Token IDs of text that the checkpoint was trained for, for prompts."""
-    assert runtime.text is not None
-    return runtime.text.encode(Path(torch.__file__).read_text())[:3000]
 
 
 def eager_tokens(checkpoint: Path, prompt: Sequence[int], count: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.speculation import Drafts
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
 
 
 def prompts(runtime: Runtime, count: int) -> list[list[int]]:

@@ -28,12 +28,6 @@ PROMPT = "def main(arguments):\n    "
 
 
 @pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
 def text(runtime: Runtime) -> Text:
     assert runtime.text is not None
     return runtime.text

@@ -5,14 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import glm_trt
 from glm_trt.engines.python.request import GenerateOptions, Token
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
@@ -20,18 +16,6 @@ from glm_trt.engines.serve.engine_loop import Ended, EngineLoop, Job, Refused
 from glm_trt.engines.serve.limits import Limits
 from glm_trt.engines.serve.prefix_cache import PrefixCache, size_of
 from glm_trt.model.errors import GlmTrtError
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def source(runtime: Runtime) -> list[int]:
-    assert runtime.text is not None
-    return runtime.text.encode(Path(torch.__file__).read_text())[:600]
 
 
 def options(count: int, **sampling: Any) -> GenerateOptions:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -30,7 +29,6 @@ from answers import (
     with_definitions,
 )
 
-import glm_trt
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
@@ -318,12 +316,6 @@ def test_without_end_tokens_a_number_alone_is_refused(grammars: Grammars, schema
     reason = r"^response_format\.json_schema\.schema: a number could always go on"
     with pytest.raises(GlmTrtError, match=reason):
         endless.constraint(schema_form(schema, strict=False))
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with glm_trt.load(tiny_bundle) as runtime:
-        yield runtime
 
 
 SHORT = {
