@@ -44,6 +44,14 @@ _FLOAT, _INTEGER, _TEXT = 1, 5, 6
 WORKSPACE, MARGIN = "workspace", 8192
 # Shared memory that a block may have.
 SHARED_KB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
+# Bytes a thread that kernels keep beside the registers, at sizes that are multiples of 16, where
+# that was faster on such a GPU than what keeps none (docs/measurements.md).
+SPILLS_THAT_PAY = {
+    ("attend_selected", "sm90"): 200,
+    ("nvfp4_linear_tiles", "sm90"): 1104,
+    ("prepare_chunks", "sm90"): 144,
+    ("scan_chunks", "sm90"): 56,
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p,
@@ -385,6 +393,12 @@ class CompiledKernel:
     def is_aligned(self) -> bool:
         """Whether it is for sizes that are multiples of 16."""
         return any(kind.endswith(":16") for _, kind in self.entry["signature"])
+
+    @property
+    def spills(self) -> bool:
+        """Whether more is beside its registers than was found to pay."""
+        entry = self.entry
+        return self.stack > SPILLS_THAT_PAY.get((entry["function"], entry["target"]), 0)
 
     @property
     def fits(self) -> bool:

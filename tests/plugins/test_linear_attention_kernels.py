@@ -443,7 +443,7 @@ def test_compiled_kernels_fit_and_spill_where_it_is_known(each_library: Path) ->
     spilling = set()
     for compiled in found:
         assert compiled.fits, compiled
-        if compiled.stack:
+        if compiled.spills:
             assert compiled.stack == 8, compiled
             entry = compiled.entry
             state = dict(entry["signature"])["p_present"]
