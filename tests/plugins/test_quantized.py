@@ -36,7 +36,6 @@ from glm_trt.plugins.library import selection_of
 from glm_trt.plugins.operators import CONTRACTS
 
 LINEAR, EXPERTS = ("fp8_linear", "nvfp4_linear"), ("fp8_moe_experts", "nvfp4_moe_experts")
-# Shared memory that a block may have, in KB.
 BYTES = torch.arange(256, dtype=torch.uint8).view(torch.int8)
 PLANS = {name: import_module(f"glm_trt.plugins.{name}.plan").PLAN for name in LINEAR + EXPERTS}
 KERNELS = {n: vars(import_module(f"glm_trt.plugins.{n}.kernel")) for n in LINEAR + EXPERTS}
