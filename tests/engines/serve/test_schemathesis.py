@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,10 @@ def test_no_answer_is_a_fault_of_the_server(
          "--max-examples", str(examples), "--request-timeout", "60"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert "generated" in done.stdout
+    counts = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert counts and int(counts[1]) == int(counts[2]) > 0, done.stdout[-5000:]
+    # At times its generator finds no array for an operation: it says so, and goes on.
+    errors = re.findall(r"^ +🚫 (.+): \d+$", done.stdout, re.MULTILINE)
+    given_up = errors == ["Schema Error"] and "Cannot generate an array" in done.stdout
+    assert done.returncode == 0 or given_up, done.stdout[-5000:]
     assert running.process.poll() is None
