@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import gpu_operators
 import torch
-from gpu_operators import Work, compare, time_of, works
+from gpu_operators import compare, time_of
+from gpu_works import Work, works
 
 from glm_trt.plugins import operators
 from glm_trt.plugins.common import launch as launches
-from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import Launch, Plan
 
 Config = dict[str, int]
@@ -54,6 +54,13 @@ class Call:
     shapes: tuple[tuple[tuple[int, ...], str] | None, ...]
     attributes: tuple[tuple[str, Any], ...]
     target: str
+
+    def tensors(self) -> list[torch.Tensor | None]:
+        """Its inputs without data."""
+        return [
+            None if of is None else torch.empty(of[0], dtype=getattr(torch, of[1]), device="meta")
+            for of in self.shapes
+        ]
 
 
 class Recorder:
@@ -123,27 +130,18 @@ def compile_candidate(call: Call, index: int, config: Config) -> None:
     plan = plan_of(call.operator)
     alone = replace(plan, launches=(replace(plan.launches[index], configs={"*": config}),))
     kernels = vars(import_module(f"glm_trt.plugins.{call.operator}.kernel"))
-    tensors = [
-        None if of is None else torch.empty(of[0], dtype=getattr(torch, of[1]), device="meta")
-        for of in call.shapes
-    ]
-    launches.run(alone, Compiling(kernels), tensors, dict(call.attributes), call.target)
+    launches.run(
+        alone, Compiling(kernels), call.tensors(), dict(call.attributes), call.target
+    )  # fmt: skip
 
 
 def active_launches(call: Call) -> Iterator[tuple[int, Launch, Config]]:
     """The launches that a call makes, with their numbers and configurations."""
-    plan = plan_of(call.operator)
-    tensors = [
-        None if of is None else torch.empty(of[0], dtype=getattr(torch, of[1]), device="meta")
-        for of in call.shapes
-    ]
-    types = plan.contract.types_of(tensors)
-    names = launches._names(plan.contract, tensors, dict(call.attributes))
-    names["ITEMSIZE"] = getattr(torch, types.activation).itemsize
-    for index, launch in enumerate(plan.launches):
-        config = launch.config(call.target, types.activation)
-        if evaluate(launch.when, names | config):
-            yield index, launch, config
+    plan, tensors = plan_of(call.operator), call.tensors()
+    names = launches.names_of(plan.contract, tensors, dict(call.attributes))
+    dtype = plan.contract.types_of(tensors).activation
+    for launch, config in plan.active(names, call.target, dtype):
+        yield plan.launches.index(launch), launch, config
 
 
 def candidates(call: Call, config: Config, count: int) -> list[Config]:

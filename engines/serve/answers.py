@@ -196,7 +196,7 @@ class Answers:
     Parameters
     ----------
     prompts, options, parsers : of each choice.
-    arrived : when the request came, in seconds of `time.monotonic`; None for now.
+    arrived : when the request came, in seconds of `time.monotonic`; None: at this moment.
 
     Raises
     ------

@@ -12,7 +12,7 @@ limits use no constants: a plugin states them before it knows its GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +130,15 @@ class Plan:
     workspace: tuple[Buffer, ...] = ()
     limits: tuple[tuple[str, str], ...] = ()
 
+    def active(
+        self, names: Mapping[str, Any], target: str, dtype: str
+    ) -> Iterator[tuple[Launch, dict[str, int]]]:
+        """The launches of a call of these sizes, in order, with their configurations."""
+        for launch in self.launches:
+            config = launch.config(target, dtype)
+            if evaluate(launch.when, {**names, **config}):
+                yield launch, config
+
     def offsets(self, names: Mapping[str, Any]) -> tuple[dict[str, int], int]:
         """Byte offset of each buffer, and the workspace's size."""
         offsets: dict[str, int] = {}
@@ -168,7 +177,7 @@ def run(
     """
     contract = plan.contract
     types = contract.types_of(tensors)
-    names = _names(contract, tensors, attributes) | {"ITEMSIZE": _torch(types.activation).itemsize}
+    names = names_of(contract, tensors, attributes)
     for expression, message in plan.limits:
         if not evaluate(expression, names):
             raise ValueError(f"{contract.name}: {message}; not so with {names}")
@@ -184,10 +193,7 @@ def run(
         buffer.name: made([evaluate(buffer.elements, names)], buffer.dtype)
         for buffer in plan.workspace
     }
-    for launch in plan.launches:
-        config = launch.config(target, types.activation)
-        if not evaluate(launch.when, names | config):
-            continue
+    for launch, config in plan.active(names, target, types.activation):
         constants = launch.picked(names)
         inner = names | config | constants
         grid = tuple(evaluate(size, inner) for size in launch.grid)
@@ -208,9 +214,10 @@ def _torch(dtype: str) -> torch.dtype:
     return found
 
 
-def _names(
+def names_of(
     contract: Contract, tensors: Sequence[Tensor | None], attributes: dict[str, Any]
 ) -> dict[str, int]:
+    """What expressions of a call may name; ValueError where shapes are not as the contract says."""
     names = contract.integers(attributes)
     for port, tensor in zip(contract.inputs, tensors, strict=True):
         if port.optional:
@@ -235,6 +242,7 @@ def _names(
             raise ValueError(
                 f"{contract.name}: axis {axis}: expected {size} = {expression}, found {names[axis]}"
             )
+    names["ITEMSIZE"] = _torch(contract.types_of(tensors).activation).itemsize
     return dict.fromkeys((axis for port in contract.inputs for axis in port.axes), 0) | names
 
 

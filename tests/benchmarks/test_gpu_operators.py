@@ -39,6 +39,10 @@ def test_comparison_sees_differences(script: Any) -> None:
     assert "error" in script.compare(one, one + 1e-3, 1e-6)
     assert "error" in script.compare(one * torch.nan, one, 1e-6)
     assert "1 of 2" in script.compare((one, torch.tensor([1, 2])), (one, torch.tensor([1, 3])), 1)
+    # Of chosen indices the order does not count, and a share may differ.
+    chosen, others = torch.tensor([[4, 2, 9, 7]]), torch.tensor([[2, 4, 8, 7]])
+    assert script.compare(chosen, others, 1, 0.25) is None
+    assert "1 of 4" in script.compare(chosen, others, 1, 0.2)
     assert script.check_cases("cpu") == []  # the torch operators are their references here
 
 
@@ -48,7 +52,9 @@ def test_quantised_operators_are_timed_against_the_same_product(
 ) -> None:
     torch.manual_seed(0)
     tokens, (count, hidden, inner) = (1, 20), (12, 288, 160)
-    works = script.quantized_works("cpu", dtype, (160, 288), (count, hidden, inner), tokens)
+    works = sys.modules["gpu_works"].quantized_works(
+        "cpu", dtype, (160, 288), (count, hidden, inner), tokens
+    )
     assert len({work.name for work in works}) == len(works) == 5 * len(tokens)
     for work in works:
         # Here the operators are their references. Quantised tokens are rounded once more.
@@ -59,7 +65,7 @@ def test_quantised_operators_are_timed_against_the_same_product(
 
 
 def test_bytes_and_products_of_quantised_operators(script: Any) -> None:
-    works = {w.name: w for w in script.quantized_works(
+    works = {w.name: w for w in sys.modules["gpu_works"].quantized_works(
         "cpu", torch.bfloat16, (160, 288), (12, 288, 160), (1,))}  # fmt: skip
     moved = (160 + 288) * 2
     assert works["fp8, 1 tokens"].bytes == 160 * 288 + 2 * 3 * 4 + moved

@@ -42,13 +42,10 @@ def route(logits: torch.Tensor, bias: torch.Tensor, **attributes: Any) -> Any:
 
 def active(names: dict[str, int], target: str, dtype: str) -> list[tuple[str, dict[str, int]]]:
     """The launches that these sizes make, with their constants."""
-    found = []
-    for launch in EXPERTS.launches:
-        picked = {name: pick.pick(names) for name, pick in launch.constants.items()}
-        inner = names | launch.config(target, dtype) | picked
-        if evaluate(launch.when, inner):
-            found.append((launch.kernel, inner))
-    return found
+    return [
+        (launch.kernel, names | config | launch.picked(names))
+        for launch, config in EXPERTS.active(names, target, dtype)
+    ]
 
 
 @pytest.mark.parametrize("target", TARGETS)

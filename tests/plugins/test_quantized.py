@@ -410,13 +410,10 @@ def test_addresses_of_nvfp4_tiles_beyond_32_bits(kernel: str, tmp_path: Path) ->
 def active(name: str, sizes: dict[str, int], target: str, dtype: str) -> list[tuple[str, Any]]:
     """The launches that these sizes make, with their constants."""
     names = sizes | {"ITEMSIZE": 4 if dtype == "float32" else 2}
-    found = []
-    for launch in PLANS[name].launches:
-        inner = names | launch.config(target, dtype)
-        inner |= {constant: pick.pick(names) for constant, pick in launch.constants.items()}
-        if evaluate(launch.when, inner):
-            found.append((launch.kernel, inner))
-    return found
+    return [
+        (launch.kernel, names | config | launch.picked(names))
+        for launch, config in PLANS[name].active(names, target, dtype)
+    ]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from events import ANSWERS, events_of, named_events
 from servers import Running
 
 from glm_trt.engines.serve.answer_parser import (
@@ -18,15 +19,11 @@ from glm_trt.engines.serve.answer_parser import (
     Piece,
     Reasoning,
 )
-from glm_trt.engines.serve.answers import Event
 from glm_trt.engines.serve.errors import error_body
 from glm_trt.engines.serve.message_writer import MessagesWriter, pairs_of
 from glm_trt.engines.serve.messages import as_chat
 from glm_trt.engines.serve.protocol.common import (
     ApiError,
-    CachedTokens,
-    CompletionTokens,
-    Usage,
 )
 from glm_trt.engines.serve.protocol.messages import MessageError, MessagesBody, ModelMessage
 
@@ -74,12 +71,7 @@ def streamed(server: Running, **options: Any) -> list[dict[str, Any]]:
             "stream": True, **options}  # fmt: skip
     answer = post(server, "messages", body)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    events = []
-    for block in answer.text.split("\n\n")[:-1]:
-        name, _, data = block.partition("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
+    return named_events(answer.text)
 
 
 def put_together(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -371,30 +363,9 @@ def test_errors_have_the_form_of_their_path(status: int, kind: str) -> None:
     assert error_body(error, "/v1/messages2", "r") == error.body()
 
 
-class _Answers:
-    """Of which only the tokens are asked."""
-
-    reasoning_tokens = 1
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=3, completion_tokens=2, total_tokens=5,
-            prompt_tokens_details=CachedTokens(cached_tokens=1),
-            completion_tokens_details=CompletionTokens(reasoning_tokens=1),
-        )  # fmt: skip
-
-
-ANSWERS: Any = _Answers()
-
-
 def written(*pieces: Piece, reason: str | None) -> tuple[MessagesWriter, list[dict[str, Any]]]:
     writer = MessagesWriter(MODEL, "x")
-    events = writer.opening(ANSWERS)
-    for piece in pieces:
-        events += writer.chunks(Event(0, None, [piece]))
-    if reason is not None:
-        events += writer.chunks(Event(0, None, [], reason))
-    return writer, events
+    return writer, events_of(writer, *pieces, reason=reason)
 
 
 def test_blocks_follow_one_another() -> None:

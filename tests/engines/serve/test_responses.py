@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 from answers import TEXT
+from events import ANSWERS, events_of, named_events
 from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -25,12 +26,8 @@ from glm_trt.engines.serve.answer_parser import (
     Piece,
     Reasoning,
 )
-from glm_trt.engines.serve.answers import Event
 from glm_trt.engines.serve.protocol.common import (
     ApiError,
-    CachedTokens,
-    CompletionTokens,
-    Usage,
 )
 from glm_trt.engines.serve.protocol.responses import ModelResponse, ResponsesBody
 from glm_trt.engines.serve.response_writer import ResponsesWriter
@@ -70,13 +67,9 @@ def streamed(server: Running, **options: Any) -> list[dict[str, Any]]:
     body = {"model": MODEL, "input": QUESTION, "temperature": 0, "stream": True, **options}
     answer = httpx2.post(f"{server.url}/v1/responses", json=body, timeout=60)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    events = []
-    for block in answer.text.split("\n\n")[:-1]:
-        name, _, data = block.partition("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
+    events = named_events(answer.text)
+    for event in events:
         EVENTS.validate_python(event, strict=True)
-        events.append(event)
     assert [event["sequence_number"] for event in events] == [*range(len(events))]
     return events
 
@@ -326,36 +319,17 @@ def test_clients_say_what_asks_for_nothing(client: OpenAI) -> None:
         client.responses.retrieve(answer.id)
 
 
-class _Answers:
-    """Of which only the tokens are asked."""
-
-    reasoning_tokens = 1
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=3, completion_tokens=2, total_tokens=5,
-            prompt_tokens_details=CachedTokens(cached_tokens=1),
-            completion_tokens_details=CompletionTokens(reasoning_tokens=1),
-        )  # fmt: skip
-
-
 def written(*pieces: Piece, reason: str | None) -> tuple[ResponsesWriter, list[dict[str, Any]]]:
     body = ResponsesBody.model_validate({"model": MODEL, "input": "Hi"})
     served: Any = SimpleNamespace(name=MODEL, defaults=Sampling(temperature=1.0), text=TEXT)
     writer = ResponsesWriter(body, served, "x")
-    events = writer.opening(_Answers())  # type: ignore[arg-type]
-    for piece in pieces:
-        events += writer.chunks(Event(0, None, [piece]))
-    if reason is not None:
-        events += writer.chunks(Event(0, None, [], reason))
-    return writer, events
+    return writer, events_of(writer, *pieces, reason=reason)
 
 
 def test_what_goes_wrong_when_events_have_begun() -> None:
-    answers: Any = _Answers()
     writer, events = written(Content("so"), reason=None)
     error = ApiError("the engine failed", status=500, type="server_error")
-    events += writer.failing(answers, error)
+    events += writer.failing(ANSWERS, error)
     for event in events:
         EVENTS.validate_python(event, strict=True)
     assert order(events) == ["created", "in_progress", *MESSAGE, "error", "failed"]
@@ -364,7 +338,7 @@ def test_what_goes_wrong_when_events_have_begun() -> None:
     assert response["error"] == {"code": "server_error", "message": "the engine failed"}
     assert response["output"][0]["status"] == "incomplete"
     writer, events = written(Content("so"), reason="abort")
-    (last,) = writer.closing(answers)
+    (last,) = writer.closing(ANSWERS)
     EVENTS.validate_python(last, strict=True)
     response = last["response"]
     assert last["type"] == "response.failed" and "server ended" in response["error"]["message"]
@@ -378,7 +352,7 @@ def test_items_follow_one_another() -> None:
         BadCall("what", "unknown tool"), Reasoning("hm"), CallBegin(1, "g"),
         CallArguments(1, '{"x": '), CallEnd(1, "malformed"), reason="tool_calls",
     )  # fmt: skip
-    (last,) = writer.closing(_Answers())  # type: ignore[arg-type]
+    (last,) = writer.closing(ANSWERS)
     for event in [*events, last]:
         EVENTS.validate_python(event, strict=True)
     assert order(events) == ["created", "in_progress", *MESSAGE, *CALL, *MESSAGE, *REASONING, *CALL]
