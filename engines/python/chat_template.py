@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from importlib.resources import files as resources
@@ -11,10 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from glm_trt.engines.python.messages import Message, normalized_messages, plain
-from glm_trt.engines.python.special_tokens import TOKENIZER_CONFIG
+from glm_trt.engines.python.special_tokens import (
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    SpecialTokens,
+)
 from glm_trt.engines.python.tokenizer_files import read_object, read_text
 from glm_trt.model.checkpoint import NAMED_TEMPLATES
 from glm_trt.model.errors import BundleError, GlmTrtError
@@ -34,13 +41,14 @@ class ChatTemplates:
     """The chat templates of a tokenizer.
 
     As in transformers, chat_template.jinja ("default") and additional_chat_templates/NAME.jinja go
-    before tokenizer_config.json, where there may be one or several by name. chat_template.json
-    counts where there is none of them.
+    before tokenizer_config.json, where there may be one or several by name; a
+    special_tokens_map.json that counts goes before them all. chat_template.json counts where there
+    is none of them.
 
     Parameters
     ----------
     files : the tokenizer's files by their names.
-    names : the special tokens that a template may name, such as "eos_token".
+    special : the special tokens that a template may name, such as "eos_token".
     place : whose they are, for errors.
     has_glm_tokens : whether the tokenizer has `GLM_TOKENS`; then GLM-5.1's format stands in where
         no file has a template.
@@ -52,11 +60,11 @@ class ChatTemplates:
     """
 
     def __init__(
-        self, files: Mapping[str, Path], names: Mapping[str, str], place: str, has_glm_tokens: bool
+        self, files: Mapping[str, Path], special: SpecialTokens, place: str, has_glm_tokens: bool
     ) -> None:
-        self._names, self._place = dict(names), place
+        self._names, self._place = special.names, place
         self._compiled: dict[str, jinja2.Template] = {}
-        self.by_name = _of_files(files)
+        self.by_name = _of_files(files, special)
         if not self.by_name and has_glm_tokens:
             self.by_name = {DEFAULT: _glm_template()}
 
@@ -110,17 +118,23 @@ class ChatTemplates:
     @cached_property
     def _environment(self) -> jinja2.Environment:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {
-            "raise_exception": _refuse, "strftime_now": _now, "namespace": _Namespace
+            "raise_exception": _refuse, "strftime_now": _now, "namespace": _Namespace,
+            "dict": _Dict(),
         }  # fmt: skip
         return environment
 
 
-def _of_files(files: Mapping[str, Path]) -> dict[str, str]:
+def _of_files(files: Mapping[str, Path], special: SpecialTokens) -> dict[str, str]:
     """The templates by name, from the first place that has any."""
+    mapped = files.get(SPECIAL_TOKENS_MAP)
+    if mapped is not None and not special.whole and "chat_template" in read_object(mapped):
+        return _named(special.fields["chat_template"], mapped)
     found = {}
     if (path := files.get(TEMPLATE_FILE)) is not None:
         found[DEFAULT] = read_text(path)
@@ -159,6 +173,37 @@ def _glm_template() -> str:
     return path.read_text(encoding="utf-8")
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks what the assistant says, for training; its text is as without it.
+    The block is called, as in transformers: a variable that is set in it stays in it.
+    """
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own way to declare it)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """The block, of which the text is kept."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_text")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _text(caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Dict:
+    """`dict` without its methods, which change what they are given."""
+
+    def __call__(self, *pairs: Any, **fields: Any) -> dict[str, Any]:
+        return dict(*pairs, **fields)
+
+    @staticmethod
+    def fromkeys(*given: Any) -> dict[Any, Any]:
+        """As that of `dict`."""
+        return dict.fromkeys(*given)
+
+
 class _Namespace(jinja2.utils.Namespace):
     """As in transformers, no template can reach through it for what Python keeps to itself."""
 
@@ -182,13 +227,23 @@ def _check_public(name: Any) -> None:
 def _said(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno}: {error.message}"
     known = isinstance(error, jinja2.TemplateError)
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja2's own filter escapes for HTML, which a model was not trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:

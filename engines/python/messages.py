@@ -18,7 +18,7 @@ def normalized_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
     - content that is null or absent is "", and a list of text parts is their text
     - arguments of calls that come as JSON text are the object; none are {}
-    - reasoning under another name ("reasoning", "thinking") is `reasoning_content` too
+    - reasoning, under whichever of its names, is both `reasoning_content` and `thinking`
     - other fields that are null are left out, as many templates would print "None"
 
     Raises
@@ -78,7 +78,7 @@ def _message(message: Any, place: str) -> dict[str, Any]:
             raise GlmTrtError(
                 f"{place}: reasoning_content: expected a string, found {_kind(reasoning)}"
             )
-        result["reasoning_content"] = reasoning
+        result = {REASONING[1]: reasoning, **result, REASONING[0]: reasoning}
     if "tool_calls" in result:
         result["tool_calls"] = _calls(result["tool_calls"], f"{place}.tool_calls")
     return result

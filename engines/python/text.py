@@ -15,7 +15,8 @@ from glm_trt.engines.python.chat_template import GLM_TOKENS, ChatTemplates
 from glm_trt.engines.python.messages import Message
 from glm_trt.engines.python.special_tokens import SpecialTokens
 from glm_trt.engines.python.token_bytes import TokenBytes
-from glm_trt.model.errors import BundleError
+from glm_trt.engines.python.tokenizer_support import apply_fields
+from glm_trt.model.errors import BundleError, GlmTrtError
 
 TOKENIZER = "tokenizer.json"
 
@@ -50,20 +51,30 @@ class Text:
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise BundleError(f"{path}: not a tokenizer: {error}") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # nothing narrower, and a panic of Rust is no Exception
+            raise BundleError(f"{path}: not a tokenizer: {_line(error)}") from None
         # Some tokenizers are stored with what their training cut and filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         special = SpecialTokens.read(files)
         special.complete(self._tokenizer)
+        apply_fields(self._tokenizer, special, files)
         has_glm_tokens = all(self.token_id(token) is not None for token in GLM_TOKENS)
-        self.templates = ChatTemplates(files, special.names, place, has_glm_tokens)
+        self.templates = ChatTemplates(files, special, place, has_glm_tokens)
 
     def encode(self, text: str, with_prefix: bool = True) -> list[int]:
         """The token IDs of `text`, which may hold special tokens by their names; with those that
         the tokenizer itself puts around a text, unless told otherwise.
+
+        Raises
+        ------
+        GlmTrtError
+            If `text` holds what is no character: half of a surrogate pair, as Python has it for a
+            byte that was not UTF-8 too.
         """
+        check_unicode(text, "text")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=with_prefix).ids
         return ids
 
@@ -133,6 +144,24 @@ class Text:
         """
         text = self.templates.render(messages, template_name, add_generation_prompt, **variables)
         return self.encode(text, with_prefix=False)
+
+
+def check_unicode(text: str, place: str) -> None:
+    """Raise `GlmTrtError` if `text` cannot be written as UTF-8; `place` says what it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = ord(text[error.start])
+        byte = f", the byte 0x{found - 0xDC00:02X}" if 0xDC80 <= found <= 0xDCFF else ""
+        raise GlmTrtError(
+            f"{place}: expected Unicode text, found U+{found:04X} at character {error.start}: half "
+            f"of a surrogate pair{byte}"
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class TextStream:

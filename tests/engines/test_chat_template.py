@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from glm_text import TINY, files_of, glm_text, oracle_tokenizer, renderers
 from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.chat_template import GLM_TOKENS
 from glm_trt.engines.python.text import Text
+from glm_trt.engines.python.tokenizer_support import is_own_class
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError
 
@@ -59,7 +61,28 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"chat_template": "config"},
         {"chat_template.json": {"chat_template": "json"}},
     ),
-}
+    "special_tokens_map before all": (
+        {"chat_template": "config"},
+        {"chat_template.jinja": "file", "special_tokens_map.json": {"chat_template": "map"}},
+    ),
+    "special_tokens_map that does not count": (
+        {"added_tokens_decoder": {}},
+        {"chat_template.jinja": "file", "special_tokens_map.json": {"chat_template": "map"}},
+    ),
+    "generation": (
+        {},
+        {"chat_template.jinja": "{% set x = 1 %}{% for m in messages %}\n{% generation %}\n"
+         "{% set x = 2 %} {{ m.content }}\n{%- endgeneration -%}\n{{ x }}"
+         "{%- generation -%} a {%- endgeneration %}{% endfor %}"},
+    ),
+    "functions": (
+        {},
+        {"chat_template.jinja": "{{ messages | tojson(false, 2) }}{{ strftime_now('%Y') }}"
+         "{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}{{ dict(a=1) }}"
+         "{{ dict.fromkeys('ab') }}{{ tools is none }}{{ documents is none }}{{ x is defined }}"},
+    ),
+    "line ends": ({}, {"chat_template.jinja": "a\r\n{% if true %}\r\nb\r\n{% endif %}\r\nc\n"}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -144,6 +167,58 @@ SPECIAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def described(text: str, **flags: bool) -> dict[str, Any]:
+    return TOKEN | {"content": text} | flags
+
+
+def marked(text: str, **flags: bool) -> dict[str, Any]:
+    return described(text, **flags) | {"__type": "AddedToken"}
+
+
+SPECIAL |= {
+    "flags of a name": ({"bos_token": marked("<first>", lstrip=True, rstrip=True)}, {}),
+    "flags of a model's own name": ({"own_token": marked("<own>", lstrip=True)}, {}),
+    "an own name without a mark": ({"own_token": described("<own>")}, {}),
+    "flags of extra tokens": ({"extra_special_tokens": [marked("<own>", lstrip=True)]}, {}),
+    "flags in the map": (
+        {},
+        {"special_tokens_map.json": {"bos_token": described("<first>", lstrip=True),
+                                     "own_token": described("<own>", rstrip=True)}},
+    ),
+    "extra tokens of both files": (
+        {"extra_special_tokens": ["<own>"]},
+        {"special_tokens_map.json": {"extra_special_tokens": ["<more>", "<own>"]}},
+    ),
+    "older extra tokens of both files": (
+        {"additional_special_tokens": ["<own>"]},
+        {"special_tokens_map.json": {"additional_special_tokens": ["<more>"]}},
+    ),
+    "older extra tokens of the map": (
+        {}, {"special_tokens_map.json": {"additional_special_tokens": ["<more>"]}},
+    ),
+    "names of both files": (
+        {"extra_special_tokens": {"own": "<own>"}},
+        {"special_tokens_map.json": {"extra_special_tokens": {"own_token": "<more>"}}},
+    ),
+    "names by their old key": ({"model_specific_special_tokens": {"own": "<own>"}}, {}),
+    "not special, but named": (
+        {"bos_token": "<first>",
+         "added_tokens_decoder": {str(NEXT): described("<first>", special=False)}},
+        {},
+    ),
+    "flags of a known token": (
+        {"added_tokens_decoder": {"0": described("<|endoftext|>", lstrip=True, rstrip=True)}}, {},
+    ),
+    "an empty token": ({"added_tokens_decoder": {str(NEXT): described("")}}, {}),
+    "null": ({"bos_token": None}, {"special_tokens_map.json": {"unk_token": None}}),
+    "a word": ({"pad_token": "def"}, {}),
+    "split": ({"split_special_tokens": True}, {}),
+    "another class": ({"tokenizer_class": "ChatGLM4Tokenizer"}, {}),
+    "Llama's class over bytes": ({"tokenizer_class": "LlamaTokenizerFast"}, {}),
+    "clean up": ({"clean_up_tokenization_spaces": True}, {}),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("place", SPECIAL)
 def test_special_tokens_are_those_of_transformers(tmp_path: Path, place: str) -> None:
     config, files = SPECIAL[place]
@@ -152,10 +227,43 @@ def test_special_tokens_are_those_of_transformers(tmp_path: Path, place: str) ->
     oracle = AutoTokenizer.from_pretrained(tmp_path)
     expected = oracle.apply_chat_template(HELLO, tokenize=False)
     assert text.templates.render(HELLO) == expected
-    sample = "a <first>b<own> <|user|><more><other><x><|endoftext|>"
+    sample = "a <first> b <own> <|user|><more><other><x> <|endoftext|> , def n't"
     ids = oracle(sample).input_ids
     assert text.encode(sample) == ids
     assert text.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"tokenizer_class": "Qwen2Tokenizer"}, "tokenizer_class: Qwen2Tokenizer: transformers"),
+        (
+            {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]},
+            "fast_tokenizer_files: tokenizer.4.0.0.json: another tokenizer",
+        ),
+        (
+            {"clean_up_tokenization_spaces": True,
+             "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True},
+            "clean_up_tokenization_spaces: takes spaces out of text",
+        ),
+        ({"added_tokens_decoder": {"5000": described("<x>")}}, "<x>: expected token 5000, but"),
+        ({"bos_token": {"content": "<x>", "lstrip": 5}}, "bos_token: no description of a token"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_though_transformers_loads_it(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    tokenizer_directory(tmp_path, fields)
+    with pytest.raises(BundleError, match=f"tokenizer_config.json: {message}"):
+        text_of(tmp_path)
+
+
+def test_the_classes_that_transformers_builds_by_its_own_code(tmp_path: Path) -> None:
+    (path := tmp_path / "tokenizer.json").write_text("{}")
+    plain = {"TokenizersBackend", "PythonBackend", "PreTrainedTokenizerFast"}
+    plain |= {"MistralCommonBackend", "PreTrainedTokenizer"}
+    for name in {name for name in TOKENIZER_MAPPING_NAMES.values() if name}:
+        assert is_own_class(name, path) == (name not in plain), name
 
 
 def test_a_bundle_has_every_file_of_the_tokenizer(tmp_path: Path) -> None:
@@ -210,8 +318,8 @@ def test_messages_are_normalized(tmp_path: Path) -> None:
     assert json.loads(rendered[: -len("True5")]) == [
         {"role": "system", "content": "ab"},
         {"role": "system", "content": "c"},  # no template that does not say developer knows it
-        {"role": "assistant", "content": "", "reasoning": "r", "reasoning_content": "r",
-         "tool_calls": [
+        {"role": "assistant", "content": "", "thinking": "r", "reasoning": "r",
+         "reasoning_content": "r", "tool_calls": [
              {"id": "1", "function": {"name": "f", "arguments": {"x": "é", "y": [1.5]}}},
              {"name": "g", "arguments": {}}, {"function": {"name": "h", "arguments": {}}},
              {"function": {"name": "i", "arguments": {"n": None}}},
@@ -278,7 +386,7 @@ def test_messages_that_are_none(tmp_path: Path, messages: Any, message: str) -> 
         ("{{ messages.__class__.__mro__ }}", "chat template: access to attribute '__class__'"),
         ("{{ range(10 ** 9) }}", "chat template: OverflowError"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "nested too deeply"),
-        ("{% for %}", "chat template: "),
+        ("x\n{% for %}", "chat template: line 2: Expected an expression"),
     ],
 )
 def test_templates_that_fail(tmp_path: Path, template: str, message: str) -> None:
