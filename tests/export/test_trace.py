@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 from traces import trace_once
 
+from glm_trt.export import trace
 from glm_trt.export.trace import trace_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
@@ -71,6 +73,26 @@ def test_narrow_linear_graphs_keep_their_recurrent_state_wide(
     standard = {node.op_type: node for node in graph.node if node.domain == ""}
     assert all(standard["LinearAttention"].input) and len(standard["LinearAttention"].input) == 6
     assert all(standard["CausalConvWithState"].input)
+
+
+@pytest.mark.parametrize("kind", ["sparse_indexed", "sparse_shared", "sparse_linear"])
+def test_layers_of_a_kind_share_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The last one's is the first one's, whatever stands around them."""
+    hybrid = save_hybrid(make_hybrid("sparse_linear_first"), tmp_path / "hybrid")
+    few = Checkpoint.open(hybrid).config
+    assert block_kind(few, 0) == "sparse_linear"
+    schedule = dict(
+        num_hidden_layers=7, mlp_layer_types=("dense", *["sparse"] * 6),
+        layer_types=("full_attention", "linear_attention", *["indexed_attention"] * 4,
+                     "linear_attention"),
+        indexer_types=("full", "full", "full", "shared", "full", "shared", "full"),
+    )  # fmt: skip
+    many = replace(few, **schedule)
+    last = max(i for i in range(7) if block_kind(many, i) == kind)
+    monkeypatch.setattr(trace, "_first_layer", lambda *_: last)
+    assert trace_block(many, kind, torch.float32) == trace_once(few, kind, torch.float32)
 
 
 def compare(oracle: Any, checkpoint: Checkpoint) -> None:
