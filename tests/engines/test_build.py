@@ -140,16 +140,26 @@ def test_targets_and_dtypes_live_side_by_side(built_copy: Path, spawned: list[st
 
 
 @needs_rtx
-def test_shared_selection_in_every_dtype(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtypes", "chosen", "expected"),
+    [
+        (("float32", "float16"), None, "float16"),
+        pytest.param(DTYPES, "bfloat16", "bfloat16", marks=pytest.mark.slow),
+        pytest.param(DTYPES, "float32", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_shared_selection(
+    tmp_path: Path, dtypes: tuple[str, ...], chosen: str | None, expected: str
+) -> None:
+    """Unless one is chosen, engines are in the checkpoint's own dtype."""
     oracle = make_oracle(num_hidden_layers=2, indexer_types=["full", "shared"])
     save(oracle.half(), tmp_path / "checkpoint")
     bundle = tmp_path / "bundle"
-    export_checkpoint(tmp_path / "checkpoint", bundle, ExportOptions(dtypes=DTYPES))
-    for dtype, expected in ((None, "float16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
-        engines = build_engines(bundle, BuildOptions(targets=("sm80",), dtype=dtype))
-        assert {engine.entry["dtype"] for engine in engines} == {expected}
-        kinds = {engine.entry["kind"] for engine in engines}
-        assert kinds == {"embedding", "dense_indexed", "sparse_shared", "head"}
+    export_checkpoint(tmp_path / "checkpoint", bundle, ExportOptions(dtypes=dtypes))
+    engines = build_engines(bundle, BuildOptions(targets=("sm80",), dtype=chosen))
+    assert {engine.entry["dtype"] for engine in engines} == {expected}
+    kinds = {engine.entry["kind"] for engine in engines}
+    assert kinds == {"embedding", "dense_indexed", "sparse_shared", "head"}
 
 
 @needs_rtx
