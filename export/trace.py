@@ -6,6 +6,8 @@ import logging
 import math
 import mmap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -154,13 +156,14 @@ def _export(
         for name in ("batch", "sequence", "capacity", "selected")
     }
     shapes = {name: {i: dims[dim] for i, dim in of.items()} for name, of in axes.items()}
-    program = torch.export.export(
-        traced,
-        (inputs, weights),
-        dynamic_shapes=(shapes, dict.fromkeys(weights)),
-        strict=False,
-    )
-    exported = _to_onnx(program, [*inputs, *weights])
+    with _without_stack_traces():
+        program = torch.export.export(
+            traced,
+            (inputs, weights),
+            dynamic_shapes=(shapes, dict.fromkeys(weights)),
+            strict=False,
+        )
+        exported = _to_onnx(program, [*inputs, *weights])
     model = exported.model_proto
     names = list(_output_names(program))
     renamed = dict(zip([o.name for o in model.graph.output], names, strict=True))
@@ -174,6 +177,18 @@ def _export(
     require_opset(model, kind)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """No node notes where it comes from: a sixth of the time, for what is dropped in the end."""
+    config = torch.fx.config
+    before = config.do_not_emit_stack_traces
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def _to_onnx(program: torch.export.ExportedProgram, input_names: list[str]) -> Any:
