@@ -274,10 +274,20 @@ def test_kill_and_resume(checkpoint: Path, tmp_path: Path) -> None:
     Bundle.open(output)
 
 
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("no_tracing")
-def test_kill_while_materialising_and_resume(checkpoint: Path, tmp_path: Path) -> None:
+def test_kill_while_materialising_and_resume(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks whose weights are whole are not written again; the half of one is."""
     output, weights = tmp_path / "bundle", tmp_path / ".bundle.partial" / "weights"
+    with monkeypatch.context() as patch:  # graphs alone, which the command below goes on from
+        patch.setattr(materialize, "_pieces", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_checkpoint(checkpoint, output, ExportOptions(("float32",), materialize=True))
     command = [sys.executable, "-m", "glm_trt.cli", "export", str(checkpoint), "-o", str(output)]
     process = subprocess.Popen([*command, "--dtype", "float32", "--materialize"],
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
