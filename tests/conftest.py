@@ -46,13 +46,15 @@ TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files go to workers as a whole; those of validation to one, as they share walks in memory."""
+    """Files go to workers as a whole; those of some folders to one, as they share what is in memory
+    (walks of the eager model) or runs (servers).
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class LoadSharing(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            together = "tests/validate/"
-            return together if nodeid.startswith(together) else super()._split_scope(nodeid)
+            together = ("tests/validate/", "tests/engines/serve/")
+            return next(filter(nodeid.startswith, together), None) or super()._split_scope(nodeid)
 
     return LoadSharing(config, log) if config.getoption("dist") == "loadfile" else None
 
