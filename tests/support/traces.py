@@ -3,9 +3,9 @@
 A trace depends on the sources it is made from, on torch and its exporter, on kind and dtype, and on
 those fields of the config that it reads: an embedding has one graph for all checkpoints of its
 sizes. Which layer is of that kind is not among them, as every export takes the first one for all
-(`test_layers_of_a_kind_share_a_graph` sees that it may). Under `build/test-traces` there is a folder for each state of the sources, and in it two
-files for each trace, the graph and what was read; workers that want one of the same kind wait for
-the first.
+(`test_layers_of_a_kind_share_a_graph` sees that it may). Under `build/test-traces` there is a
+folder for each state of the sources, and in it two files for each trace, the graph and what was
+read; workers that want one of the same kind wait for the first.
 """
 
 from __future__ import annotations
