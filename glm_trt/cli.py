@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import textwrap
@@ -43,6 +44,7 @@ COMMANDS = tuple(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. argparse itself ends with 2 on wrong usage."""
+    _set_streams()
     options = make_parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -59,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # buffer must not fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _set_streams() -> None:
+    """Never fail on a character: one that the terminal lacks is printed as its number, and input
+    that is no text comes through to where it is refused. A stream that is closed is empty.
+    """
+    sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")
+    streams = ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape"))
+    for stream, errors in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors=errors)
 
 
 def make_parser() -> argparse.ArgumentParser:

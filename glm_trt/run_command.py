@@ -13,7 +13,7 @@ from glm_trt.engines.python.request import CANCELLED, GenerateOptions, Request, 
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
-from glm_trt.engines.python.text import Text
+from glm_trt.engines.python.text import Text, check_unicode
 from glm_trt.model.errors import GlmTrtError
 
 
@@ -44,13 +44,18 @@ def run_prompt(runtime: Runtime, options: RunOptions) -> None:
     session = runtime.session(max_batch=1, drafts=options.drafts)
     if options.prompt is not None and not options.json:
         _write(options.prompt)
-    request = _generate(session, ids, options, keep=False, prefix=None)
+    request = _submit(session, ids, options, keep=False)
+    _finish(session, request, options, keep=False)
     if options.json:
         print(json.dumps(_described(session, request)))
 
 
-def run_chat(runtime: Runtime, options: RunOptions) -> None:
-    """Answer each line of stdin; what was said before is not run again."""
+def run_chat(runtime: Runtime, options: RunOptions) -> bool:
+    """Answer each line of stdin; what was said before is not run again.
+
+    A line that cannot be answered (it is no text, the template refuses it, it is too long) is said
+    to be so, and the conversation goes on as if it had not been there; the result is False then.
+    """
     text, session = _text(runtime), runtime.session(max_batch=1, drafts=options.drafts)
     text.templates.chosen(options.chat_template)  # before anything is typed
     messages = [] if options.system is None else [{"role": "system", "content": options.system}]
@@ -62,27 +67,43 @@ def run_chat(runtime: Runtime, options: RunOptions) -> None:
         del messages[first:]
         previous = None
 
+    all_answered = True
     for line in turns(forget, quiet=options.json):
         messages.append({"role": "user", "content": line})
-        ids = text.chat(messages, options.chat_template)
-        prefix = None if previous is None else previous.snapshot
-        previous = _generate(session, ids, options, keep=True, prefix=prefix)
+        try:
+            check_unicode(line, "the line")
+            ids = text.chat(messages, options.chat_template)
+            prefix = None if previous is None else previous.snapshot
+            request = _submit(session, ids, options, keep=True, prefix=prefix)
+        except GlmTrtError as error:
+            messages.pop()
+            all_answered = False
+            print(f"glm-trt run: error: {error}", file=sys.stderr, flush=True)
+            if options.json:
+                print(json.dumps({"error": str(error)}), flush=True)
+            continue
+        _finish(session, request, options, keep=True)
+        previous = request
         messages.append({"role": "assistant", "content": previous.text or ""})
         if options.json:
             print(json.dumps(_described(session, previous)), flush=True)
+    return all_answered
 
 
-def _generate(
-    session: Session, ids: list[int], options: RunOptions, keep: bool, prefix: Any
+def _submit(
+    session: Session, ids: list[int], options: RunOptions, keep: bool, prefix: Any = None
 ) -> Request:
-    """One request, streamed; interrupting a conversation ends the answer, not the conversation."""
     wanted = GenerateOptions(
         options.max_new_tokens, options.sampling, options.stop, None, options.logprobs, keep
     )
     printed = _Printer(has_text=session.has_text)
-    request = session.submit(
+    return session.submit(
         ids, wanted, prefix=prefix, on_token=None if options.json else printed.token
     )
+
+
+def _finish(session: Session, request: Request, options: RunOptions, keep: bool) -> None:
+    """Run it, streamed; interrupting a conversation ends the answer, not the conversation."""
     began = time.monotonic()
     try:
         session.run()
@@ -96,7 +117,6 @@ def _generate(
         _write("\n")
         if sys.stderr.isatty():
             print(_summary(session, request, time.monotonic() - began), file=sys.stderr)
-    return request
 
 
 class _Printer:

@@ -225,6 +225,11 @@ def _check_public(name: Any) -> None:
 
 
 def _said(error: Exception) -> str:
+    """What an error says, as Unicode text: it may repeat a message that is none."""
+    return _reason(error).encode(errors="backslashreplace").decode()
+
+
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, jinja2.TemplateSyntaxError):

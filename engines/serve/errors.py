@@ -139,11 +139,20 @@ def _place(fault: Json, body: Any) -> list[str]:
     return found
 
 
+def _unread(cause: BaseException | None) -> str | None:
+    """Why a body could not be read as JSON at all."""
+    if isinstance(cause, UnicodeDecodeError):
+        byte = cause.object[cause.start]
+        return f"the body is not JSON: byte 0x{byte:02x} at {cause.start} is no UTF-8"
+    return "the body is not JSON: nested too deeply" if isinstance(cause, RecursionError) else None
+
+
 async def _http_error(request: Request, error: Any) -> Response:
     text = {404: f"there is no {request.url.path}", 405: f"{request.method} is not for this path"}
     codes = {404: "not_found", 413: "body_too_large"}
     found = ApiError(
-        text.get(error.status_code, str(error.detail)), status=error.status_code,
+        text.get(error.status_code, _unread(error.__cause__) or str(error.detail)),
+        status=error.status_code,
         code=codes.get(error.status_code),
     )  # fmt: skip
     response = _response(request, found)

@@ -84,6 +84,7 @@ def _sampling(options: argparse.Namespace) -> Any:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from glm_trt.engines.python.text import check_unicode
     from glm_trt.progress import spinner
     from glm_trt.run_command import RunOptions, run_chat, run_prompt
 
@@ -100,6 +101,8 @@ def _run(options: argparse.Namespace) -> int:
         raise GlmTrtError(f"--provider: for --backend onnxruntime, not for {options.backend}")
     if options.logprobs is not None and not options.json:
         raise GlmTrtError("--logprobs: printed with --json only")
+    for name in ("prompt", "system"):
+        check_unicode(getattr(options, name) or "", f"--{name}")
     settings = RunOptions(
         options.prompt,
         options.input_ids,
@@ -119,7 +122,9 @@ def _run(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
         )  # fmt: skip
     with runtime:
-        (run_chat if options.chat else run_prompt)(runtime, settings)
+        if options.chat:
+            return 0 if run_chat(runtime, settings) else 2
+        run_prompt(runtime, settings)
     return 0
 
 

@@ -116,6 +116,68 @@ def test_a_conversation_by_another_template(
     assert (code, text) == (2, "") and "no chat template 'none'; there are: rag" in errors
 
 
+def stream(content: bytes, encoding: str) -> io.TextIOWrapper:
+    """As Python opens the standard streams: what is no text there is an error."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding=encoding, errors="strict")
+
+
+def test_a_bad_line_does_not_end_a_conversation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no UTF-8, what the template refuses or fails on, and what is too long."""
+    shutil.copytree(TINY, tmp_path / "c")
+    (tmp_path / "c" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not so') }}{% endif %}"
+        "{{ m.content }}{{ m.content[0] ~ 1 // (m.content | length - 3) }}\n{% endfor %}"
+    )
+    settings = ExportOptions(dtypes=("float32",), max_seq_len=64)
+    export_checkpoint(tmp_path / "c", tmp_path / "b", settings)
+    options = [tmp_path / "b", "--chat", "--json", "--max-new-tokens", 2]
+    bad = [b"\xff\xfe", b"caf\xe9", b"no", b"div", b"long " * 99]
+    monkeypatch.setattr(sys, "stdin", stream(b"\n".join([b"good", *bad, b"more"]), "utf-8"))
+    code, text, errors = run(capsys, *options)
+    first, *said, last = map(json.loads, text.splitlines())
+    reasons = [
+        "the line: expected Unicode text, found U+DCFF at character 0: half of a surrogate pair, "
+        "the byte 0xFF",
+        "the line: expected Unicode text, found U+DCE9 at character 3: half of a surrogate pair, "
+        "the byte 0xE9",
+        "chat template: not so",
+        "chat template: ZeroDivisionError: integer division or modulo by zero",
+        "64",
+    ]
+    assert code == 2 and len(said) == len(bad)
+    for line, answer, reason in zip(errors.splitlines(), said, reasons, strict=True):
+        assert reason in answer["error"] and line == f"glm-trt run: error: {answer['error']}"
+    # As if they had not been there.
+    monkeypatch.setattr(sys, "stdin", stream(b"good\nmore\n", "utf-8"))
+    code, text, errors = run(capsys, *options)
+    assert (code, errors) == (0, "") and [*map(json.loads, text.splitlines())] == [first, last]
+
+
+def test_characters_that_the_terminal_lacks(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = stream(b"", "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    command = ["run", str(tiny_bundle), "--prompt", "x = 'é🙂'", "--max-new-tokens", "1"]
+    assert main(command) == 0
+    assert output.buffer.getvalue().startswith(rb"x = '\xe9\U0001f642'")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_arguments_that_are_no_text(
+    option: str, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mode = ["--chat"] if option == "--system" else []
+    code, text, errors = run(capsys, tiny_bundle, *mode, option, os.fsdecode(b"a\xff"))
+    assert (code, text) == (2, "")
+    assert errors == (
+        f"glm-trt run: error: {option}: expected Unicode text, found U+DCFF at character 1: half "
+        "of a surrogate pair, the byte 0xFF\n"
+    )
+
+
 def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(TINY, tmp_path / "c", ignore=shutil.ignore_patterns("tokenizer*"))
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))

@@ -290,6 +290,15 @@ def test_bodies_that_are_no_requests(server: Running, body: bytes, status: int) 
         assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("body", "reason"), [
+    (b'{"prompt": "\xff"}', "the body is not JSON: byte 0xff at 12 is no UTF-8"),
+    (b'{"a":' * 100_000, "the body is not JSON: nested too deeply"),
+])  # fmt: skip
+def test_why_a_body_is_not_read(server: Running, body: bytes, reason: str) -> None:
+    answer = post(server, "/v1/completions", body)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, reason)
+
+
 def test_bodies_that_are_too_large(server: Running) -> None:
     began = time.monotonic()
     answer = post(server, "/v1/chat/completions", b" " * 100_000_000)

@@ -19,6 +19,7 @@ from servers import Running, start
 from transformers import AutoTokenizer
 
 from glm_trt.engines.python.chat_template import ChatTemplates
+from glm_trt.engines.python.special_tokens import SpecialTokens
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 
 DIALOGUE = Path(__file__).parents[2] / "data" / "glm-5.1-dialogue"
@@ -67,7 +68,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Other]:
     checkpoint = without_ends(place / "checkpoint")
     named = checkpoint / "additional_chat_templates"
     named.mkdir()
-    glm = ChatTemplates({}, {}, "", has_glm_tokens=True).by_name["default"]
+    glm = ChatTemplates({}, SpecialTokens(), "", has_glm_tokens=True).by_name["default"]
     (named / "tool_use.jinja").write_text(glm)
     for path, begin in ((checkpoint / "chat_template.jinja", "<sop>"), (named / "rag.jinja", "")):
         path.write_text(begin + PLAIN)

@@ -258,3 +258,18 @@ def test_variables_of_the_template_are_not_nested_deeply(client: OpenAI) -> None
         with pytest.raises(BadRequestError, match="nested deeper than 64") as found:
             ask(client, extra_body={"chat_template_kwargs": {"x": nested(depth)}})
         assert found.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ('{"city": "\\ud800"}', "expected Unicode text, found U\\+D800"),
+    ('{"city"', "arguments: expected a JSON object: "),
+    ("[1]", "arguments: expected a JSON object, found a list"),
+])  # fmt: skip
+def test_arguments_that_are_none(client: OpenAI, arguments: str, reason: str) -> None:
+    """Half of a surrogate pair too, which only the JSON within the JSON spells."""
+    made = {"name": "get_weather", "arguments": arguments}
+    call = {"id": "1", "type": "function", "function": made}
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    answer = [{"role": "tool", "tool_call_id": "1", "content": "x"}]
+    with pytest.raises(BadRequestError, match=reason):
+        ask(client, messages=[*QUESTION, *said, *answer], tools=[WEATHER])
