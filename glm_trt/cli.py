@@ -67,7 +67,8 @@ def _set_streams() -> None:
     """Never fail on a character: one that the terminal lacks is printed as its number, and input
     that is no text comes through to where it is refused. A stream that is closed is empty.
     """
-    sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")
+    sys.stdin = sys.stdin or io.StringIO()
+    sys.stdout = sys.stdout or io.StringIO()
     streams = ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape"))
     for stream, errors in streams:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -127,7 +127,8 @@ def test_a_bad_line_does_not_end_a_conversation(
     """Bytes that are no UTF-8, what the template refuses or fails on, and what is too long."""
     shutil.copytree(TINY, tmp_path / "c")
     (tmp_path / "c" / "chat_template.jinja").write_text(
-        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not so') }}{% endif %}"
+        "{% for m in messages %}"
+        "{% if m.content == 'no' %}{{ raise_exception('not so') }}{% endif %}"
         "{{ m.content }}{{ m.content[0] ~ 1 // (m.content | length - 3) }}\n{% endfor %}"
     )
     settings = ExportOptions(dtypes=("float32",), max_seq_len=64)
