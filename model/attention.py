@@ -65,7 +65,7 @@ class Indexer(nn.Module):
         self.wq_b = linears("wq_b", config.q_lora_rank, self.heads * self.width)
         self.wk = linears("wk", config.hidden_size, self.width)
         self.k_norm = nn.LayerNorm(self.width, eps=INDEXER_NORM_EPS)
-        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+        self.weights_proj = linears("weights_proj", config.hidden_size, self.heads)
 
     def project(
         self, x: Tensor, q_latent: Tensor, index_keys: Tensor, step: Step

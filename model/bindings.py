@@ -19,7 +19,7 @@ from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import StoredPart
 from glm_trt.model.stored_weights import dequantize
-from glm_trt.model.tensors import experts_narrow
+from glm_trt.model.tensors import experts_precision
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
@@ -58,7 +58,9 @@ class Binding:
     tensors : checkpoint names; `{expert}` stands for 0 … experts-1.
     transform : "none"; "head_rows" (view [heads, rows, cols], keep rows start:stop of each head; of
         several tensors, the codes and scales of a matrix that is stored narrow, which is
-        dequantised first); "stack_experts" (for each expert the tensors after one another).
+        dequantised first); "fill" (the one number of the tensor, everywhere); "stack_experts" (for
+        each expert the tensors after one another; with the argument "fill" each of one number,
+        which fills its share).
     arguments : the transformation's integers, by name.
     shape : the input's shape.
     dtype : "float32" where the block wants that whatever its own dtype, "int8" where it wants the
@@ -104,8 +106,9 @@ def layer_bindings(config: ModelConfig, checkpoint: Checkpoint, layer: int) -> l
     names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
     bindings = []
     if layer >= config.num_hidden_layers:
-        names += ["enorm.weight", "hnorm.weight", "eh_proj.weight"]
+        names += ["enorm.weight", "hnorm.weight"]
         bindings = [Binding("norm.weight", (_LAST_NORM,), (config.hidden_size,))]
+        bindings += _linear(checkpoint, prefix, "eh_proj")
     bindings += [_plain(checkpoint, prefix, name) for name in names]
     if config.attention_kind(layer) == "linear":
         bindings += _linear_bindings(checkpoint, prefix)
@@ -125,13 +128,18 @@ def _plain(checkpoint: Checkpoint, prefix: str, name: str) -> Binding:
 
 def _linear(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
     """The weight of a linear layer; of one that is stored narrow its bytes and scales."""
-    if not checkpoint.config.quantization.narrows(prefix + module):
+    stored = checkpoint.stored(prefix + module)
+    if stored.precision == "bf16":
         return [_plain(checkpoint, prefix, f"{module}.weight")]
     bindings = []
-    for part in checkpoint.config.quantization.parts((1, 1)):
-        info = checkpoint.info(prefix + module + part.suffix)
+    rows, columns = checkpoint.info(f"{prefix}{module}.weight").shape
+    wide = (rows, columns if stored.precision == "fp8" else 2 * columns)
+    parts = checkpoint.config.quantization.parts(wide, stored.precision)
+    for part, suffix in zip(parts, stored.suffixes, strict=True):
+        source, shape = prefix + module + suffix, part.shape or (1,)
+        transform = "fill" if stored.by_tensor and part.suffix != ".weight" else "none"
         name = module + part.suffix
-        bindings.append(Binding(name, (info.name,), info.shape or (1,), dtype=_narrow_dtype(part)))
+        bindings.append(Binding(name, (source,), shape, transform, dtype=_narrow_dtype(part)))
     return bindings
 
 
@@ -161,9 +169,8 @@ def _attention_bindings(
     if config.attention_bias:
         names += [f"{part}.bias" for part in with_bias]
     if config.attention_kind(layer) == "indexed":
-        modules += ["indexer.wq_b", "indexer.wk"]
-        norm = ("indexer.k_norm.weight", "indexer.k_norm.bias")
-        names += [*norm, "indexer.weights_proj.weight"]
+        modules += ["indexer.wq_b", "indexer.wk", "indexer.weights_proj"]
+        names += ["indexer.k_norm.weight", "indexer.k_norm.bias"]
     bindings = [_plain(checkpoint, prefix, f"self_attn.{name}") for name in names]
     for module in modules:
         bindings += _linear(checkpoint, prefix, f"self_attn.{module}")
@@ -192,22 +199,27 @@ def _moe_bindings(
         _plain(checkpoint, prefix, name)
         for name in ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
     ]
-    narrow = experts_narrow(config, layer)
-    of_experts = f"{prefix}mlp.experts.{{expert}}."
+    precision = experts_precision(config, layer)
     for name, modules in EXPERT_MODULES.items():
         target = f"mlp.experts.{name}"
-        for suffix, shape, dtype in stacked_shapes(config, name, narrow):
-            if checkpoint.experts_stacked(layer):
-                bindings.append(Binding(target, (prefix + target,), shape))
-                continue
-            sources = tuple(f"{of_experts}{module}.weight{suffix}" for module in modules)
-            count = {"experts": experts}
-            bindings.append(Binding(target + suffix, sources, shape, "stack_experts", count, dtype))
+        shapes = stacked_shapes(config, name, precision)
+        if checkpoint.experts_stacked(layer):
+            bindings.append(Binding(target, (prefix + target,), shapes[0][1]))
+            continue
+        stored = [checkpoint.stored(f"{prefix}mlp.experts.0.{module}") for module in modules]
+        for i, (suffix, shape, dtype) in enumerate(shapes):
+            ends = [f"{of}{x.suffixes[i]}" for of, x in zip(modules, stored, strict=True)]
+            sources = tuple(f"{prefix}mlp.experts.{{expert}}.{end}" for end in ends)
+            fills = stored[0].by_tensor and suffix != ""
+            arguments = {"experts": experts} | ({"fill": 1} if fills else {})
+            bindings.append(
+                Binding(target + suffix, sources, shape, "stack_experts", arguments, dtype)
+            )
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
 
 
 def stacked_shapes(
-    config: ModelConfig, name: str, narrow: bool
+    config: ModelConfig, name: str, precision: str
 ) -> list[tuple[str, tuple[int, ...], str | None]]:
     """The stacked tensors of `name` in `EXPERT_MODULES`: what follows its name, shape and dtype (as
     a binding's). Gate and up rows follow one another; scales of theirs that are no rows, [E, 2, ·].
@@ -215,10 +227,10 @@ def stacked_shapes(
     experts, hidden = config.n_routed_experts, config.hidden_size
     width, count = config.moe_intermediate_size, len(EXPERT_MODULES[name])
     rows, columns = (hidden, width) if name == "down_proj" else (width, hidden)
-    if not narrow:
+    if precision == "bf16":
         return [("", (experts, count * rows, columns), None)]
     shapes: list[tuple[str, tuple[int, ...], str | None]] = []
-    for part in config.quantization.parts((rows, columns)):
+    for part in config.quantization.parts((rows, columns), precision):
         if part.shape[:1] == (rows,):
             shape: tuple[int, ...] = (count * rows, *part.shape[1:])
         else:
@@ -265,7 +277,9 @@ def bound_tensor(
             result = _head_rows(result, **binding.arguments)
         if binding.dtype == "int8":
             result = result.view(np.int8)
-        result = np.ascontiguousarray(cast(result, numpy_dtype))
+        result = np.ascontiguousarray(result.astype(numpy_dtype, copy=False))
+        if binding.transform == "fill":
+            result = np.full(binding.shape, result.reshape(()))
         result = result.reshape(result.shape or (1,))
     if result.shape != binding.shape:
         raise CheckpointError(
@@ -275,28 +289,17 @@ def bound_tensor(
     return result
 
 
-def cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """`array` in `dtype`, itself where it has that. Float64 becomes float32 first, as in torch and
-    in the C++ runtime: rounded twice, a number may be another than rounded once.
-    """
-    if array.dtype == np.float64 and dtype.itemsize < 4:
-        array = array.astype(np.float32)
-    return array.astype(dtype, copy=False)
-
-
 def bound_dtype(binding: Binding, source: TensorSource) -> str:
     """The dtype that `bound_tensor` gives when it is asked for none: as stored; of tensors that are
-    stacked, and stored in several, the narrowest that holds the values of all. Float32 for float64.
+    stacked, and stored in several, the narrowest that holds the values of all.
     """
     if binding.dtype is not None:
         return binding.dtype
     if binding.transform == "head_rows" and len(binding.tensors) > 1:
         return "float32"
     stored = {source.tensor(name).dtype for name in tensor_names([binding])}
-    if np.dtype(np.float64) in stored or len(stored) > 1:
-        return (
-            "float32"  # no block takes more; bfloat16 and float16 do not hold each other's values
-        )
+    if len(stored) > 1:
+        return "float32"  # bfloat16 and float16 do not hold each other's values
     return next(name for name, dtype in NUMPY_DTYPES.items() if dtype in stored)
 
 
@@ -312,13 +315,26 @@ def is_large_stack(binding: Binding) -> bool:
 
 def expert_parts(binding: Binding, source: TensorSource, expert: int) -> list[NDArray[Any]]:
     """Of a stacked input, views of what one expert has in it: a tensor a module (gate and up), or
-    all of them in one where they are stored so. Each is in the dtype in which it is stored.
+    all of them in one where they are stored so. Each is in the dtype in which it is stored, but for
+    scales that the block wants in float32 or one number of a module: copies of those.
     """
     if binding.transform == "stack_experts":
         parts = [source.tensor(name.format(expert=expert)) for name in binding.tensors]
     else:
         parts = [source.tensor(binding.tensors[0])[expert]]
+    if "fill" in binding.arguments:
+        parts = [np.full(_share(binding), part.reshape(())) for part in parts]
+    if binding.dtype == "float32":
+        parts = [part.astype(np.float32, copy=False) for part in parts]
     return [part.view(np.int8) for part in parts] if binding.dtype == "int8" else parts
+
+
+def _share(binding: Binding) -> tuple[int, ...]:
+    """The shape of what one module has in an expert's part of a stacked input."""
+    shape, count = binding.shape[1:], len(binding.tensors)
+    return (
+        shape if count == 1 else shape[1:] if shape[0] == count else (shape[0] // count, *shape[1:])
+    )
 
 
 def release_expert(binding: Binding, source: TensorSource, expert: int) -> None:
@@ -344,14 +360,16 @@ def _stack_experts(
     # One destination filled tensor by tensor: never a second copy of the whole.
     result = np.empty(binding.shape, dtype)
     flat = result.reshape(binding.shape[0], -1)
+    share = flat.shape[1] // len(binding.tensors) if "fill" in binding.arguments else None
     for expert in range(binding.arguments["experts"]):
         filled = 0
         for template in binding.tensors:
             part = checkpoint.tensor(template.format(expert=expert)).reshape(-1)
             if binding.dtype == "int8":
                 part = part.view(np.int8)
-            flat[expert, filled : filled + part.size] = cast(part, dtype)
-            filled += part.size
+            size = share or part.size
+            flat[expert, filled : filled + size] = part
+            filled += size
     return result
 
 

@@ -20,10 +20,26 @@ def require_directory(path: Path) -> None:
     if path.is_dir():
         return
     if path.is_file():
+        if (other := other_format(path)) is not None:
+            raise CheckpointError(f"{path.parent}: {other}")
         raise CheckpointError(
             f"{path}: a file, not a directory; give the checkpoint's directory: {path.parent}"
         )
     raise CheckpointError(f"{path}: not a directory; expected a checkpoint directory{_hint(path)}")
+
+
+# Endings of files that hold weights otherwise.
+_OTHERS = {
+    ".gguf": "GGUF is not read; export the BF16, FP8 or NVFP4 checkpoint that it was made from",
+    **dict.fromkeys((".bin", ".pth", ".pt", ".ckpt"), "pickled weights are never loaded; save "
+                    "them with save_pretrained of transformers, as safetensors"),
+}  # fmt: skip
+
+
+def other_format(path: Path) -> str | None:
+    """What to say of a file of weights that are not safetensors, by its ending."""
+    text = _OTHERS.get(path.suffix.lower())
+    return None if text is None else f"{path.name}: {text}"
 
 
 def hub_name(path: Path) -> str | None:

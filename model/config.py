@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import ConfigError
-from glm_trt.model.files import what_it_is
-from glm_trt.model.quantization import LINEARS, Quantization
+from glm_trt.model.quantization import LINEARS, MAYBE_LINEARS, Quantization
+from glm_trt.model.quantization_config import read_quantization
 
 CONFIG_FILE, MODELOPT_FILE = "config.json", "hf_quant_config.json"
 MODEL_TYPES = ("glm_moe_dsa",)
@@ -129,15 +129,12 @@ class ModelConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a `config.json`, not yet checked; ConfigError where there is none."""
-    content = b""
     try:
-        content = path.read_bytes()
-        data = json.loads(content.decode("utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        known = what_it_is(content) if not isinstance(error, OSError) else None
-        raise ConfigError(f"{path}: {known or f'not readable as JSON: {error}'}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
@@ -161,7 +158,8 @@ def block_kind(config: ModelConfig, layer: int) -> str:
     """The layer's kind, such as `dense_indexed`; layers of the same kind share one graph.
 
     The words are those of `ModelConfig.mlp_kind` and `attention_kind`; a third, such as `fp8`, is
-    there where weights are stored narrow, with a number from the second set of narrow modules on.
+    there where weights are stored narrow (or several of them), with a number from the second set of
+    narrow modules on.
     `mtp` stands before those of a prediction layer.
     """
     return _block_kinds(config)[layer]
@@ -170,17 +168,19 @@ def block_kind(config: ModelConfig, layer: int) -> str:
 @lru_cache
 def _block_kinds(config: ModelConfig) -> tuple[str, ...]:
     quantization, names = config.quantization, []
-    found: dict[str, list[tuple[bool, ...]]] = {}
+    found: dict[str, list[tuple[str, ...]]] = {}
     for layer in range(config.num_hidden_layers + config.num_nextn_predict_layers):
         name = f"{config.mlp_kind(layer)}_{config.attention_kind(layer)}"
         name = name if layer < config.num_hidden_layers else f"mtp_{name}"
-        narrow = tuple(quantization.narrows(f"model.layers.{layer}.{of}") for of in LINEARS)
-        if any(narrow):
+        modules = (*LINEARS, *MAYBE_LINEARS)
+        stored = tuple(quantization.precision_of(f"model.layers.{layer}.{of}") for of in modules)
+        if narrow := sorted(set(stored) - {"bf16"}):
+            name = "_".join([name, *narrow])
             sets = found.setdefault(name, [])
-            if narrow not in sets:
-                sets.append(narrow)
-            number = sets.index(narrow) + 1
-            name += f"_{quantization.precision}" + (f"_{number}" if number > 1 else "")
+            if stored not in sets:
+                sets.append(stored)
+            number = sets.index(stored) + 1
+            name += f"_{number}" if number > 1 else ""
         names.append(name)
     return tuple(names)
 
@@ -235,10 +235,10 @@ class _Reader:
             indexer_types=self.indexers(layer_types),
             attention_bias=self.boolean("attention_bias", False),
             tie_word_embeddings=self.boolean("tie_word_embeddings", False),
-            num_nextn_predict_layers=self.prediction_layers(),
+            num_nextn_predict_layers=self.integer("num_nextn_predict_layers", 0, 0),
             eos_token_ids=self.eos(sizes["vocab_size"]),
             dtype=self.dtype(),
-            quantization=Quantization.from_config(data.get("quantization_config"), self.source),
+            quantization=read_quantization(data, self.source),
         )
         self.check(config)
         return config
@@ -310,10 +310,6 @@ class _Reader:
             field = f"indexer_types[{indexed[0]}]"
             raise self.fail(field, "'full' (nothing to share yet)", kinds[indexed[0]])
         return kinds
-
-    def prediction_layers(self) -> int:
-        none = self.data.get("num_nextn_predict_layers") is None
-        return 0 if none else self.integer("num_nextn_predict_layers", 0, 0)
 
     def eos(self, vocabulary: int) -> tuple[int, ...]:
         value = self.data.get("eos_token_id")

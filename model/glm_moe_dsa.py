@@ -137,7 +137,8 @@ class PredictionLayer(DecoderLayer):
         self.norm = RMSNorm(hidden, eps, operators)  # the decoder's
         self.enorm = RMSNorm(hidden, eps, operators)
         self.hnorm = RMSNorm(hidden, eps, operators)
-        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        linears = Linears(config.quantization, f"model.layers.{layer}.", operators)
+        self.eh_proj = linears("eh_proj", 2 * hidden, hidden)
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, embedded: Tensor, state: State, step: Step

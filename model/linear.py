@@ -26,12 +26,13 @@ class QuantizedLinear(nn.Module):
         outputs: int,
         bias: bool,
         quantization: Quantization,
+        precision: str,
         operators: EagerOperators,
     ) -> None:
         super().__init__()
-        self.precision, self.operators = quantization.precision, operators
+        self.precision, self.operators = precision, operators
         self.names: list[str] = []
-        for part in quantization.parts((outputs, inputs)):
+        for part in quantization.parts((outputs, inputs), precision):
             dtype = torch.float32 if part.dtype == "float32" else torch.int8
             name = part.suffix.removeprefix(".")
             self.register_parameter(name, empty_parameter(part.shape or (1,), dtype))
@@ -66,6 +67,7 @@ class Linears:
 
     def __call__(self, name: str, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
         """The linear layer `name`: [T, inputs] → [T, outputs]."""
-        if not self.quantization.narrows(self.prefix + name):
+        precision = self.quantization.precision_of(self.prefix + name)
+        if precision == "bf16":
             return nn.Linear(inputs, outputs, bias=bias)
-        return QuantizedLinear(inputs, outputs, bias, self.quantization, self.operators)
+        return QuantizedLinear(inputs, outputs, bias, self.quantization, precision, self.operators)

@@ -14,7 +14,7 @@ from glm_trt.model.bindings import EXPERT_MODULES, stacked_shapes
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.linear import Linears, empty_parameter
 from glm_trt.model.operators import EagerOperators, at_least_float32
-from glm_trt.model.tensors import experts_narrow
+from glm_trt.model.tensors import experts_precision
 
 
 class DenseMLP(nn.Module):
@@ -68,10 +68,9 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, operators: EagerOperators) -> None:
         super().__init__()
         self.operators, self.names = operators, list[str]()
-        narrow = experts_narrow(config, layer)
-        self.precision = config.quantization.precision if narrow else "bf16"
+        self.precision = experts_precision(config, layer)
         for name in EXPERT_MODULES:
-            for suffix, shape, dtype in stacked_shapes(config, name, narrow):
+            for suffix, shape, dtype in stacked_shapes(config, name, self.precision):
                 kind = torch.int8 if dtype == "int8" else None
                 self.register_parameter(name + suffix, empty_parameter(shape, kind))
                 self.names.append(name + suffix)

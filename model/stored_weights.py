@@ -25,11 +25,15 @@ def dequantize(codes: NDArray[Any], scale: NDArray[Any], *rest: NDArray[Any]) ->
     Parameters
     ----------
     codes : e4m3 [out, in], or uint8 [out, in/2].
-    scale : float32 [⌈out/128⌉, ⌈in/128⌉], or e4m3 [out, in/16].
+    scale : of a float dtype, [⌈out/128⌉, ⌈in/128⌉] or one number; or e4m3 [out, in/16].
     rest : of the latter, the global scale, one number.
     """
     rows = codes.shape[0]
     if not rest:
+        scale = scale.astype(np.float32)
+        if scale.size == 1:
+            scaled: NDArray[Any] = E4M3_OF_BYTE[codes.view(np.uint8)] * scale.reshape(())
+            return scaled
         wide = scale.repeat(FP8_BLOCK[1], 1)[:, : codes.shape[1]]
         return E4M3_OF_BYTE[codes.view(np.uint8)] * wide.repeat(FP8_BLOCK[0], 0)[:rows]
     values = E2M1_OF_BYTE[codes].reshape(rows, -1)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.errors import ConfigError
 from glm_trt.model.quantization import Quantization
 from glm_trt.model.states import linear_channels
 
@@ -91,31 +90,19 @@ def stored_tensors(specs: Iterable[TensorSpec], quantization: Quantization) -> I
     """`specs` as they are stored: codes and scales in place of each matrix that is narrow."""
     for spec in specs:
         module = spec.name.removesuffix(".weight")
-        if not quantization.narrows(module):
+        precision = quantization.precision_of(module)
+        if precision == "bf16":
             yield spec
             continue
-        for part in quantization.parts(spec.shape):
+        for part in quantization.parts(spec.shape, precision):
             yield spec._replace(name=module + part.suffix, shape=part.shape, dtype=part.dtype)
 
 
-def experts_narrow(config: ModelConfig, layer: int) -> bool:
-    """Whether the layer's routed experts are stored narrow, all of them.
-
-    Raises
-    ------
-    ConfigError
-        If the config's lists exclude some of their modules and not the others.
+def experts_precision(config: ModelConfig, layer: int) -> str:
+    """In which of `PRECISIONS` the layer's routed experts are stored: in a checkpoint that was
+    opened they are alike.
     """
-    prefix = f"model.layers.{layer}.mlp.experts"
-    parts = ("gate_proj", "up_proj", "down_proj")
-    names = (f"{prefix}.{i}.{part}" for i in range(config.n_routed_experts) for part in parts)
-    narrow = {config.quantization.narrows(name) for name in names}
-    if len(narrow) > 1:
-        raise ConfigError(
-            f"quantization_config: {prefix}: expected all experts of a layer quantised or none; "
-            "the list excludes some of their modules"
-        )
-    return narrow.pop()
+    return config.quantization.precision_of(f"model.layers.{layer}.mlp.experts.0.gate_proj")
 
 
 def mtp_layers(config: ModelConfig) -> range:

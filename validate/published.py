@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +30,10 @@ from glm_trt.model.weights import (
 
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8,
 }  # fmt: skip
-_MAX_HEADER_BYTES = 100_000_000
 _EXPERTS = "mlp.experts."
+_FP8_SCALE, _OTHER_FP8_SCALE = "_scale_inv", "_scale"
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
@@ -50,35 +49,24 @@ class PublishedTensors:
     """The tensors of a sound checkpoint (`Checkpoint.open` says whether it is), mapped."""
 
     def __init__(self, directory: Path) -> None:
-        single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-        everything = set(directory.glob("*.safetensors"))
-        if single.is_file():
-            files = {single}
-        elif index.is_file():
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             files = {directory / name for name in names}
         else:
-            files = everything
+            files = set(directory.glob("*.safetensors"))
         self._places: dict[str, _Place] = {}
         for path in files:
-            self._map(path)
-        for path in sorted(everything - files):
-            with suppress(ValueError, OSError):  # files of something else lie there as well
-                self._map(path, "model.layers.")
-
-    def _map(self, path: Path, prefix: str = "") -> None:
-        """Adds what a file holds under names that begin so, and that are not there yet."""
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(start - 8, _MAX_HEADER_BYTES)))
-            # A copy on write, as torch takes no memory that cannot be written; none is.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        for name, of in header.items():
-            known = name.startswith(prefix) and of.get("dtype") in _DTYPES
-            if known and name not in self._places:
-                begin, end = (start + offset for offset in of["data_offsets"])
-                dtype, shape = _DTYPES[of["dtype"]], tuple(of["shape"])
-                self._places[name] = _Place(mapped, begin, end, dtype, shape)
+            with path.open("rb") as file:
+                start = 8 + int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(start - 8))
+                # A copy on write, as torch takes no memory that cannot be written; none is.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            for name, of in header.items():
+                if name != "__metadata__":
+                    begin, end = (start + offset for offset in of["data_offsets"])
+                    shape = tuple(of["shape"])
+                    self._places[name] = _Place(mapped, begin, end, _DTYPES[of["dtype"]], shape)
 
     def __contains__(self, name: str) -> bool:
         """Whether it is stored."""
@@ -139,7 +127,15 @@ class PublishedWeights:
             return self._large(name, source, wanted)
         if name in ("self_attn.k_up_proj", "self_attn.v_up_proj"):
             return self._half(source, wanted)
+        if source.endswith(_FP8_SCALE):
+            return self._scale(source, wanted, shape)
         return self._copy(source, wanted).reshape(shape)
+
+    def _scale(self, source: str, wanted: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Scales of FP8, which may be stored under another name, and as one for all."""
+        if source not in self.tensors:
+            source = source.removesuffix(_FP8_SCALE) + _OTHER_FP8_SCALE
+        return self._copy(source, wanted).expand(shape).contiguous()
 
     def _copy(self, source: str, wanted: torch.dtype) -> Tensor:
         view = self.tensors.view(source)
@@ -159,11 +155,12 @@ class PublishedWeights:
         prefix, _, name = source.partition(_EXPERTS)
         stacked = next(of for of in _PROJECTIONS if name.startswith(of))
         suffix = name.removeprefix(stacked)
-        parts = [
-            self._copy(f"{prefix}{_EXPERTS}{expert}.{of}.weight{suffix}", wanted).flatten()
-            for of in _PROJECTIONS[stacked]
-        ]
-        return torch.cat(parts).reshape(shape)
+        modules = _PROJECTIONS[stacked]
+        names = [f"{prefix}{_EXPERTS}{expert}.{of}.weight{suffix}" for of in modules]
+        if suffix == _FP8_SCALE:  # of gate and up [2, ·, ·]
+            blocks = shape if len(modules) == 1 else shape[1:]
+            return torch.cat([self._scale(x, wanted, blocks) for x in names]).reshape(shape)
+        return torch.cat([self._copy(x, wanted).flatten() for x in names]).reshape(shape)
 
     def _large(self, name: str, source: str, wanted: torch.dtype) -> nn.Module:
         weight = self.tensors.view(source)
@@ -187,8 +184,9 @@ class PublishedWeights:
     def _matrix(self, module: str) -> Tensor:
         """A module's weight; in float32 where it is stored narrow."""
         codes = self.tensors.view(f"{module}.weight")
-        if f"{module}.weight_scale_inv" in self.tensors:
-            scale = self.tensors.view(f"{module}.weight_scale_inv").clone()
+        if codes.dtype == torch.float8_e4m3fn:
+            blocks = tuple(-(-size // 128) for size in codes.shape)
+            scale = self._scale(f"{module}.weight{_FP8_SCALE}", torch.float32, blocks)
             return dequantize_fp8(codes.view(torch.int8), scale)
         if f"{module}.weight_scale" in self.tensors:
             scale = self.tensors.view(f"{module}.weight_scale").view(torch.int8)

@@ -24,12 +24,14 @@ class Group(NamedTuple):
     """Tensors that are alike in all that a plan asks.
 
     `mtp`: of a prediction layer. `split`: each GPU holds its share of it, else all of it.
+    `quantised`: in a checkpoint of such weights; `precision`: in this one.
     """
 
     component: str
     mtp: bool
     split: bool
     quantised: bool
+    precision: str
     dtype: str
     shape: tuple[int, ...]
 
@@ -107,7 +109,7 @@ class Weights:
         with_mtp = self.with_mtp if with_mtp is None else with_mtp
         stored = self.quantisation.stored_bytes
         return sum(
-            count * stored(group.shape, group.dtype, group.quantised)
+            count * stored(group.shape, group.dtype, group.precision)
             for group, count in self.groups.items()
             if wanted(group) and (with_mtp or not group.mtp)
         )
@@ -116,8 +118,9 @@ class Weights:
 def _group(config: ModelConfig, quantisation: Quantization, spec: TensorSpec) -> Group:
     mtp = spec.layer is not None and spec.layer >= config.num_hidden_layers
     split = spec.component in _SPLIT_COMPONENTS or spec.name.endswith(_SPLIT_TENSORS)
-    quantised = quantisation.may_narrow(spec.name.removesuffix(".weight"))
-    return Group(spec.component, mtp, split, quantised, spec.dtype, spec.shape)
+    module = spec.name.removesuffix(".weight")
+    quantised, precision = quantisation.may_narrow(module), quantisation.precision_of(module)
+    return Group(spec.component, mtp, split, quantised, precision, spec.dtype, spec.shape)
 
 
 def gpu_counts(config: ModelConfig, most: int = 64) -> tuple[int, ...]:

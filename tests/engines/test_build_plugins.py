@@ -220,6 +220,32 @@ def test_hybrid_builds_with_plugins(
         assert transposed_weights(hybrid / engine["file"]) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "linear", "experts"),
+    [
+        ("nvfp4-default", {"Nvfp4Linear"}, "Nvfp4MoeExperts"),
+        pytest.param("mixed-precision", {"Fp8Linear"}, "Nvfp4MoeExperts", marks=pytest.mark.slow),
+        pytest.param("nvfp4-mlp-only", {"Nvfp4Linear"}, "Nvfp4MoeExperts", marks=pytest.mark.slow),
+        pytest.param("nvfp4-experts-only", set(), "Nvfp4MoeExperts", marks=pytest.mark.slow),
+        pytest.param("fp8-by-tensor", {"Fp8Linear"}, "Fp8MoeExperts", marks=pytest.mark.slow),
+    ],
+)
+def test_what_others_quantised_builds_with_plugins(
+    library: Path, tmp_path: Path, name: str, linear: set[str], experts: str
+) -> None:
+    """Narrow layers are plugins, and so are the indexer's head weights where they are narrow."""
+    options = ExportOptions(dtypes=("bfloat16",))
+    export_checkpoint(TINY.parent / "quantised" / name, tmp_path / "bundle", options)
+    built = BuildOptions(targets=("sm80",), dtype="bfloat16", plugins=library)
+    engines = [engine.entry for engine in build_engines(tmp_path / "bundle", built)]
+    assert len(engines) == 4
+    for engine in engines:
+        sparse = engine["kind"].startswith("sparse")
+        wanted = {"IndexerTopK", "SparseMla"} | (linear if engine["kind"].count("_") > 1 else set())
+        wanted |= {"MoeRouting", experts} if sparse else set()
+        assert set(engine["plugins"]) == (wanted if "_" in engine["kind"] else set())
+
+
 def test_linear_attention_wants_the_library(
     hybrid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+QUANTISED = TINY.parent / "quantised"
 PRECISIONS = ("fp8", "nvfp4")
 FLOAT32 = ExportOptions(dtypes=("float32",))  # what onnxruntime runs
 SHORT = ValidationOptions(cases=CaseOptions(longest=4))
@@ -148,6 +149,32 @@ def test_modelopt_file_comes_into_the_bundle(
     # Any graph will do: that it is exported anew is what matters.
     monkeypatch.setattr(trace, "trace_block", lambda *_: onnx.ModelProto())
     assert export_checkpoint(tmp_path / "c", tmp_path / "b", FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixed-precision",
+        *(pytest.param(name, marks=LONG) for name in (
+            "nvfp4-default", "nvfp4-experts-only", "nvfp4-mlp-only", "fp8-by-tensor",
+            "compressed-tensors-fp8-block", "compressed-tensors-fp8-by-tensor")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("materialize", [False, pytest.param(True, marks=LONG)])
+def test_bundles_of_what_others_quantised(
+    tmp_path: Path, name: str, materialize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits that the tool's own dequantisation gives, experts mapped or not; and validated."""
+    options = replace(FLOAT32, materialize=materialize)
+    export_checkpoint(QUANTISED / name, tmp_path / "b", options)
+    expected = np.load(QUANTISED / name / "expected.npz")
+    for large in (1 << 26, 1 << 4):
+        monkeypatch.setattr(b, "LARGE", large)
+        with glm_trt.load(tmp_path / "b") as runtime:
+            assert relative(runtime.forward(expected["input_ids"]), expected["logits"]) < 1e-5
+    monkeypatch.undo()
+    report = validate_bundle(tmp_path / "b", SHORT)
+    assert report["ok"], report
 
 
 def test_materialised_bundle_is_the_same(place: Path, tmp_path: Path) -> None:

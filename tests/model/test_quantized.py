@@ -19,6 +19,7 @@ from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.errors import CheckpointError, ConfigError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.quantization import Quantization
+from glm_trt.model.quantization_config import check_supported
 from glm_trt.model.weights import load_model
 from glm_trt.plugins.operators import RegisteredOperators
 
@@ -170,12 +171,10 @@ def test_modelopt_file_beside_the_config(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"weight_block_size": [64, 128]}, r"weight_block_size: expected \[128, 128\]"),
-        ({"weight_block_size": None}, "weight_block_size.*found None"),
         ({"weight_block_size": "128"}, "weight_block_size: expected two sizes"),
         ({"fmt": "e5m2"}, "fmt 'e5m2'"),
-        ({"quant_method": "awq"}, "expected fp8 or NVFP4"),
-        ({"modules_to_not_convert": "lm_head"}, "list of module names"),
-        ({"modules_to_not_convert": ["model.layers.2.mlp.experts.3"]}, "all experts of a layer"),
+        ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert: .*list of module names"),
+        ({"ignore": ["re:(.*"]}, r"regular expression after re: .*found 're:\(\.\*'"),
     ],
 )
 def test_configs_that_cannot_be(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -193,11 +192,17 @@ def test_compressed_tensors_can_only_be_planned_for(tmp_path: Path) -> None:
     of = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
     read = ModelConfig.from_dict(config | {"quantization_config": of})
     with pytest.raises(ConfigError, match="planned for only"):
-        read.quantization.check_supported("config.json")
+        check_supported(read.quantization, "config.json")
 
 
 def _without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in tensors.items() if key != name}
+
+
+def _whole(tensors: dict[str, Any], module: str) -> dict[str, Any]:
+    """FP8 → BF16."""
+    rest = _without(tensors, f"{module}.weight_scale_inv")
+    return rest | {f"{module}.weight": tensors[f"{module}.weight"].bfloat16()}
 
 
 Q_A = "model.layers.0.self_attn.q_a_proj"
@@ -208,13 +213,19 @@ Q_A = "model.layers.0.self_attn.q_a_proj"
     [
         (lambda t: _without(t, f"{Q_A}.weight_scale_inv"), "missing.*q_a_proj.weight_scale_inv"),
         (lambda t: t | {f"{Q_A}.weight": t[f"{Q_A}.weight"].float()},
-         "q_a_proj.weight: expected dtype float8_e4m3fn, found float32"),
+         "q_a_proj.weight: expected dtype float8_e4m3fn.*_scale_inv is stored.*found float32"),
         (lambda t: t | {f"{Q_A}.weight_scale_inv": torch.ones(2, 2)},
-         r"weight_scale_inv: expected shape \(1, 2\), found \(2, 2\)"),
-        (lambda t: t | {f"{Q_A}.weight_scale_inv": torch.ones(1, 2).bfloat16()},
-         "weight_scale_inv: expected dtype float32, found bfloat16"),
-        (lambda t: _without(t, f"{Q_A}.weight_scale_inv") | {
-            f"{Q_A}.weight": t[f"{Q_A}.weight"].bfloat16()}, "modules_to_not_convert"),
+         r"weight_scale_inv: expected shape \(1, 2\).*found \(2, 2\)"),
+        (lambda t: t | {f"{Q_A}.weight_scale_inv": torch.ones(96)},
+         r"weight_scale_inv: expected shape \(1, 2\).*found \(96,\) \(one for each row\)"),
+        (lambda t: t | {f"{Q_A}.weight_scale_inv": torch.ones(1, 2).to(torch.uint8)},
+         r"weight_scale_inv: expected dtype float32 .*found uint8 \(MXFP8\)"),
+        (lambda t: t | {f"{Q_A}.weight_scale": torch.ones(1, 2)},
+         "missing its scale: .*found .*weight_scale_inv and .*weight_scale"),
+        (lambda t: t | {"lm_head.weight": t["lm_head.weight"].to(torch.float8_e4m3fn)},
+         "lm_head.weight: expected dtype float32 .*read whole only.*found float8_e4m3fn"),
+        (lambda t: _whole(t, "model.layers.2.mlp.experts.3.up_proj"),
+         "experts.3.up_proj: expected all experts of a layer stored alike; .*this is whole"),
     ],
 )  # fmt: skip
 def test_files_that_contradict_the_config(tmp_path: Path, change: Any, words: str) -> None:

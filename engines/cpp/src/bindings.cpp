@@ -46,7 +46,8 @@ public:
     {
         auto const& codes = mParts[0].shape;
         auto const& scales = mParts[1].shape;
-        if (codes.size() != 2 || scales.size() != 2)
+        mIsByTensor = mIsFp8 && elements(scales) == 1; // one scale for all
+        if (codes.size() != 2 || (scales.size() != 2 && !mIsByTensor))
         {
             fail(binding, codes);
         }
@@ -55,7 +56,7 @@ public:
         std::vector<int64_t> const expected = mIsFp8
             ? std::vector<int64_t>{blocks(codes[0], kFp8Block), blocks(mColumns, kFp8Block)}
             : std::vector<int64_t>{codes[0], mColumns / kNvfp4Group};
-        if (scales != expected || (!mIsFp8 && elements(mParts[2].shape) != 1))
+        if ((scales != expected && !mIsByTensor) || (!mIsFp8 && elements(mParts[2].shape) != 1))
         {
             fail(binding, scales);
         }
@@ -68,13 +69,13 @@ public:
 
     void row(int64_t row, float* out) const
     {
-        int64_t const scales = mParts[1].shape[1];
+        int64_t const scales = mIsByTensor ? 0 : mParts[1].shape[1];
         for (int64_t column = 0; column < mColumns; ++column)
         {
             if (mIsFp8)
             {
-                float const scale
-                    = readFloat(mParts[1], static_cast<size_t>(row / kFp8Block * scales + column / kFp8Block));
+                int64_t const block = mIsByTensor ? 0 : row / kFp8Block * scales + column / kFp8Block;
+                float const scale = readFloat(mParts[1], static_cast<size_t>(block));
                 out[column] = readFloat(mParts[0], static_cast<size_t>(row * mColumns + column)) * scale;
                 continue;
             }
@@ -89,6 +90,7 @@ public:
 private:
     std::vector<TensorView> mParts;
     bool mIsFp8;
+    bool mIsByTensor{false};
     int64_t mColumns{0};
 };
 
@@ -149,7 +151,16 @@ std::string ofExpert(std::string name, int64_t expert)
     return place == std::string::npos ? name : name.replace(place, kMark.size(), std::to_string(expert));
 }
 
-//! Of each expert the tensors after one another.
+//! The tensor's one number, `count` times.
+void fillWith(TensorView const& one, size_t count, Dtype dtype, std::byte* out)
+{
+    for (size_t i = 0; i < count; ++i)
+    {
+        convert(one, 0, 1, dtype, out + i * sizeOf(dtype));
+    }
+}
+
+//! Of each expert the tensors after one another; or the one number of each, which fills its share.
 void stackExperts(Binding const& binding, TensorFiles const& files, Dtype dtype, std::byte* out)
 {
     auto const experts = binding.arguments.find("experts");
@@ -158,18 +169,26 @@ void stackExperts(Binding const& binding, TensorFiles const& files, Dtype dtype,
         fail(binding, {});
     }
     size_t const ofOne = elements({binding.shape.begin() + 1, binding.shape.end()});
+    bool const fills = binding.arguments.count("fill") != 0;
     for (int64_t expert = 0; expert < experts->second; ++expert)
     {
         size_t filled = 0;
         for (auto const& name : binding.tensors)
         {
             TensorView const part = files.tensor(ofExpert(name, expert));
-            size_t const count = elements(part.shape);
-            if (filled + count > ofOne)
+            size_t const count = fills ? ofOne / binding.tensors.size() : elements(part.shape);
+            if (filled + count > ofOne || (fills && elements(part.shape) != 1))
             {
                 fail(binding, part.shape);
             }
-            convert(part, 0, count, dtype, out);
+            if (fills)
+            {
+                fillWith(part, count, dtype, out);
+            }
+            else
+            {
+                convert(part, 0, count, dtype, out);
+            }
             out += count * sizeOf(dtype);
             filled += count;
         }
@@ -206,6 +225,15 @@ void bindInto(Binding const& binding, TensorFiles const& files, Dtype dtype, std
         return;
     }
     auto const& shape = parts.at(0).shape;
+    if (binding.transform == "fill")
+    {
+        if (elements(shape) != 1)
+        {
+            fail(binding, shape);
+        }
+        fillWith(parts[0], elements(binding.shape), dtype, out);
+        return;
+    }
     expectShape(binding, shape.empty() ? std::vector<int64_t>{1} : shape);
     convert(parts[0], 0, elements(shape), dtype, out);
 }

@@ -16,7 +16,7 @@ struct Binding
 {
     std::string name;                 // the graph's input
     std::vector<std::string> tensors; // "{expert}" stands for 0 ... experts - 1
-    std::string transform;            // "none", "head_rows", "stack_experts"
+    std::string transform;            // "none", "fill", "head_rows", "stack_experts"
     std::map<std::string, int64_t> arguments;
     std::vector<int64_t> shape;
     std::optional<Dtype> dtype; // whatever the block's own is
