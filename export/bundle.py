@@ -19,7 +19,7 @@ from glm_trt.export import manifest as m
 from glm_trt.export.materialize import bound_bytes, materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import ModelConfig, block_kind, read_config
+from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
 from glm_trt.model.requirements import require, require_installed
@@ -31,7 +31,8 @@ from glm_trt.model.tensors import mtp_layers
 # left out, as a checkpoint of a terabyte must export without being read.
 SCAN_LIMIT_BYTES = 32 << 30
 _NON_FINITE = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00),
-               "bfloat16": (np.uint16, 0x7F80), "float8_e4m3fn": (np.uint8, 0x7F)}  # fmt: skip
+               "bfloat16": (np.uint16, 0x7F80), "float64": (np.uint64, 0x7FF << 52),
+               "float8_e4m3fn": (np.uint8, 0x7F)}  # fmt: skip
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -288,7 +289,7 @@ def _export_key(
     checkpoint: Checkpoint, shards: list[dict[str, Any]], settings: dict[str, Any]
 ) -> str:
     digest = hashlib.sha256()
-    digest.update(json.dumps(read_config(checkpoint.directory)).encode())
+    digest.update(json.dumps(checkpoint.config_data()).encode())
     for path in checkpoint.tokenizer_files:
         name = path.relative_to(checkpoint.directory).as_posix()
         digest.update(name.encode() + path.read_bytes())

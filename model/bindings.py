@@ -277,7 +277,7 @@ def bound_tensor(
             result = _head_rows(result, **binding.arguments)
         if binding.dtype == "int8":
             result = result.view(np.int8)
-        result = np.ascontiguousarray(result.astype(numpy_dtype, copy=False))
+        result = np.ascontiguousarray(cast(result, numpy_dtype))
         if binding.transform == "fill":
             result = np.full(binding.shape, result.reshape(()))
         result = result.reshape(result.shape or (1,))
@@ -289,17 +289,28 @@ def bound_tensor(
     return result
 
 
+def cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`array` in `dtype`, itself where it has that. Float64 becomes float32 first, as in torch and
+    in the C++ runtime: rounded twice, a number may be another than rounded once.
+    """
+    if array.dtype == np.float64 and dtype.itemsize < 4:
+        array = array.astype(np.float32)
+    return array.astype(dtype, copy=False)
+
+
 def bound_dtype(binding: Binding, source: TensorSource) -> str:
     """The dtype that `bound_tensor` gives when it is asked for none: as stored; of tensors that are
-    stacked, and stored in several, the narrowest that holds the values of all.
+    stacked, and stored in several, the narrowest that holds the values of all. Float32 for float64.
     """
     if binding.dtype is not None:
         return binding.dtype
     if binding.transform == "head_rows" and len(binding.tensors) > 1:
         return "float32"
     stored = {source.tensor(name).dtype for name in tensor_names([binding])}
-    if len(stored) > 1:
-        return "float32"  # bfloat16 and float16 do not hold each other's values
+    if np.dtype(np.float64) in stored or len(stored) > 1:
+        return (
+            "float32"  # no block takes more; bfloat16 and float16 do not hold each other's values
+        )
     return next(name for name, dtype in NUMPY_DTYPES.items() if dtype in stored)
 
 
@@ -368,7 +379,7 @@ def _stack_experts(
             if binding.dtype == "int8":
                 part = part.view(np.int8)
             size = share or part.size
-            flat[expert, filled : filled + size] = part
+            flat[expert, filled : filled + size] = cast(part, dtype)
             filled += size
     return result
 

@@ -6,22 +6,25 @@ import json
 import logging
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model.checkpoint_place import other_format, require_directory
+from glm_trt.model.checkpoint_files import INDEX_FILE as INDEX_FILE
+from glm_trt.model.checkpoint_files import SINGLE_FILE as SINGLE_FILE
+from glm_trt.model.checkpoint_files import open_files, some
+from glm_trt.model.checkpoint_place import require_directory
 from glm_trt.model.config import CONFIG_FILE, DTYPES, ModelConfig, read_config
 from glm_trt.model.errors import CheckpointError
+from glm_trt.model.extra_tensors import PREDICTION_COPIES, by_kind
+from glm_trt.model.files import what_it_is
 from glm_trt.model.quantization_config import FIELD, check_supported
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
-from glm_trt.model.stored_forms import USUAL_SCALES, Stored, StoredForms
+from glm_trt.model.stored_forms import INPUT_SCALES, Stored, StoredForms
 from glm_trt.model.tensors import checkpoint_tensors, mtp_layers
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENIZER_FILES = (
@@ -33,13 +36,14 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+STORED_DTYPES = (*DTYPES, "float64")  # of tensors that are stored whole
 NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 # Of a module whose weight is packed otherwise: what stands in its place, and who writes that.
 _PACKED = {
     "weight_packed": "compressed-tensors", "qweight": "GPTQ or AWQ", "W_q": "HQQ",
-    
 }  # fmt: skip
 _COMPARED_ROWS = 4096  # of embedding and head at once
+_SAMPLED_ROWS = 64  # of a prediction layer's copy of either
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,7 +51,7 @@ class Checkpoint:
     """A checkpoint directory whose files agree with its config. Use `Checkpoint.open`."""
 
     def __init__(self, directory: Path, config: ModelConfig, files: list[SafetensorsFile]) -> None:
-        self.directory, self.config, self.files = directory, config, tuple(files)
+        self.directory, self.files = directory, tuple(files)
         self._said = config.quantization
         self._file_of: dict[str, SafetensorsFile] = {}
         for file in files:
@@ -59,6 +63,7 @@ class Checkpoint:
                     )
                 self._file_of[name] = file
         self.names = tuple(sorted(self._file_of))
+        self.config = self._with_prediction_layers(config)
         self._check_tensors()
 
     @classmethod
@@ -74,7 +79,7 @@ class Checkpoint:
         require_directory(directory)
         config = ModelConfig.from_directory(directory)
         check_supported(config.quantization, str(directory / CONFIG_FILE))
-        checkpoint = cls(directory, config, _open_files(directory))
+        checkpoint = cls(directory, config, open_files(directory, config.num_hidden_layers))
         if config.tie_word_embeddings and checkpoint.head_name != checkpoint.embedding_name:
             _LOG.warning(
                 "%s: %s: the config ties it to the embedding (tie_word_embeddings), but it is "
@@ -123,9 +128,53 @@ class Checkpoint:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether the multi-token-prediction layers are stored (transformers drops them)."""
-        prefixes = tuple(f"model.layers.{i}." for i in mtp_layers(self.config))
-        return any(name.startswith(prefixes) for name in self.names) if prefixes else False
+        """Whether the multi-token-prediction layers are stored, each with what it attends by
+        (transformers drops them).
+        """
+        return self._prediction_stored and self._without_indexer is None
+
+    def config_data(self) -> dict[str, Any]:
+        """`config.json` for whoever has no files, with what these say otherwise."""
+        data = read_config(self.directory)
+        if self.config.num_nextn_predict_layers != (data.get("num_nextn_predict_layers") or 0):
+            data["num_nextn_predict_layers"] = self.config.num_nextn_predict_layers
+        if self._said != self.config.quantization:
+            for name in (FIELD, "compression_config"):
+                data.pop(name, None)
+            if self.config.quantization.modules:
+                data[FIELD] = self.config.quantization.to_config()
+        return data
+
+    def _with_prediction_layers(self, config: ModelConfig) -> ModelConfig:
+        """The config with as many prediction layers as are stored, where it announces fewer."""
+        first, announced = config.num_hidden_layers, config.num_nextn_predict_layers
+        stored = 0
+        while f"model.layers.{first + stored}.eh_proj.weight" in self._file_of:
+            stored += 1
+        if stored > announced:
+            _LOG.warning(
+                "%s: %d prediction layer(s) are stored, which %s does not announce "
+                "(num_nextn_predict_layers); they are read",
+                self.directory, stored, CONFIG_FILE,
+            )  # fmt: skip
+            config = replace(config, num_nextn_predict_layers=stored)
+        prefixes = [f"model.layers.{i}." for i in mtp_layers(config)]
+        self._prediction_stored = bool(prefixes) and any(
+            name.startswith(tuple(prefixes)) for name in self.names
+        )
+        if prefixes and not self._prediction_stored:
+            _LOG.warning(
+                "%s: no file holds the %d prediction layer(s) that %s announces "
+                "(num_nextn_predict_layers): there are no drafts",
+                self.directory, announced, CONFIG_FILE,
+            )  # fmt: skip
+        key = "self_attn.indexer.wk.weight"
+        indexed = prefixes and config.attention_kind(first) == "indexed"
+        lacking = [x for x in prefixes if f"{x}eh_proj.weight" in self._file_of
+                   and not any(name.startswith(f"{x}self_attn.indexer.") for name in self.names)
+                   ] if indexed else []  # fmt: skip
+        self._without_indexer = lacking[0] + key if lacking else None
+        return config
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
@@ -140,24 +189,30 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If that file is not JSON, or its ids are not tokens.
+            If that file's ids are no numbers. A file that is no JSON is left aside with a notice,
+            and so are ids beyond the vocabulary.
         """
         path = self.directory / GENERATION_CONFIG
         if not path.is_file():
             return self.config.eos_token_ids
+        content = path.read_bytes()
         try:
-            ids = json.loads(path.read_text()).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: expected a JSON object: {error}") from error
+            ids = json.loads(content.decode("utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError, RecursionError) as error:
+            reason = what_it_is(content) or f"expected a JSON object: {error}"
+            text = "%s: not read: %s; the end tokens are those of %s"
+            _LOG.warning(text, path, reason, CONFIG_FILE)
+            return self.config.eos_token_ids
         if ids is None:
             return self.config.eos_token_ids
         ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(i) is int for i in ids):
+            raise CheckpointError(f"{path}: eos_token_id: expected token IDs, found {ids}")
         vocabulary = self.config.vocab_size
-        if not all(type(i) is int and 0 <= i < vocabulary for i in ids):
-            raise CheckpointError(
-                f"{path}: eos_token_id: expected tokens below {vocabulary}, found {ids}"
-            )
-        return tuple(ids)
+        if beyond := [i for i in ids if not 0 <= i < vocabulary]:
+            text = "%s: eos_token_id: %s: not below vocab_size = %d, and never generated"
+            _LOG.warning(text, path, beyond, vocabulary)
+        return tuple(i for i in ids if 0 <= i < vocabulary)
 
     def info(self, name: str) -> TensorInfo:
         """Shape, dtype and place of a tensor."""
@@ -174,18 +229,6 @@ class Checkpoint:
     def stored(self, module: str) -> Stored:
         """How the weight of a linear layer is stored, by the layer's full name."""
         return self._forms.of(module)
-
-    def config_data(self) -> dict[str, Any]:
-        """`config.json` for whoever has no files: with how weights are stored, where the config's
-        own words and lists say it otherwise than the files.
-        """
-        data = read_config(self.directory)
-        quantization = self.config.quantization
-        if self._said == quantization:
-            return data
-        for name in (FIELD, "compression_config"):
-            data.pop(name, None)
-        return data | ({FIELD: quantization.to_config()} if quantization.modules else {})
 
     def experts_stacked(self, layer: int) -> bool:
         """Whether the layer's experts are stored as one tensor rather than one each."""
@@ -206,7 +249,7 @@ class Checkpoint:
         missing = [name for name in expected if name not in self._file_of]
         if missing:
             hint = self._packed(missing[0])
-            raise CheckpointError(f"{self.directory}: missing {_some(missing)}{hint}")
+            raise CheckpointError(f"{self.directory}: missing {some(missing)}{hint}")
         infos = {name: file.tensors[name] for name, file in self._file_of.items()}
         self._forms = forms = StoredForms(
             config.quantization, infos, expected.values(), CONFIG_FILE
@@ -216,14 +259,14 @@ class Checkpoint:
             _LOG.warning("%s: %s", self.directory, notice)
         for suffix, names in forms.ignored.items():
             # Those of inputs are in each file of the kind.
-            level = logging.INFO if suffix in USUAL_SCALES else logging.WARNING
-            text = "%s: not used: *%s, %d of them, the first %s"
-            _LOG.log(level, text, self.directory, suffix, len(names), names[0])
+            level = logging.INFO if suffix in INPUT_SCALES else logging.WARNING
+            text = "%s: not used: scales of inputs or beside whole weights: %s"
+            _LOG.log(level, text, self.directory, some(names))
         known = expected.keys() | forms.tensors | {x for of in forms.ignored.values() for x in of}
-        extra = [name for name in self.names if name not in known]
+        extra = self._not_harmless([name for name in self.names if name not in known])
         if extra:
             file = self._file_of[extra[0]].path
-            raise CheckpointError(f"{file}: not expected by config.json: {_some(extra)}")
+            raise CheckpointError(f"{file}: not expected by config.json: {some(extra)}")
         for name, spec in expected.items():
             if name in forms.tensors:
                 continue
@@ -233,11 +276,11 @@ class Checkpoint:
                     f"{info.file}: {name}: expected shape {spec.shape}, found {info.shape}"
                 )
             # Each whole tensor may be in a float dtype of its own, and is cast where it is bound.
-            if info.dtype not in DTYPES:
+            if info.dtype not in STORED_DTYPES:
                 stacked_hint = " (quantised experts are read one tensor an expert)"
                 hint = stacked_hint if ".mlp.experts." in name else ""
                 raise CheckpointError(
-                    f"{info.file}: {name}: expected dtype {' or '.join(DTYPES)}, "
+                    f"{info.file}: {name}: expected dtype {' or '.join(STORED_DTYPES)}, "
                     f"found {info.dtype}{hint}"
                 )
 
@@ -249,53 +292,22 @@ class Checkpoint:
             return ""
         return f"; {module}.{found} is that of {_PACKED[found]}, which is not read"
 
+    def _not_harmless(self, extra: list[str]) -> list[str]:
+        """What of tensors that the model does not have is of no harmless kind; a notice a kind."""
+        kinds, rest = by_kind(self.config, (self.info(name) for name in extra), self.has_mtp)
+        for kind, names in kinds.items():
+            _LOG.warning("%s: not used: %s: %s", self.directory, kind, some(names))
+        for name in kinds.get(PREDICTION_COPIES, []):
+            own = self.embedding_name if name.endswith("embed_tokens.weight") else self.head_name
+            if not self._same_rows(name, own):
+                text = "%s: %s: other values than %s, which drafts are made with: fewer may be kept"
+                _LOG.warning(text, self.directory, name, own)
+        return [info.name for info in rest]
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{len(names)} tensor(s): " + ", ".join(names[:5]) + more
-
-
-def _open_files(directory: Path) -> list[SafetensorsFile]:
-    index = directory / INDEX_FILE
-    if index.exists():
-        if (directory / SINGLE_FILE).exists():
-            raise CheckpointError(
-                f"{directory}: holds both {SINGLE_FILE} and {INDEX_FILE}; keep one of them"
-            )
-        return _open_indexed(directory, index)
-    paths = sorted(directory.glob("*.safetensors"))
-    if not paths:
-        others = (other_format(path) for path in sorted(directory.iterdir()))
-        hint = next((f"; {other}" for other in others if other), "")
-        raise CheckpointError(f"{directory}: no .safetensors file found{hint}")
-    return [SafetensorsFile(path) for path in paths]
-
-
-def _open_indexed(directory: Path, index: Path) -> list[SafetensorsFile]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        items = sorted(weight_map.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: no readable weight_map: {error!r}") from error
-    files: dict[str, SafetensorsFile] = {}
-    for name, shard in items:
-        # Lexical, not resolved: the Hugging Face cache links its files to elsewhere.
-        parts = PurePosixPath(shard).parts if isinstance(shard, str) else ()
-        if not parts or ".." in parts or PurePosixPath(shard).is_absolute():
-            raise CheckpointError(
-                f"{index}: {name}: expected a file inside the directory, found {shard!r}"
-            )
-        if shard not in files:
-            if not (directory / shard).is_file():
-                raise CheckpointError(f"{index}: {name}: shard {shard} does not exist")
-            files[shard] = SafetensorsFile(directory / shard)
-        if name not in files[shard].tensors:
-            raise CheckpointError(f"{index}: {name}: not in {shard}, where the index puts it")
-    for shard, file in files.items():
-        for name in file.tensors:
-            if weight_map.get(name) != shard:
-                place = weight_map.get(name, "nowhere")
-                raise CheckpointError(
-                    f"{file.path}: {name}: stored here, but the index puts it in {place}"
-                )
-    return list(files.values())
+    def _same_rows(self, first: str, second: str) -> bool:
+        """Whether two matrices have one shape, and some rows at even distances the same values."""
+        a, b = self.tensor(first), self.tensor(second)
+        if a.shape != b.shape:
+            return False
+        rows = np.linspace(0, len(a) - 1, min(len(a), _SAMPLED_ROWS)).astype(int)
+        return np.array_equal(a[rows].astype(np.float32), b[rows].astype(np.float32))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import ConfigError
+from glm_trt.model.files import what_it_is
 from glm_trt.model.quantization import LINEARS, MAYBE_LINEARS, Quantization
 from glm_trt.model.quantization_config import read_quantization
 
@@ -129,12 +130,15 @@ class ModelConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a `config.json`, not yet checked; ConfigError where there is none."""
+    content = b""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        data = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        known = what_it_is(content) if not isinstance(error, OSError) else None
+        raise ConfigError(f"{path}: {known or f'not readable as JSON: {error}'}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
@@ -235,7 +239,7 @@ class _Reader:
             indexer_types=self.indexers(layer_types),
             attention_bias=self.boolean("attention_bias", False),
             tie_word_embeddings=self.boolean("tie_word_embeddings", False),
-            num_nextn_predict_layers=self.integer("num_nextn_predict_layers", 0, 0),
+            num_nextn_predict_layers=self.prediction_layers(),
             eos_token_ids=self.eos(sizes["vocab_size"]),
             dtype=self.dtype(),
             quantization=read_quantization(data, self.source),
@@ -310,6 +314,10 @@ class _Reader:
             field = f"indexer_types[{indexed[0]}]"
             raise self.fail(field, "'full' (nothing to share yet)", kinds[indexed[0]])
         return kinds
+
+    def prediction_layers(self) -> int:
+        none = self.data.get("num_nextn_predict_layers") is None
+        return 0 if none else self.integer("num_nextn_predict_layers", 0, 0)
 
     def eos(self, vocabulary: int) -> tuple[int, ...]:
         value = self.data.get("eos_token_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -14,6 +15,22 @@ from typing import BinaryIO
 from glm_trt.model.errors import BundleError
 
 CHUNK = 1 << 24
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16",
+                     codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
+
+
+def what_it_is(data: bytes) -> str | None:
+    """What a file that should hold weights or JSON is instead, where its beginning tells."""
+    if data.startswith(_LFS_POINTER):
+        return (
+            "a Git LFS pointer, not the file itself; fetch that with git lfs pull, or with "
+            "hf download"
+        )
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return f"begins with the byte-order mark of {name}; save it as UTF-8 without one"
+    return None if data.strip() else "empty"
 
 
 def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], None]) -> None:

@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.model.errors import CheckpointError
+from glm_trt.model.files import what_it_is
 from glm_trt.model.strict_json import RepeatedName, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_BEGINNING = 64  # bytes that tell what a file is
 SAMPLES, SAMPLE_BYTES = 16, 4096
 _FIELDS = ("dtype", "shape", "data_offsets")
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -30,6 +32,14 @@ _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F8_E4M3": ("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn)),
     "U8": ("uint8", np.dtype(np.uint8)),
     "I8": ("int8", np.dtype(np.int8)),
+    "F64": ("float64", np.dtype(np.float64)),
+    "F8_E5M2": ("float8_e5m2", np.dtype(ml_dtypes.float8_e5m2)),
+    "F8_E8M0": ("float8_e8m0fnu", np.dtype(ml_dtypes.float8_e8m0fnu)),
+    "I64": ("int64", np.dtype(np.int64)),
+    "I32": ("int32", np.dtype(np.int32)),
+    "I16": ("int16", np.dtype(np.int16)),
+    "U32": ("uint32", np.dtype(np.uint32)),
+    "BOOL": ("bool", np.dtype(np.bool_)),
 }
 
 
@@ -67,6 +77,8 @@ class SafetensorsFile:
                 head = file.read(8)
                 length = int.from_bytes(head, "little")
                 if len(head) < 8 or length > min(MAX_HEADER_BYTES, self.size_bytes - 8):
+                    if known := what_it_is(head + file.read(MAX_BEGINNING)):
+                        raise CheckpointError(f"{path}: {known}")
                     raise CheckpointError(
                         f"{path}: header of {length} bytes does not fit a file of "
                         f"{self.size_bytes} bytes: truncated, or not safetensors"

@@ -25,18 +25,14 @@ from glm_trt.model.quantization import (
 from glm_trt.model.safetensors_file import TensorInfo
 from glm_trt.model.tensors import TensorSpec
 
-FLOATS = ("float64", "float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 _CODES = {"float8_e4m3fn": "fp8", "uint8": "nvfp4"}
 # The same under two names: transformers', and that of compressed-tensors and ModelOpt.
 FP8_SCALES = (".weight_scale_inv", ".weight_scale")
 _WEIGHT_SCALES = (*FP8_SCALES, ".weight_scale_2")
-# Behind a module's name, and read by nobody here: activations, results and caches are not quantised
-# by scales of the checkpoint.
-UNUSED_SCALES = (
-    ".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
-    ".prob_scale", ".input_global_scale",
-)  # fmt: skip
-USUAL_SCALES = (".input_scale", ".input_global_scale")
+# Behind a module's name, and read by nobody here: activations are not quantised by scales of the
+# checkpoint. Those of caches and results, and of the head, are `extra_tensors`.
+INPUT_SCALES = (".input_scale", ".input_global_scale")
 
 
 class Stored(NamedTuple):
@@ -130,14 +126,14 @@ class StoredForms:
         if precision is None:
             return Stored("bf16", (".weight",))
         if module.rpartition(".")[2] not in NARROW_NAMES:
-            expected = " or ".join(FLOATS[1:])
+            expected = " or ".join(FLOATS[:3])
             raise CheckpointError(
                 f"{info.file}: {spec.name}: expected dtype {expected} (it is read whole only), "
                 f"found {info.dtype}"
             )
         if self._said.precision_of(module) == "bf16" and not self._said.is_silent_on(module):
             raise CheckpointError(
-                f"{info.file}: {spec.name}: expected dtype {' or '.join(FLOATS[1:])}, as "
+                f"{info.file}: {spec.name}: expected dtype {' or '.join(FLOATS[:3])}, as "
                 f"{self._source}: {self._reason(module)}; found {info.dtype}"
             )
         stored = self._fp8(module, spec) if precision == "fp8" else self._nvfp4(module, spec)
@@ -159,7 +155,7 @@ class StoredForms:
         blocks = -(-rows // FP8_BLOCK[0]), -(-columns // FP8_BLOCK[1])
         if scale.dtype not in FLOATS:
             form = " (MXFP8)" if scale.dtype == "uint8" else ""
-            expected = " or ".join(FLOATS[1:])
+            expected = " or ".join(FLOATS[:3])
             raise CheckpointError(
                 f"{scale.file}: {scale.name}: expected dtype {expected}, found {scale.dtype}{form}"
             )
@@ -259,9 +255,9 @@ class StoredForms:
 
     def _collect_unused(self) -> None:
         for name in self._infos:
-            if name in self.tensors:
+            if name in self.tensors or name.startswith("lm_head."):
                 continue
-            for suffix in UNUSED_SCALES:
+            for suffix in INPUT_SCALES:
                 if name.endswith(suffix):
                     self.ignored[suffix].append(name)
             for suffix in _WEIGHT_SCALES:  # beside a weight that the config says is whole

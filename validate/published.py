@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,9 @@ from glm_trt.model.weights import (
 
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8, "F64": torch.float64,
 }  # fmt: skip
+_MAX_HEADER_BYTES = 100_000_000
 _EXPERTS = "mlp.experts."
 _FP8_SCALE, _OTHER_FP8_SCALE = "_scale_inv", "_scale"
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -49,24 +51,35 @@ class PublishedTensors:
     """The tensors of a sound checkpoint (`Checkpoint.open` says whether it is), mapped."""
 
     def __init__(self, directory: Path) -> None:
-        index = directory / "model.safetensors.index.json"
-        if index.is_file():
+        single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+        everything = set(directory.glob("*.safetensors"))
+        if single.is_file():
+            files = {single}
+        elif index.is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             files = {directory / name for name in names}
         else:
-            files = set(directory.glob("*.safetensors"))
+            files = everything
         self._places: dict[str, _Place] = {}
         for path in files:
-            with path.open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(start - 8))
-                # A copy on write, as torch takes no memory that cannot be written; none is.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            for name, of in header.items():
-                if name != "__metadata__":
-                    begin, end = (start + offset for offset in of["data_offsets"])
-                    shape = tuple(of["shape"])
-                    self._places[name] = _Place(mapped, begin, end, _DTYPES[of["dtype"]], shape)
+            self._map(path)
+        for path in sorted(everything - files):
+            with suppress(ValueError, OSError):  # files of something else lie there as well
+                self._map(path, "model.layers.")
+
+    def _map(self, path: Path, prefix: str = "") -> None:
+        """Adds what a file holds under names that begin so, and that are not there yet."""
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(start - 8, _MAX_HEADER_BYTES)))
+            # A copy on write, as torch takes no memory that cannot be written; none is.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        for name, of in header.items():
+            known = name.startswith(prefix) and of.get("dtype") in _DTYPES
+            if known and name not in self._places:
+                begin, end = (start + offset for offset in of["data_offsets"])
+                dtype, shape = _DTYPES[of["dtype"]], tuple(of["shape"])
+                self._places[name] = _Place(mapped, begin, end, dtype, shape)
 
     def __contains__(self, name: str) -> bool:
         """Whether it is stored."""

@@ -111,11 +111,14 @@ def index_to_missing_shard(directory: Path) -> None:
     write_index(directory, shard(directory) | {NAME: "model-00003-of-00002.safetensors"})
 
 
-def index_without_tensor(directory: Path) -> None:
-    write_index(directory, {k: v for k, v in shard(directory).items() if k != NAME})
+def index_to_another_shard(directory: Path) -> None:
+    weight_map = shard(directory)
+    other = next(file for file in weight_map.values() if file != weight_map[NAME])
+    write_index(directory, weight_map | {NAME: other})
 
 
 def duplicated(directory: Path) -> None:
+    shard(directory, with_index=False)
     save_file({NAME: torch.zeros(256, 256, dtype=torch.bfloat16)}, directory / "x.safetensors")
 
 
@@ -124,7 +127,7 @@ FAULTS = {
     "extra": (edit(lambda t: t.update(surplus=torch.zeros(1))), "surplus"),
     "shape": (edit(lambda t: t.update({NAME: t[NAME][1:].contiguous()})), r"\(256, 256\)"),
     "dtype": (edit(lambda t: t.update({NAME: t[NAME].byte()})), "expected dtype float32 or"),
-    "integers": (edit(lambda t: t.update({NAME: t[NAME].int()})), "found I32"),
+    "integers": (edit(lambda t: t.update({NAME: t[NAME].int()})), "found int32"),
     "partial MTP": (edit(lambda t: t.pop("model.layers.6.enorm.weight")), "enorm"),
     "expert": (edit(lambda t: t.pop("model.layers.2.mlp.experts.3.up_proj.weight")), "experts.3"),
     "truncated": (truncate, "truncated"),
@@ -132,8 +135,8 @@ FAULTS = {
     "huge header": (huge_header, "header of"),
     "outside": (index_outside, r"o_proj.*\.\./elsewhere"),
     "missing shard": (index_to_missing_shard, "model-00003-of-00002.safetensors does not exist"),
-    "index without": (index_without_tensor, "nowhere"),
-    "duplicated": (duplicated, "duplicated in model.safetensors and x.safetensors"),
+    "another shard": (index_to_another_shard, f"{NAME}: not in .*, where the index puts it"),
+    "duplicated": (duplicated, "duplicated in model-0000.-of-00002.safetensors and x.safetensors"),
     "empty": (lambda d: (d / SINGLE_FILE).unlink(), "no .safetensors file"),
 }
 

@@ -39,6 +39,7 @@ KINDS = {
 }
 REFUSED = json.loads((QUANTISED / "refused.json").read_text())
 LAYER = "model.layers.1."
+OUTPUT = f"{LAYER}self_attn.o_proj.output_scale"
 
 
 def logits(directory: Path, expected: Path) -> tuple[Any, Any]:
@@ -113,20 +114,22 @@ def test_scales_that_nobody_needs_are_named_once_a_kind(
 ) -> None:
     """Of caches and results, and those beside a head that is whole."""
     Checkpoint.open(QUANTISED / "mixed-precision")
-    assert [x for x in caplog.messages if "*.k_scale, 3 of them, the first" in x]
-    assert len(caplog.messages) == 2  # k_scale and v_scale; inputs' are in every such file
+    (notice,) = caplog.messages  # none of inputs' scales, which are in every such file
+    assert "scales of caches and outputs" in notice and "6 tensor(s): " in notice
     caplog.clear()
     place = copy_of("nvfp4-default", tmp_path / "c")
     tensors(place, {
         "lm_head.weight_scale": torch.ones(128, 4).to(torch.float8_e4m3fn),
         "lm_head.weight_scale_2": torch.tensor(2.0),
         "lm_head.input_scale": torch.tensor(2.0),
-        f"{LAYER}self_attn.o_proj.output_scale": torch.tensor(2.0),
+        OUTPUT: torch.tensor(2.0),
     })  # fmt: skip
     found, expected = logits(place, QUANTISED / "nvfp4-default")
     assert relative(found, expected) < 1e-5
-    for name in ("lm_head.weight_scale", "lm_head.weight_scale_2", "o_proj.output_scale"):
-        assert sum(x.endswith(name) for x in caplog.messages) == 1, name
+    first, second = sorted(caplog.messages)
+    assert "scales of a head that is stored whole: 3 tensor(s): lm_head.input_scale" in first
+    assert first.endswith("lm_head.weight_scale, lm_head.weight_scale_2")
+    assert second.endswith(f"caches and outputs, which are not quantised: 1 tensor(s): {OUTPUT}")
     tensors(place, {f"{LAYER}self_attn.o_proj.pre_quant_scale": torch.ones(128)})
     with pytest.raises(CheckpointError, match=r"not expected.*o_proj.pre_quant_scale"):
         Checkpoint.open(place)  # AWQ: one that changes numbers

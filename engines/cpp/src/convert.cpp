@@ -111,8 +111,16 @@ float readFloat(TensorView const& tensor, size_t i)
     case Dtype::kFloat16: return fromFloat16(load<uint16_t>(tensor.data, i));
     case Dtype::kBFloat16: return floatOf(static_cast<uint32_t>(load<uint16_t>(tensor.data, i)) << 16);
     case Dtype::kFloat8E4M3: return kE4M3[load<uint8_t>(tensor.data, i)];
+    case Dtype::kFloat64: return static_cast<float>(load<double>(tensor.data, i));
     case Dtype::kInt8: return load<int8_t>(tensor.data, i);
-    case Dtype::kUint8: break;
+    case Dtype::kFloat8E5M2: return fromFloat16(static_cast<uint16_t>(load<uint8_t>(tensor.data, i) << 8));
+    case Dtype::kFloat8E8M0: return std::ldexp(1.0F, load<uint8_t>(tensor.data, i) - 127);
+    case Dtype::kInt64: return static_cast<float>(load<int64_t>(tensor.data, i));
+    case Dtype::kInt32: return static_cast<float>(load<int32_t>(tensor.data, i));
+    case Dtype::kInt16: return load<int16_t>(tensor.data, i);
+    case Dtype::kUint32: return static_cast<float>(load<uint32_t>(tensor.data, i));
+    case Dtype::kUint8:
+    case Dtype::kBool: break;
     }
     return load<uint8_t>(tensor.data, i);
 }

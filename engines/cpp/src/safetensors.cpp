@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <optional>
 #include <tuple>
+#include <utility>
 
 namespace glm_trt
 {
@@ -23,8 +25,37 @@ struct Code
     char const* name;
     Dtype dtype;
 };
-constexpr std::array<Code, 6> kCodes{{{"F32", Dtype::kFloat32}, {"F16", Dtype::kFloat16}, {"BF16", Dtype::kBFloat16},
-    {"F8_E4M3", Dtype::kFloat8E4M3}, {"U8", Dtype::kUint8}, {"I8", Dtype::kInt8}}};
+constexpr std::array<Code, 14> kCodes{{{"F32", Dtype::kFloat32}, {"F16", Dtype::kFloat16}, {"BF16", Dtype::kBFloat16},
+    {"F8_E4M3", Dtype::kFloat8E4M3}, {"U8", Dtype::kUint8}, {"I8", Dtype::kInt8}, {"F64", Dtype::kFloat64},
+    {"F8_E5M2", Dtype::kFloat8E5M2}, {"F8_E8M0", Dtype::kFloat8E8M0}, {"I64", Dtype::kInt64}, {"I32", Dtype::kInt32},
+    {"I16", Dtype::kInt16}, {"U32", Dtype::kUint32}, {"BOOL", Dtype::kBool}}};
+
+constexpr size_t kMaxBeginning = 64; // bytes that tell what a file is
+
+//! What a file that should hold weights is instead, where its beginning tells.
+std::optional<std::string> whatItIs(std::string_view data)
+{
+    constexpr std::string_view kLfsPointer = "version https://git-lfs.github.com/spec/";
+    constexpr std::array<std::pair<std::string_view, char const*>, 3> kMarks{
+        {{"\xEF\xBB\xBF", "UTF-8"}, {"\xFF\xFE", "UTF-16"}, {"\xFE\xFF", "UTF-16"}}};
+    auto const begins = [data](std::string_view with) { return data.substr(0, with.size()) == with; };
+    if (begins(kLfsPointer))
+    {
+        return "a Git LFS pointer, not the file itself; fetch that with git lfs pull, or with hf download";
+    }
+    for (auto const& [mark, name] : kMarks)
+    {
+        if (begins(mark))
+        {
+            return std::string("begins with the byte-order mark of ") + name + "; save it as UTF-8 without one";
+        }
+    }
+    if (data.find_first_not_of(" \t\n\r\v\f") == std::string_view::npos)
+    {
+        return "empty";
+    }
+    return std::nullopt;
+}
 
 //! Whether `value` is a list of whole numbers of 0 or more; puts them into `numbers`.
 bool readSizes(Json const* value, std::vector<int64_t>& numbers)
@@ -181,6 +212,13 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path const& path)
         }
         if (held < head.size() || length > std::min<uint64_t>(kMaxHeaderBytes, mSize - head.size()))
         {
+            std::string beginning(reinterpret_cast<char const*>(head.data()), held);
+            beginning.resize(held + kMaxBeginning);
+            beginning.resize(held + file.read(reinterpret_cast<std::byte*>(beginning.data()) + held, kMaxBeginning));
+            if (auto const known = whatItIs(beginning))
+            {
+                throw CheckpointError(path.string() + ": " + *known);
+            }
             throw CheckpointError(path.string() + ": header of " + std::to_string(length)
                 + " bytes does not fit a file of " + std::to_string(mSize)
                 + " bytes: truncated, or not safetensors");

@@ -15,9 +15,11 @@ struct Kind
 };
 
 // In the order of the enumeration.
-constexpr std::array<Kind, 6> kKinds{{{Dtype::kFloat32, "float32", 4}, {Dtype::kFloat16, "float16", 2},
+constexpr std::array<Kind, 14> kKinds{{{Dtype::kFloat32, "float32", 4}, {Dtype::kFloat16, "float16", 2},
     {Dtype::kBFloat16, "bfloat16", 2}, {Dtype::kFloat8E4M3, "float8_e4m3fn", 1}, {Dtype::kInt8, "int8", 1},
-    {Dtype::kUint8, "uint8", 1}}};
+    {Dtype::kUint8, "uint8", 1}, {Dtype::kFloat64, "float64", 8}, {Dtype::kFloat8E5M2, "float8_e5m2", 1},
+    {Dtype::kFloat8E8M0, "float8_e8m0fnu", 1}, {Dtype::kInt64, "int64", 8}, {Dtype::kInt32, "int32", 4},
+    {Dtype::kInt16, "int16", 2}, {Dtype::kUint32, "uint32", 4}, {Dtype::kBool, "bool", 1}}};
 
 } // namespace
 

@@ -18,7 +18,15 @@ enum class Dtype
     kBFloat16,
     kFloat8E4M3,
     kInt8,
-    kUint8
+    kUint8,
+    kFloat64,
+    kFloat8E5M2,
+    kFloat8E8M0,
+    kInt64,
+    kInt32,
+    kInt16,
+    kUint32,
+    kBool
 };
 
 //! By the name that manifests use ("float32"); none for another name.

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from glm_trt.engines.bundle import Bundle
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, schema, write_manifest
-from glm_trt.model.bindings import bound_tensor
+from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor, cast
 from glm_trt.model.errors import BundleError, CheckpointError, GlmTrtError
 from glm_trt.model.safetensors_file import SafetensorsFile
 
@@ -59,7 +59,7 @@ def checkpoint_of(kind: str, place: Path) -> None:
     elif kind == "mixed":
         save(make_oracle(), place)
         tensors = load_file(place / "model.safetensors")
-        floats = itertools.cycle((torch.float32, torch.bfloat16, torch.float16, torch.bfloat16))
+        floats = itertools.cycle((torch.float32, torch.bfloat16, torch.float16, torch.float64))
         tensors = {name: tensor.to(next(floats)) for name, tensor in tensors.items()}
         save_file(tensors, place / "model.safetensors")
     elif kind == "hybrid":
@@ -121,7 +121,12 @@ def test_rounding_is_the_same(tmp_path: Path, probe: Path) -> None:
     values = values[np.isfinite(values)]
     save_hybrid(make_hybrid("linear_first"), tmp_path / "c")
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(dtypes=("float32",)))
-    sources = {"F32": values, "F16": every.view(np.float16), "BF16": every.view(ml_dtypes.bfloat16)}
+    # Float64 a little beyond halves too: rounded by way of float32, as in torch.
+    beyond = np.concatenate(
+        [values, halves.astype(np.float64) * (1 + 2.0**-30), ties * (1 + 2.0**-40)]
+    )
+    sources = {"F32": values, "F16": every.view(np.float16), "BF16": every.view(ml_dtypes.bfloat16),
+               "F64": beyond}  # fmt: skip
     for name, source in sources.items():
         source = source[np.isfinite(source.astype(np.float32))]
         write_safetensors(tmp_path / "x.safetensors", {"x": (name, source)})
@@ -131,9 +136,8 @@ def test_rounding_is_the_same(tmp_path: Path, probe: Path) -> None:
                 capture_output=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
-            numpy_dtype = {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
             with np.errstate(over="ignore"):
-                expected = source.astype(numpy_dtype).tobytes()
+                expected = cast(source, NUMPY_DTYPES[dtype]).tobytes()
             assert done.stdout == expected, (name, dtype)
 
 
@@ -199,7 +203,10 @@ def corrupt_safetensors() -> list[bytes]:
         packed(good.decode().encode("utf-16"), DATA), packed(b"\xef\xbb\xbf" + good, DATA),
         packed(b'{"a": 1, "a": 2}', b""), packed(b'{"a": {"dtype": "F32", "dtype": "F32"}}', b""),
         packed(b'{"\\ud800": 1}', b""), packed(b'{"a\xff": 1}', b""), packed(b'{"a": 1e999}', b""),
-        changed("b", dtype="F64"), changed("b", dtype=..., x=1), changed("b", dtype=["F32"]),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64, b"\xff\xfex" * 9,
+        b" " * 9, changed("b", dtype="I64"), changed("b", dtype="I16"), changed("b", dtype="BOOL"),
+        changed("b", dtype="F64"), changed("b", dtype="F4"), changed("b", dtype=..., x=1),
+        changed("b", dtype=["F32"]),
         changed("b", shape=[15.0]), changed("b", shape=[True] * 15), changed("b", shape=[-15]),
         changed("b", shape="15"), changed("b", shape=[14]), changed("b", shape=[big - 1, 3]),
         changed("b", shape=[1 << 32, 1 << 32]), changed("b", shape=[0, big - 1, big - 1]),
