@@ -23,8 +23,9 @@ class Source:
     stored_bytes: int = 0
 
 
-def find_source(argument: str | Path) -> Source:
-    """A checkpoint directory, a `config.json`, or a preset's name where no file has it.
+def find_source(argument: str | Path, hub: str | None = None) -> Source:
+    """A checkpoint directory, a `config.json`, or a preset's name where no file has it. `hub` is a
+    model's name on the hub, of which `argument` is a place that may have the config alone.
 
     Raises
     ------
@@ -35,8 +36,8 @@ def find_source(argument: str | Path) -> Source:
     if not path.exists():
         if name not in PRESETS:
             presets = " or ".join(PRESETS)
-            hub = hub_name(path)
-            hint = f"; download it: hf download {hub} config.json --local-dir DIR" if hub else ""
+            on_hub = hub_name(path)
+            hint = f"; fetch it: hf download {on_hub} config.json --local-dir DIR" if on_hub else ""
             raise ConfigError(
                 f"{name}: expected a checkpoint directory, a config.json, or {presets}; "
                 f"found none{hint}"
@@ -46,6 +47,8 @@ def find_source(argument: str | Path) -> Source:
     config_path = path / CONFIG_FILE if path.is_dir() else path
     data = read_config(path) if path.is_dir() else read_json(path)
     config = ModelConfig.from_dict(data, str(config_path))
+    if hub is not None:
+        return Source(hub, config)
     shards = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     sizes = [shard.stat().st_size for shard in shards if shard.is_file()]
     return Source(name, config, len(sizes), sum(sizes))

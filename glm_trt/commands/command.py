@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,46 @@ def add_paths(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name.lower(), metavar=name, type=Path)
 
 
+def add_checkpoint(
+    parser: argparse.ArgumentParser,
+    help: str,
+    name: str = "--checkpoint",
+    metavar: str | None = None,
+) -> None:
+    """A checkpoint, by its directory or by its name on the hub, and its revision there."""
+    parser.add_argument(name, type=_place, metavar=metavar, help=f"{help}; or its name on the hub")
+    parser.add_argument(
+        "--revision", metavar="R", help="branch, tag or commit on the hub (default: main)"
+    )
+
+
+def _place(text: str) -> Path:
+    """A path; one that is written as no name is, as "./a/b", stays none."""
+    path = Path(text)
+    return path if str(path) == text or path.exists() else Path(os.path.abspath(text))
+
+
+def find_checkpoint(
+    options: argparse.Namespace, name: str = "checkpoint", config_only: bool = False
+) -> Path | None:
+    """The directory of what `add_checkpoint` declared, fetched from the hub where it is a name
+    there; errors as in `glm_trt.model.hub`.
+    """
+
+    def say(text: str) -> None:
+        if not options.json:
+            print(f"glm-trt {options.command}: {text}", file=sys.stderr, flush=True)
+
+    given: Path | None = getattr(options, name)
+    if given is None:
+        if options.revision is not None:
+            raise GlmTrtError("--revision: goes with --checkpoint NAME")
+        return None
+    from glm_trt.model.hub import find_checkpoint
+
+    return find_checkpoint(given, options.revision, config_only=config_only, say=say)
+
+
 def add_provider(parser: argparse.ArgumentParser) -> None:
     """Which of onnxruntime's execution providers runs the graphs."""
     parser.add_argument(
@@ -64,10 +106,10 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=(*DTYPES, "float64"), metavar="DTYPE",
         help="of graph, kernels and eager (default: the checkpoint's)",
     )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint", type=Path, help="where the checkpoint lies, if it moved; what a "
-        "materialized bundle is compared with",
-    )  # fmt: skip
+    add_checkpoint(
+        parser,
+        "where the checkpoint lies, if it moved; what a materialized bundle is compared with",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random ids")
     parser.add_argument(
         "--longest", type=int, metavar="N", help="tokens of the longest case (default: 768)"
@@ -92,7 +134,7 @@ def validation_options(options: argparse.Namespace) -> Any:
     return ValidationOptions(
         options.backend or default_subject(options.dtype, options.provider),
         options.dtype,
-        options.checkpoint,
+        find_checkpoint(options),
         CaseOptions(longest, options.seed, None if text is None else read_text(text)),
         provider=options.provider,
     )

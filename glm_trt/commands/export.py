@@ -6,11 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from glm_trt.commands.command import DTYPES, Command, add_paths
+from glm_trt.commands.command import DTYPES, Command, add_checkpoint, find_checkpoint
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_paths(parser, "CHECKPOINT")
+    add_checkpoint(parser, "its directory", "checkpoint", "CHECKPOINT")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
         "--dtype", nargs="+", choices=DTYPES, metavar="DTYPE",
@@ -29,8 +29,10 @@ def _run(options: argparse.Namespace) -> int:
     settings = ExportOptions(
         tuple(options.dtype) if options.dtype else None, options.max_seq_len, options.materialize
     )
+    checkpoint = find_checkpoint(options)
+    assert checkpoint is not None  # it is a positional argument
     with Progress("export", quiet=options.json) as progress:
-        written = export_checkpoint(options.checkpoint, options.output, settings, progress)
+        written = export_checkpoint(checkpoint, options.output, settings, progress)
     if options.json:
         print(json.dumps({"bundle": str(options.output), "written": written}))
     else:
@@ -41,7 +43,8 @@ def _run(options: argparse.Namespace) -> int:
 COMMAND = Command(
     "export",
     "write a bundle from a checkpoint",
-    "glm-trt export GLM-5.1 -o bundle --dtype bfloat16 --max-seq-len 131072",
+    "glm-trt export GLM-5.1 -o bundle --dtype bfloat16 --max-seq-len 131072\n"
+    "glm-trt export zai-org/GLM-5.1 --revision main -o bundle",
     _add_arguments,
     _run,
 )

@@ -6,14 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from glm_trt.commands.command import Command
+from glm_trt.commands.command import Command, add_checkpoint, find_checkpoint
 from glm_trt.model.presets import PRESETS
 from glm_trt.model.quantization import PRECISIONS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = f"a checkpoint directory, a config.json, or {' or '.join(PRESETS)}"
-    parser.add_argument("source", metavar="CHECKPOINT_OR_CONFIG", type=Path, help=sources)
+    add_checkpoint(parser, sources, "source", "CHECKPOINT_OR_CONFIG")
     parser.add_argument("--gpu", nargs="+", metavar="h200", help="GPUs to consider (default: all)")
     parser.add_argument("--context", nargs="+", type=int, metavar="N", help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
@@ -33,7 +33,9 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.chart:
         check_chart(options.chart)
-    source = find_source(options.source)
+    found = find_checkpoint(options, "source", config_only=True)
+    assert found is not None  # it is a positional argument
+    source = find_source(found, None if found == options.source else str(options.source))
     settings = PlanOptions(
         tuple(options.gpu) if options.gpu else None,
         tuple(options.context) if options.context else None,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import glm_trt
-from glm_trt.commands.command import BACKENDS, Command, add_paths, add_provider
+from glm_trt.commands.command import (
+    BACKENDS,
+    Command,
+    add_checkpoint,
+    add_paths,
+    add_provider,
+    find_checkpoint,
+)
 from glm_trt.model.errors import GlmTrtError
 
 
@@ -44,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens that the multi-token-prediction layer drafts for each pass: the same text, "
         "in fewer passes",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
+    add_checkpoint(parser, "where the weights lie, if they moved")
 
 
 def _ids(text: str) -> list[int]:
@@ -116,10 +122,11 @@ def _run(options: argparse.Namespace) -> int:
         options.json,
         options.chat_template,
     )
+    checkpoint = find_checkpoint(options)
     with spinner(f"loading {options.bundle}", quiet=options.json):
         runtime = glm_trt.load(
             options.bundle, options.backend, provider=options.provider,
-            checkpoint=options.checkpoint,
+            checkpoint=checkpoint,
         )  # fmt: skip
     with runtime:
         if options.chat:

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 import glm_trt
-from glm_trt.commands.command import BACKENDS, Command, add_paths, add_provider
+from glm_trt.commands.command import (
+    BACKENDS,
+    Command,
+    add_checkpoint,
+    add_paths,
+    add_provider,
+    find_checkpoint,
+)
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.requirements import require
 
@@ -24,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
     add_provider(parser)
-    parser.add_argument("--checkpoint", type=Path, help="where the weights lie, if they moved")
+    add_checkpoint(parser, "where the weights lie, if they moved")
     parser.add_argument(
         "--log-prompts", action="store_true",
         help="write prompts and answers in the log of requests, too",
@@ -83,8 +90,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.port > 65535:
         raise GlmTrtError(f"--port: expected 65535 at most, found {options.port}")
     keys = () if options.api_key_file is None else read_keys(options.api_key_file)
+    checkpoint = find_checkpoint(options)
     with glm_trt.load(
-        options.bundle, options.backend, provider=options.provider, checkpoint=options.checkpoint
+        options.bundle, options.backend, provider=options.provider, checkpoint=checkpoint
     ) as runtime:
         return serve(
             runtime,

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from glm_trt.cli import main
+from glm_trt.engines.planning.source import find_source
+from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.checkpoint_place import hub_name
+from glm_trt.model.errors import CheckpointError, ConfigError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 
@@ -15,7 +18,6 @@ TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("zai-org/GLM-5.1", "hf download zai-org/GLM-5.1 --local-dir GLM-5.1; then give GLM-5.1"),
         (str(TINY / "config.json"), f"give the checkpoint's directory: {TINY}"),
         (str(TINY / "model.safetensors"), f"give the checkpoint's directory: {TINY}"),
         ("glm-5.1-hybrid", "glm-trt make-checkpoint glm-5.1-hybrid -o DIR"),
@@ -32,12 +34,14 @@ def test_export(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_of_a_hub_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hub_name_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command fetches it; a library that does so unasked would surprise."""
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", "zai-org/GLM-5.1"]) == 2
-    assert "hf download zai-org/GLM-5.1 config.json" in capsys.readouterr().err
+    fetch = "hf download zai-org/GLM-5.1 --local-dir GLM-5.1; then give GLM-5.1"
+    with pytest.raises(CheckpointError, match=fetch):
+        Checkpoint.open("zai-org/GLM-5.1")
+    with pytest.raises(ConfigError, match=r"hf download zai-org/GLM-5\.1 config"):
+        find_source("zai-org/GLM-5.1")
 
 
 def test_a_path_is_not_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
