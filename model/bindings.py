@@ -308,9 +308,7 @@ def bound_dtype(binding: Binding, source: TensorSource) -> str:
         return "float32"
     stored = {source.tensor(name).dtype for name in tensor_names([binding])}
     if np.dtype(np.float64) in stored or len(stored) > 1:
-        return (
-            "float32"  # no block takes more; bfloat16 and float16 do not hold each other's values
-        )
+        return "float32"  # no block takes more; neither 16-bit format holds the other's values
     return next(name for name, dtype in NUMPY_DTYPES.items() if dtype in stored)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,15 @@ from glm_trt.model.checkpoint_files import INDEX_FILE as INDEX_FILE
 from glm_trt.model.checkpoint_files import SINGLE_FILE as SINGLE_FILE
 from glm_trt.model.checkpoint_files import open_files, some
 from glm_trt.model.checkpoint_place import require_directory
-from glm_trt.model.config import CONFIG_FILE, DTYPES, ModelConfig, read_config
+from glm_trt.model.config import CONFIG_FILE, DTYPES, MODEL_TYPES, ModelConfig, read_config
+from glm_trt.model.config_defaults import own_config
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.extra_tensors import PREDICTION_COPIES, by_kind
 from glm_trt.model.files import what_it_is
 from glm_trt.model.quantization_config import FIELD, check_supported
 from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
 from glm_trt.model.stored_forms import INPUT_SCALES, Stored, StoredForms
+from glm_trt.model.strict_json import parse_json
 from glm_trt.model.tensors import checkpoint_tensors, mtp_layers
 
 GENERATION_CONFIG = "generation_config.json"
@@ -134,8 +137,14 @@ class Checkpoint:
         return self._prediction_stored and self._without_indexer is None
 
     def config_data(self) -> dict[str, Any]:
-        """`config.json` for whoever has no files, with what these say otherwise."""
-        data = read_config(self.directory)
+        """`config.json` for whoever has no files, with what these say otherwise.
+
+        Raises
+        ------
+        CheckpointError
+            If it has text that is not Unicode, or too many levels.
+        """
+        data = dict(own_config(read_config(self.directory), MODEL_TYPES))
         if self.config.num_nextn_predict_layers != (data.get("num_nextn_predict_layers") or 0):
             data["num_nextn_predict_layers"] = self.config.num_nextn_predict_layers
         if self._said != self.config.quantization:
@@ -143,6 +152,11 @@ class Checkpoint:
                 data.pop(name, None)
             if self.config.quantization.modules:
                 data[FIELD] = self.config.quantization.to_config()
+        try:
+            parse_json(json.dumps(data).encode())
+        except ValueError as error:
+            path = self.directory / CONFIG_FILE
+            raise CheckpointError(f"{path}: cannot be part of a bundle: {error}") from error
         return data
 
     def _with_prediction_layers(self, config: ModelConfig) -> ModelConfig:
@@ -194,7 +208,7 @@ class Checkpoint:
         """
         path = self.directory / GENERATION_CONFIG
         if not path.is_file():
-            return self.config.eos_token_ids
+            return self._config_eos()
         content = path.read_bytes()
         try:
             ids = json.loads(content.decode("utf-8")).get("eos_token_id")
@@ -202,12 +216,21 @@ class Checkpoint:
             reason = what_it_is(content) or f"expected a JSON object: {error}"
             text = "%s: not read: %s; the end tokens are those of %s"
             _LOG.warning(text, path, reason, CONFIG_FILE)
-            return self.config.eos_token_ids
+            ids = None
         if ids is None:
-            return self.config.eos_token_ids
+            return self._config_eos()
         ids = ids if isinstance(ids, list) else [ids]
         if not all(type(i) is int for i in ids):
             raise CheckpointError(f"{path}: eos_token_id: expected token IDs, found {ids}")
+        return self._tokens(ids, path)
+
+    def _config_eos(self) -> tuple[int, ...]:
+        data = own_config(read_config(self.directory), MODEL_TYPES)
+        ids = data.get("eos_token_id", self.config.eos_token_ids)
+        ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
+        return self._tokens(ids, self.directory / CONFIG_FILE)
+
+    def _tokens(self, ids: Sequence[int], path: Path) -> tuple[int, ...]:
         vocabulary = self.config.vocab_size
         if beyond := [i for i in ids if not 0 <= i < vocabulary]:
             text = "%s: eos_token_id: %s: not below vocab_size = %d, and never generated"

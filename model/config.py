@@ -9,6 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from glm_trt.model.config_defaults import (
+    DTYPE_NAMES,
+    OLDER_LAYER_TYPES,
+    own_config,
+    rope_parameters,
+    with_defaults,
+)
 from glm_trt.model.errors import ConfigError
 from glm_trt.model.files import what_it_is
 from glm_trt.model.quantization import LINEARS, MAYBE_LINEARS, Quantization
@@ -34,16 +41,15 @@ _SIZES_OF = {
     ),
 }  # fmt: skip
 _NUMBERS = ("routed_scaling_factor", "rms_norm_eps")
-_EXPERT_COUNTS = ("num_experts", "num_local_experts")
 # Fields that may be absent, but if present must say this: no graph of ours computes anything else.
+# transformers does not read those that may be null; other programs do.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "mlp_bias": (False,),
-    "scoring_func": ("sigmoid",),
-    "topk_method": ("noaux_tc",),
-    "rope_interleave": (True,),
-    "indexer_rope_interleave": (True,),
-    "rope_scaling": (None,),
+    "hidden_act": ("silu", "swish"),
+    "scoring_func": ("sigmoid", None),
+    "topk_method": ("noaux_tc", None),
+    "rope_interleave": (True, None),
+    "indexer_rope_interleave": (True, None),
+    "per_layer_config": (None, {}),
 }
 
 
@@ -128,12 +134,32 @@ class ModelConfig:
         return "indexed" if "indexed_attention" in self.layer_types else "full"
 
 
+def _special(name: str) -> dict[str, str]:
+    """A number that JSON has not, as transformers writes it."""
+    return {"__float__": name}
+
+
+def _finite(digits: str) -> float | dict[str, str]:
+    number = float(digits)
+    return number if math.isfinite(number) else _special(f"{'-' * (number < 0)}Infinity")
+
+
+def _whole(digits: str) -> int | float | dict[str, str]:
+    return int(digits) if len(digits) < 19 else _finite(digits)
+
+
+# Fields that nobody reads may hold anything; the config as a whole has its place in a bundle.
+_NUMBERS_BEYOND_JSON: dict[str, Any] = {
+    "parse_constant": _special, "parse_float": _finite, "parse_int": _whole,
+}  # fmt: skip
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a `config.json`, not yet checked; ConfigError where there is none."""
     content = b""
     try:
         content = path.read_bytes()
-        data = json.loads(content.decode("utf-8"))
+        data = json.loads(content.decode("utf-8"), **_NUMBERS_BEYOND_JSON)
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; a checkpoint has a config.json") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -190,16 +216,16 @@ def _block_kinds(config: ModelConfig) -> tuple[str, ...]:
 
 
 class _Reader:
-    """Reads what transformers' own config class would say: fields that it derives from others are
-    derived here too, whatever the file says of them. So `head_dim`, which a published GLM-5.2 gives
-    as 192, is not read; nor are `qk_head_dim`, which its model adds up anew, and
-    `num_key_value_heads`, as each head of latent attention has keys of its own.
+    """Reads what transformers' own config class would say: absent fields have its defaults, and
+    those that it derives from others are derived here too, whatever the file says of them. So
+    `head_dim`, which a published GLM-5.2 gives as 192, is not read; nor are `qk_head_dim`, which
+    its model adds up anew, and `num_key_value_heads`, as each head of latent attention has keys of
+    its own.
     """
 
     def __init__(self, data: dict[str, Any], source: str) -> None:
-        # The experts' older names, which win there as here; the last one most.
-        experts = [data[name] for name in _EXPERT_COUNTS if data.get(name) is not None]
-        self.data = data | ({"n_routed_experts": experts[-1]} if experts else {})
+        own = own_config(data, MODEL_TYPES)
+        self.given, self.data = own.keys(), with_defaults(own)
         self.source = source
 
     def fail(self, field: str, expected: str, found: object) -> ConfigError:
@@ -209,30 +235,25 @@ class _Reader:
         data = self.data
         if data.get("model_type") not in MODEL_TYPES:
             raise self.fail("model_type", f"one of {MODEL_TYPES}", data.get("model_type"))
-        required = [*_SIZES, *_NUMBERS, "norm_topk_prob"]
-        types = data.get("layer_types")
-        types = types if isinstance(types, list) else LAYER_TYPES[:1]
+        layer_types = self.layers("layer_types", LAYER_TYPES)
+        sizes = {name: self.integer(name) for name in _SIZES}
         for layer_type, names in _SIZES_OF.items():
-            required += names if layer_type in types else ()
-        missing = [name for name in required if data.get(name) is None]
-        if not data.get("rope_parameters") and "rope_theta" not in data:
-            missing.append("rope_parameters")
-        if missing:
-            raise ConfigError(f"{self.source}: missing {', '.join(missing)}")
+            wanted = layer_type in layer_types
+            if missing := [x for x in names if wanted and data.get(x) is None]:
+                raise ConfigError(f"{self.source}: missing {', '.join(missing)}")
+            given = [x for x in names if wanted or x in self.given]
+            sizes |= {name: self.integer(name) for name in given if data.get(name) is not None}
         for name, allowed in _FIXED.items():
             if name in data and data[name] not in allowed:
                 raise self.fail(name, f"{allowed[0]!r} (nothing else is supported)", data[name])
-        layer_types = self.layers("layer_types", LAYER_TYPES)
-        optional = [name for names in _SIZES_OF.values() for name in names]
-        present = [name for name in optional if data.get(name) is not None]
-        sizes = {name: self.integer(name) for name in (*_SIZES, *present)}
+        self.boolean("mlp_bias", False)  # which changes nothing
         config = ModelConfig(
             **sizes,
             routed_scaling_factor=self.number(
                 "routed_scaling_factor", data["routed_scaling_factor"]
             ),
             rms_norm_eps=self.number("rms_norm_eps", data["rms_norm_eps"]),
-            norm_topk_prob=self.boolean("norm_topk_prob", False),
+            norm_topk_prob=self.boolean("norm_topk_prob", True),
             rope_theta=self.rope_theta(),
             layer_types=layer_types,
             mlp_layer_types=self.mlp_layers(),
@@ -268,13 +289,15 @@ class _Reader:
         return value
 
     def rope_theta(self) -> float:
-        rope = self.data.get("rope_parameters") or {"rope_theta": self.data.get("rope_theta")}
+        field = "rope_scaling" if self.data.get("rope_scaling") else "rope_parameters"
+        rope = rope_parameters(self.data)
         if not isinstance(rope, dict):
-            raise self.fail("rope_parameters", "an object", rope)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise self.fail("rope_parameters.rope_type", "'default'", kind)
-        return self.number("rope_parameters.rope_theta", rope.get("rope_theta"))
+            raise self.fail(field, "an object", rope)
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise self.fail(field, "parameters for all layers, not by their types", rope)
+        if rope["rope_type"] != "default":
+            raise self.fail(f"{field}.rope_type", "'default'", rope["rope_type"])
+        return self.number(f"{field}.rope_theta", rope["rope_theta"])
 
     def layers(self, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         count = self.integer("num_hidden_layers")
@@ -283,10 +306,11 @@ class _Reader:
             return (allowed[0],) * count
         if not isinstance(value, list) or len(value) != count:
             raise self.fail(name, f"a list of num_hidden_layers = {count} entries", value)
+        older = OLDER_LAYER_TYPES if name == "layer_types" else {}
         for i, entry in enumerate(value):
-            if entry not in allowed:
+            if not isinstance(entry, str) or older.get(entry, entry) not in allowed:
                 raise self.fail(f"{name}[{i}]", f"one of {allowed}", entry)
-        return tuple(value)
+        return tuple(older.get(entry, entry) for entry in value)
 
     def mlp_layers(self) -> tuple[str, ...]:
         if self.data.get("mlp_layer_types") is not None:
@@ -298,13 +322,17 @@ class _Reader:
     def indexers(self, layer_types: tuple[str, ...]) -> tuple[str, ...]:
         """As transformers derives them: an explicit list, a pattern, or frequency and offset."""
         allowed, count = ("full", "shared"), self.integer("num_hidden_layers")
-        if self.data.get("indexer_types") is not None:
+        given = self.data.get("indexer_types")
+        if given is not None:
+            if isinstance(given, list):  # transformers reads no further than the last layer
+                self.data["indexer_types"] = given[:count]
             kinds = self.layers("indexer_types", allowed)
         elif (pattern := self.data.get("index_topk_pattern")) is not None:
             letters = {"F": "full", "S": "shared", "full": "full", "shared": "shared"}
-            if len(pattern) != count or any(entry not in letters for entry in pattern):
+            known = isinstance(pattern, str | list) and len(pattern) >= count
+            if not known or any(str(entry) not in letters for entry in pattern):
                 raise self.fail("index_topk_pattern", f"{count} of F and S", pattern)
-            kinds = tuple(letters[entry] for entry in pattern)
+            kinds = tuple(letters[entry] for entry in pattern[:count])
         else:
             every = max(self.integer("index_topk_freq", 1, None), 1)
             offset = self.integer("index_skip_topk_offset", 2, None)
@@ -320,19 +348,20 @@ class _Reader:
         return 0 if none else self.integer("num_nextn_predict_layers", 0, 0)
 
     def eos(self, vocabulary: int) -> tuple[int, ...]:
+        """Those that are tokens: one beyond the vocabulary is never generated."""
         value = self.data.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        for token in ids:
-            valid = isinstance(token, int) and not isinstance(token, bool)
-            if not valid or not 0 <= token < vocabulary:
-                raise self.fail("eos_token_id", f"ids below vocab_size = {vocabulary}", value)
-        return tuple(ids)
+        if any(not isinstance(token, int) or isinstance(token, bool) for token in ids):
+            raise self.fail("eos_token_id", "token IDs", value)
+        return tuple(token for token in ids if 0 <= token < vocabulary)
 
     def dtype(self) -> str | None:
-        value = self.data.get("dtype", self.data.get("torch_dtype"))
-        if value is not None and value not in DTYPES:
+        value = self.data.get("dtype")
+        value = self.data.get("torch_dtype") if value is None else value
+        name = value.removeprefix("torch.") if isinstance(value, str) else value
+        if name is not None and not (isinstance(name, str) and name in DTYPE_NAMES):
             raise self.fail("dtype", f"one of {DTYPES}", value)
-        return value
+        return None if name is None else DTYPE_NAMES[name]
 
     def check(self, config: ModelConfig) -> None:
         """Fields that contradict each other."""

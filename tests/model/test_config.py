@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GlmMoeDsaConfig
 
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.config_defaults import DEFAULTS, ROPE_THETA
 from glm_trt.model.errors import ConfigError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
@@ -50,12 +53,27 @@ def test_agrees_with_transformers(tmp_path: Path, options: dict[str, Any]) -> No
     assert list(derived.indexer_types) == theirs.indexer_types
 
 
+def test_defaults_are_those_of_transformers() -> None:
+    theirs = GlmMoeDsaConfig()
+    assert {name: getattr(theirs, name) for name in DEFAULTS} == DEFAULTS
+    assert theirs.rope_parameters["rope_theta"] == ROPE_THETA
+    ours = ModelConfig.from_dict({"model_type": "glm_moe_dsa"})
+    skipped = {"eos_token_ids", "quantization", "dtype", "num_nextn_predict_layers", "rope_theta"}
+    for field in fields(ours):
+        if field.name not in skipped and not field.name.startswith("linear_"):
+            found = getattr(ours, field.name)
+            expected = getattr(theirs, field.name)
+            assert found == (tuple(expected) if isinstance(expected, list) else expected)
+    assert ours.eos_token_ids == (1,)
+
+
 @pytest.mark.parametrize("field", ["kv_lora_rank", "index_topk", "norm_topk_prob", "rms_norm_eps"])
-def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
-    data = {name: value for name, value in DATA.items() if name != field}
-    (tmp_path / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ConfigError, match=rf"config\.json: missing {field}"):
-        ModelConfig.from_directory(tmp_path)
+def test_null_is_no_default(field: str) -> None:
+    """Nor is it one for transformers."""
+    with pytest.raises(ConfigError, match=rf"config\.json: (missing )?{field}"):
+        ModelConfig.from_dict({**DATA, field: None})
+    with pytest.raises(StrictDataclassError):
+        GlmMoeDsaConfig(**{**DATA, field: None})
 
 
 def test_attention_kinds() -> None:
@@ -83,9 +101,13 @@ def test_experts_beyond_the_kept_groups_are_refused() -> None:
 
 @pytest.mark.parametrize("prefix", ["index_", "linear_"])
 def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
+    """Those of an indexer have transformers' defaults; it has no layers of the other kind."""
     data = {k: v for k, v in HYBRID.items() if not k.startswith(prefix)}
-    with pytest.raises(ConfigError, match=rf"missing {prefix}\w+, {prefix}"):
-        ModelConfig.from_dict(data)
+    if prefix == "linear_":
+        with pytest.raises(ConfigError, match=rf"missing {prefix}\w+, {prefix}"):
+            ModelConfig.from_dict(data)
+    else:
+        assert ModelConfig.from_dict(data).index_topk == DEFAULTS["index_topk"]
     config = ModelConfig.from_dict({**data, "layer_types": ["full_attention"] * 6})
     assert (config.index_topk == 0) == (prefix == "index_")
 
@@ -113,17 +135,27 @@ def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
         ("num_experts_per_tok", 17),
         ("index_head_dim", 8),
         ("hidden_act", "gelu"),
-        ("mlp_bias", True),
+        ("mlp_bias", None),
+        ("per_layer_config", {"0": {"index_topk": 4}}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_parameters", {"indexed_attention": {"rope_type": "default"}}),
+        ("rope_parameters", "default"),
+        ("rope_theta", None),
+        ("index_topk_pattern", 3),
+        ("num_nextn_predict_layers", "1"),
         ("scoring_func", "softmax"),
         ("rope_interleave", False),
         ("quantization_config", {"quant_method": "awq"}),
-        ("eos_token_id", 2048),
-        ("dtype", "float64"),
+        ("eos_token_id", "0"),
+        ("eos_token_id", [True]),
+        ("dtype", "int8"),
+        ("dtype", 16),
     ],
 )
 def test_refused_values_are_named(field: str, value: object) -> None:
+    fields = {"index_topk_pattern": {"indexer_types": None}, "rope_theta": {"rope_parameters": {}}}
     with pytest.raises(ConfigError, match=field.replace("key_heads", "value_heads")):
-        ModelConfig.from_dict({**HYBRID, field: value})
+        ModelConfig.from_dict({**HYBRID, **fields.get(field, {}), field: value})
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
