@@ -310,7 +310,7 @@ class _Reader:
         for i, entry in enumerate(value):
             if not isinstance(entry, str) or older.get(entry, entry) not in allowed:
                 raise self.fail(f"{name}[{i}]", f"one of {allowed}", entry)
-        return tuple(older.get(entry, entry) for entry in value)
+        return tuple(str(older.get(entry, entry)) for entry in value)
 
     def mlp_layers(self) -> tuple[str, ...]:
         if self.data.get("mlp_layer_types") is not None:
