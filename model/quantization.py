@@ -181,12 +181,14 @@ class _Excluder:
     def __init__(self, entries: tuple[str, ...]) -> None:
         plain = [entry for entry in entries if not entry.startswith("re:")]
         self._names = {entry for entry in plain if "*" not in entry}
-        patterns = [fnmatch.translate(entry) for entry in plain if "*" in entry]
-        patterns += [f"(?:{entry[3:]})" for entry in entries if entry.startswith("re:")]
-        self._pattern = re.compile("|".join(patterns)) if patterns else None
+        stars = [fnmatch.translate(entry) for entry in plain if "*" in entry]
+        # Regular expressions one by one: flags and names of groups are each one's own.
+        regular = [entry[3:] for entry in entries if entry.startswith("re:")]
+        joined = ["|".join(stars)] if stars else []
+        self._patterns = [re.compile(pattern) for pattern in joined + regular]
 
     def matches(self, module: str) -> bool:
-        if self._pattern is not None and self._pattern.match(module):
+        if any(pattern.match(module) for pattern in self._patterns):
             return True
         words = module.split(".")
         pieces = (

@@ -7,6 +7,7 @@ as ModelOpt writes it. Any other is refused by its name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from glm_trt.model.errors import ConfigError
@@ -140,15 +141,17 @@ class _Reader:
             if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
                 raise self.fail(f".{name}", "a list of module names", found)
             entries += found
+        self.check_expressions(entries)
+        return tuple(dict.fromkeys(entries))
+
+    def check_expressions(self, entries: Iterable[str]) -> None:
         for entry in entries:
             if entry.startswith("re:"):
                 try:
                     re.compile(entry[3:])
-                except re.error as error:
-                    raise self.fail(
-                        "", f"a regular expression after re: ({error})", entry
-                    ) from None
-        return tuple(dict.fromkeys(entries))
+                except (re.error, RecursionError, OverflowError) as error:
+                    expected = f"a regular expression after re: ({error})"
+                    raise self.fail("", expected, entry) from None
 
     def fp8_block(self) -> tuple[int, int] | None:
         kind = str(self.data.get("fmt", "e4m3")).lower()
@@ -248,4 +251,5 @@ class _Reader:
         blocks = {form.block for _, form in modules if form.precision == "fp8"} - {None, FP8_BLOCK}
         block = blocks.pop() if blocks else FP8_BLOCK
         names = tuple((name, form.precision) for name, form in modules)
+        self.check_expressions(name for name, _ in names)
         return Quantization(of_most(names), self.method, excluded, block, names)

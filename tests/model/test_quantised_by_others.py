@@ -6,12 +6,14 @@ the weights as the tool itself dequantises them (`tests/data/make_quantised_chec
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import SINGLE_FILE, Checkpoint
 from glm_trt.model.config import ModelConfig, block_kind
-from glm_trt.model.errors import CheckpointError, ConfigError
+from glm_trt.model.errors import CheckpointError, ConfigError, GlmTrtError
 from glm_trt.model.quantization import Quantization
 from glm_trt.model.weights import load_model
 
@@ -194,6 +196,66 @@ def test_every_spelling_of_the_config(
                 original.config, original, layer
             )
         assert "though the config" not in caplog.text
+
+
+VALUES: list[Any] = [
+    None, 0, -1, 16, 32, 1.5, True, "", "fp8", "nvfp4", "NVFP4", "FP8", "MIXED_PRECISION", "*", "[",
+    "re:(", "re:(?i).*ATTN", "re:.*(?P<a>mlp)", [], {}, [1], {"a": 1}, ["Linear"], [128, 128],
+    "block", "int", ["model.layers.1"],
+]  # fmt: skip
+
+
+def mutated(config: dict[str, Any], others: list[dict[str, Any]], random: Random) -> dict[str, Any]:
+    """Up to three fields changed, removed, or taken from another config."""
+    config = copy.deepcopy(config)
+    for _ in range(random.randint(1, 3)):
+        place: Any = config
+        while isinstance(place, dict | list) and place:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key, inner = random.choice(keys), random.random() < 0.6
+            if not inner or not isinstance(place[key], dict | list) or not place[key]:
+                break
+            place = place[key]
+        else:
+            continue
+        kind = random.random()
+        if kind < 0.6:
+            place[key] = copy.deepcopy(random.choice(VALUES))
+        elif kind < 0.8:
+            del place[key]
+        else:
+            name, of = random.choice(list(random.choice(others).items()))
+            config[name] = copy.deepcopy(of)
+    return config
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_configs_changed_at_random_change_no_number(
+    tmp_path: Path, count: int, record_property: Any
+) -> None:
+    """A checkpoint is refused, or read as its files have it: never otherwise, and no traceback."""
+    place = copy_of("nvfp4-mlp-only", tmp_path / "c")
+    (place / "hf_quant_config.json").unlink()
+    original = Checkpoint.open(place)
+    expected = [b.layer_bindings(original.config, original, layer) for layer in range(3)]
+    spellings = list(respelled(quantization_of(place)).values())
+    others = [*spellings, *REFUSED.values()]
+    loaded = 0
+    for seed in range(count):
+        random = Random(seed)
+        of = mutated(random.choice(spellings), others, random)
+        change(place, quantization_config=of)
+        try:
+            found = Checkpoint.open(place)
+        except GlmTrtError as error:
+            assert str(place) in str(error), of
+            continue
+        loaded += 1
+        for layer in range(3):
+            assert b.layer_bindings(found.config, found, layer) == expected[layer], of
+            assert block_kind(found.config, layer) == block_kind(original.config, layer), of
+    record_property("loaded", loaded)
+    assert 0.3 < loaded / count < 0.9
 
 
 def test_scales_of_fp8_under_either_name(tmp_path: Path) -> None:
