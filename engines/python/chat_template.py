@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from importlib.resources import files as resources
@@ -77,20 +78,28 @@ class ChatTemplates:
     ) -> str:
         """The text of a conversation; see `Text.chat`."""
         name = self.chosen(template_name, variables.get("tools"))
-        messages = normalized_messages(messages)
+        # Templates are written for transformers, which defines these two in any case.
+        given = {"tools": None, "documents": None} | plain(variables, "chat template's variables")
+        given |= {"add_generation_prompt": add_generation_prompt}
+        given = self._names | given
+        objects = normalized_messages(messages)
+        try:
+            return self._rendered(name, objects, given)
+        except Exception as error:  # a template is a program: it can raise anything
+            texts = normalized_messages(messages, arguments_as_text=True)
+            if texts != objects:  # some templates, DeepSeek's, are for arguments as they came
+                with suppress(Exception):
+                    return self._rendered(name, texts, given)
+            raise GlmTrtError(f"{self._place}: chat template: {_said(error)}") from error
+
+    def _rendered(
+        self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]
+    ) -> str:
         if "developer" not in self.by_name[name]:  # such a template would leave the message out
             for message in messages:
                 if message["role"] == "developer":
                     message["role"] = "system"
-        # Templates are written for transformers, which defines these two in any case.
-        given = {"tools": None, "documents": None} | plain(variables, "chat template's variables")
-        try:
-            return self._template(name).render(
-                messages=messages,
-                **self._names | given | {"add_generation_prompt": add_generation_prompt},
-            )
-        except Exception as error:  # a template is a program: it can raise anything
-            raise GlmTrtError(f"{self._place}: chat template: {_said(error)}") from error
+        return self._template(name).render(messages=messages, **variables)
 
     def chosen(self, name: str | None, tools: Any = None) -> str:
         """The name of the template that a conversation gets; errors as in `Text.chat`."""

@@ -13,11 +13,14 @@ Message = Mapping[str, Any]
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def normalized_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def normalized_messages(
+    messages: Sequence[Message], arguments_as_text: bool = False
+) -> list[dict[str, Any]]:
     """Copies of `messages`, of plain JSON values, in the one form that templates expect.
 
     - content that is null or absent is "", and a list of text parts is their text
-    - arguments of calls that come as JSON text are the object; none are {}
+    - arguments of calls that come as JSON text are the object, unless `arguments_as_text`; none
+      are {}
     - reasoning, under whichever of its names, is both `reasoning_content` and `thinking`
     - other fields that are null are left out, as many templates would print "None"
 
@@ -30,7 +33,9 @@ def normalized_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         raise GlmTrtError(f"messages: expected a list, found {_kind(messages)}")
     if not messages:
         raise GlmTrtError("messages: expected at least one, found none")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [
+        _message(message, f"messages[{i}]", arguments_as_text) for i, message in enumerate(messages)
+    ]
 
 
 def plain(value: Any, place: str) -> Any:
@@ -65,7 +70,7 @@ def _key(key: Any, place: str) -> str:
     return str.__str__(key)
 
 
-def _message(message: Any, place: str) -> dict[str, Any]:
+def _message(message: Any, place: str, arguments_as_text: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise GlmTrtError(f"{place}: expected an object, found {_kind(message)}")
     result = {name: value for name, value in plain(message, place).items() if value is not None}
@@ -80,7 +85,9 @@ def _message(message: Any, place: str) -> dict[str, Any]:
             )
         result = {REASONING[1]: reasoning, **result, REASONING[0]: reasoning}
     if "tool_calls" in result:
-        result["tool_calls"] = _calls(result["tool_calls"], f"{place}.tool_calls")
+        result["tool_calls"] = _calls(
+            result["tool_calls"], f"{place}.tool_calls", arguments_as_text
+        )
     return result
 
 
@@ -104,13 +111,13 @@ def _part(part: Any, place: str) -> str:
     return part["text"]
 
 
-def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
+def _calls(calls: Any, place: str, arguments_as_text: bool) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise GlmTrtError(f"{place}: expected a list, found {_kind(calls)}")
-    return [_call(call, f"{place}[{i}]") for i, call in enumerate(calls)]
+    return [_call(call, f"{place}[{i}]", arguments_as_text) for i, call in enumerate(calls)]
 
 
-def _call(call: Any, place: str) -> dict[str, Any]:
+def _call(call: Any, place: str, arguments_as_text: bool) -> dict[str, Any]:
     """A call, with its name and arguments in `function` or beside it."""
     if not isinstance(call, dict):
         raise GlmTrtError(f"{place}: expected an object, found {_kind(call)}")
@@ -119,6 +126,8 @@ def _call(call: Any, place: str) -> dict[str, Any]:
     if not isinstance(name, str):
         raise GlmTrtError(f"{place}: expected a function with a name, found {_kind(name)}")
     arguments = arguments_of(inner.get("arguments"), f"{place} ({name}): arguments")
+    if arguments_as_text and isinstance(inner.get("arguments"), str):
+        arguments = inner["arguments"]
     changed = inner | {"arguments": arguments}
     return changed if inner is call else call | {"function": changed}
 

@@ -90,7 +90,9 @@ class SpecialTokens:
         if decoder is not None and config_path is not None:
             return cls(named, _stated(decoder, config_path), more, config_path, True, fields)
         if (path := files.get(ADDED_TOKENS)) is not None:
-            special = {str(token) for token in more}
+            # By the newer key alone, and before the older one stands in for it: so it is there.
+            newer = given if EXTRA in fields else []
+            special = {str(_token(value, place)) for value in newer}
             special |= {str(token) for name, token in named.items() if name in STANDARD}
             return cls(named, _added(read_object(path), path, special), more, path, False, fields)
         return cls(named, {}, more, config_path, False, fields)
@@ -164,8 +166,8 @@ def _described(entry: Mapping[str, Any], place: str) -> AddedToken:
     """The token that an object describes; raises `BundleError` if it describes none."""
     flags = {name: entry[name] for name in _FLAGS if name in entry}
     try:
-        return AddedToken(entry["content"], **flags)
-    except (KeyError, TypeError) as error:
+        return AddedToken(entry.get("content", ""), **flags)
+    except (AttributeError, TypeError) as error:
         raise BundleError(f"{place}: no description of a token: {error}") from None
 
 

@@ -17,6 +17,7 @@ from glm_trt.engines.python.special_tokens import SpecialTokens
 from glm_trt.engines.python.token_bytes import TokenBytes
 from glm_trt.engines.python.tokenizer_support import apply_fields
 from glm_trt.model.errors import BundleError, GlmTrtError
+from glm_trt.model.files import what_it_is
 
 TOKENIZER = "tokenizer.json"
 
@@ -54,7 +55,8 @@ class Text:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # nothing narrower, and a panic of Rust is no Exception
-            raise BundleError(f"{path}: not a tokenizer: {_line(error)}") from None
+            found = what_it_is(path.read_bytes()) or f"not a tokenizer: {_line(error)}"
+            raise BundleError(f"{path}: {found}") from None
         # Some tokenizers are stored with what their training cut and filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.model.errors import BundleError
+from glm_trt.model.files import what_it_is
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -14,7 +15,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
+        known = what_it_is(path.read_bytes())
+        raise BundleError(f"{path}: {known or f'not readable as JSON: {error}'}") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

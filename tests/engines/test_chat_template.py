@@ -122,6 +122,9 @@ def test_templates_without_a_default(tmp_path: Path) -> None:
     [
         ("tokenizer_config.json", "[]", "expected a JSON object, found list"),
         ("tokenizer_config.json", "{", "not readable as JSON"),
+        ("tokenizer_config.json", "\ufeff{}", "begins with the byte-order mark of UTF-8"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("tokenizer.json", "{}", "not a tokenizer: missing field `model`"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', "expected a template, or"),
         ("chat_template.json", '{"chat_template": 5}', "expected a template, or"),
         ("added_tokens.json", '{"<x>": "1"}', "<x>: expected a token's ID, found '1'"),
@@ -392,6 +395,22 @@ def test_messages_that_are_none(tmp_path: Path, messages: Any, message: str) -> 
 def test_templates_that_fail(tmp_path: Path, template: str, message: str) -> None:
     with pytest.raises(GlmTrtError, match=message):
         template_of(tmp_path, template).chat(HELLO)
+
+
+def test_arguments_as_they_came_for_a_template_that_wants_text(tmp_path: Path) -> None:
+    """As DeepSeek's: it joins the text of the arguments to its marks."""
+    template = "{% for c in messages[0].tool_calls %}{{ '<' + c.function.arguments }}{% endfor %}"
+    directory = tokenizer_directory(tmp_path, {}, **{"chat_template.jinja": template})
+    said = [{"role": "assistant", "tool_calls": [
+        {"function": {"name": "f", "arguments": '{"x":  1}'}},
+        {"function": {"name": "g", "arguments": "{}"}},
+    ]}]  # fmt: skip
+    oracle = AutoTokenizer.from_pretrained(directory)
+    expected = oracle.apply_chat_template(said, tokenize=False)
+    assert text_of(directory).templates.render(said) == expected == '<{"x":  1}<{}'
+    said[0]["tool_calls"][1]["function"]["arguments"] = {}  # type: ignore[index]
+    with pytest.raises(GlmTrtError, match="chat template: TypeError: can only concatenate str"):
+        text_of(directory).chat(said)
 
 
 def test_variables_are_plain(tmp_path: Path) -> None:
