@@ -124,7 +124,7 @@ def test_templates_without_a_default(tmp_path: Path) -> None:
         ("tokenizer_config.json", "{", "not readable as JSON"),
         ("tokenizer_config.json", "\ufeff{}", "begins with the byte-order mark of UTF-8"),
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        ("tokenizer.json", "{}", "not a tokenizer: missing field `model`"),
+        ("tokenizer.json", "{}", "not a tokenizer: Model missing"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', "expected a template, or"),
         ("chat_template.json", '{"chat_template": 5}', "expected a template, or"),
         ("added_tokens.json", '{"<x>": "1"}', "<x>: expected a token's ID, found '1'"),
