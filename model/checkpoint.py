@@ -50,6 +50,13 @@ _SAMPLED_ROWS = 64  # of a prediction layer's copy of either
 _LOG = logging.getLogger(__name__)
 
 
+def tokenizer_files(directory: Path) -> tuple[Path, ...]:
+    """The tokenizer's files that exist, chat templates included; a checkpoint may have none."""
+    paths = [directory / name for name in TOKENIZER_FILES]
+    paths += sorted((directory / NAMED_TEMPLATES).glob("*.jinja"))
+    return tuple(path for path in paths if path.is_file())
+
+
 class Checkpoint:
     """A checkpoint directory whose files agree with its config. Use `Checkpoint.open`."""
 
@@ -192,10 +199,8 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer's files that exist, chat templates included; a checkpoint may have none."""
-        paths = [self.directory / name for name in TOKENIZER_FILES]
-        paths += sorted((self.directory / NAMED_TEMPLATES).glob("*.jinja"))
-        return tuple(path for path in paths if path.is_file())
+        """As `tokenizer_files`."""
+        return tokenizer_files(self.directory)
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Where generation stops: generation_config.json's ids, else the config's.

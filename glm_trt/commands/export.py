@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from glm_trt.commands.command import DTYPES, Command, add_checkpoint, find_checkpoint
+from glm_trt.model.errors import GlmTrtError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +24,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _say_of_text(checkpoint: Path) -> None:
+    """Say now, not when the bundle is run, that its tokenizer cannot be used."""
+    from glm_trt.engines.python.text import TOKENIZER, Text
+    from glm_trt.model.checkpoint import tokenizer_files
+
+    files = {path.relative_to(checkpoint).as_posix(): path for path in tokenizer_files(checkpoint)}
+    if TOKENIZER not in files:
+        return  # as some checkpoints are
+    try:
+        Text.of_files(files, str(checkpoint))
+    except GlmTrtError as error:
+        print(
+            "glm-trt export: the bundle can be built and validated, but not run from Python: "
+            f"{error}",
+            file=sys.stderr,
+        )
+
+
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.export.bundle import ExportOptions, export_checkpoint
     from glm_trt.progress import Progress
@@ -33,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     assert checkpoint is not None  # it is a positional argument
     with Progress("export", quiet=options.json) as progress:
         written = export_checkpoint(checkpoint, options.output, settings, progress)
+    _say_of_text(checkpoint)
     if options.json:
         print(json.dumps({"bundle": str(options.output), "written": written}))
     else:

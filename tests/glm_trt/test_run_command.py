@@ -189,6 +189,21 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert (code, text) == (2, "") and "has no tokenizer.json" in errors
 
 
+def test_a_tokenizer_that_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Export says so before anybody waits for a model to load."""
+    shutil.copytree(TINY, tmp_path / "c")
+    config = json.loads((TINY / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "Qwen2Tokenizer"
+    (tmp_path / "c" / "tokenizer_config.json").write_text(json.dumps(config))
+    command = ["export", str(tmp_path / "c"), "-o", str(tmp_path / "b"), "--dtype", "float32"]
+    assert main(command) == 0
+    reason = "tokenizer_config.json: tokenizer_class: Qwen2Tokenizer: transformers builds this"
+    errors = capsys.readouterr().err
+    assert "but not run from Python" in errors and reason in errors
+    code, text, errors = run(capsys, tmp_path / "b", "--prompt", "x")
+    assert (code, text) == (2, "") and reason in errors
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--prompt", ""], "--prompt"),
     (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
