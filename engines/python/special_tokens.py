@@ -21,6 +21,7 @@ DECODER, EXTRA, OLD_EXTRA = (
 STANDARD = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+AROUND = ("add_bos_token", "add_eos_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 Token = str | AddedToken
 
@@ -63,6 +64,8 @@ class SpecialTokens:
         """
         config_path = files.get(TOKENIZER_CONFIG)
         fields = {} if config_path is None else read_object(config_path)
+        for name in AROUND:  # tokenizer.json has its own word on these
+            fields.pop(name, None)
         if not fields.get(EXTRA) and OLD_EXTRA in fields:
             fields[EXTRA] = fields.pop(OLD_EXTRA)
         own = {name: fields.pop(name) for name in _own_names(fields)}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
-from glm_trt.engines.python.special_tokens import TOKENIZER_CONFIG, SpecialTokens
+from glm_trt.engines.python.special_tokens import AROUND, TOKENIZER_CONFIG, SpecialTokens
 from glm_trt.engines.python.tokenizer_files import read_text
 from glm_trt.model.errors import BundleError
 
@@ -75,3 +76,14 @@ def apply_fields(tokenizer: Tokenizer, special: SpecialTokens, files: Mapping[st
             "here; expected false, or a tokenizer of BPE without its override"
         )
     tokenizer.encode_special_tokens = bool(fields.get("split_special_tokens"))
+    if any(name in fields for name in AROUND):  # of special_tokens_map.json
+        before, after = (
+            [special.names[name.removeprefix("add_")]]
+            if fields.get(name) and name.removeprefix("add_") in special.names
+            else []
+            for name in AROUND
+        )
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*before, "$A", *after],
+            special_tokens=[(text, tokenizer.token_to_id(text)) for text in {*before, *after}],
+        )

@@ -216,6 +216,13 @@ SPECIAL |= {
     "null": ({"bos_token": None}, {"special_tokens_map.json": {"unk_token": None}}),
     "a word": ({"pad_token": "def"}, {}),
     "split": ({"split_special_tokens": True}, {}),
+    "a token before each text, by the map": (
+        {"bos_token": "<first>", "add_eos_token": True},
+        {"special_tokens_map.json": {"add_bos_token": True}},
+    ),
+    "a token before each text, by the config": (
+        {"bos_token": "<first>", "add_bos_token": True}, {},
+    ),
     "another class": ({"tokenizer_class": "ChatGLM4Tokenizer"}, {}),
     "Llama's class over bytes": ({"tokenizer_class": "LlamaTokenizerFast"}, {}),
     "clean up": ({"clean_up_tokenization_spaces": True}, {}),
