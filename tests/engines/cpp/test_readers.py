@@ -83,7 +83,7 @@ def checkpoint_of(kind: str, place: Path) -> None:
         "materialized",
         "fp8-by-tensor",
         "mixed-precision",
-        "compressed-tensors-fp8-block",
+        pytest.param("compressed-tensors-fp8-block", marks=pytest.mark.slow),
     ],
 )
 def test_buffers_are_the_same(tmp_path: Path, probe: Path, kind: str) -> None:
