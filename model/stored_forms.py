@@ -32,7 +32,7 @@ FP8_SCALES = (".weight_scale_inv", ".weight_scale")
 _WEIGHT_SCALES = (*FP8_SCALES, ".weight_scale_2")
 # Behind a module's name, and read by nobody here: activations are not quantised by scales of the
 # checkpoint. Those of caches and results, and of the head, are `extra_tensors`.
-INPUT_SCALES = (".input_scale", ".input_global_scale")
+INPUT_SCALES = (".input_scale", ".input_global_scale", ".activation_scale")
 
 
 class Stored(NamedTuple):

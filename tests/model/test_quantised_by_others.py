@@ -259,7 +259,9 @@ def test_configs_changed_at_random_change_no_number(
 
 
 def test_scales_of_fp8_under_either_name(tmp_path: Path) -> None:
-    """`weight_scale` in place of `weight_scale_inv`, in bfloat16 and in float32."""
+    """`weight_scale` in place of `weight_scale_inv`, in bfloat16 and in float32; in transformers'
+    words, with the scales of its static activations.
+    """
     name = "compressed-tensors-fp8-block"
     place = copy_of(name, tmp_path / "c")
     change(place, quantization_config={
@@ -271,6 +273,7 @@ def test_scales_of_fp8_under_either_name(tmp_path: Path) -> None:
         x.replace("weight_scale", "weight_scale_inv"): of.float() if "scale" in x else of
         for x, of in stored.items()
     }
+    renamed[f"{LAYER}self_attn.q_a_proj.activation_scale"] = torch.tensor(0.1)
     save_file(renamed, place / SINGLE_FILE)
     assert relative(*logits(place, QUANTISED / name)) < 1e-5
 
