@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glm_trt.commands.command import DTYPES, Command, add_paths
 from glm_trt.model.errors import GlmTrtError
+
+if TYPE_CHECKING:
+    from glm_trt.engines.casts import Cast
+    from glm_trt.export.manifest import Manifest
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +45,10 @@ def _run(options: argparse.Namespace) -> int:
             raise GlmTrtError(f"--{name}: goes with --polygraphy BLOCK")
     manifest = read_manifest(options.bundle)
     verify_files(options.bundle, manifest)
+    dtype, casts = manifest["checkpoint"]["dtype"], _casts(options.bundle, manifest)
     if options.json:
-        print(json.dumps(manifest))
+        listed = casts if isinstance(casts, str) else [cast._asdict() for cast in casts]
+        print(json.dumps(manifest | {"casts": listed}))
         return 0
     layers: dict[str, int] = {}
     for block in manifest["blocks"]:
@@ -53,10 +60,29 @@ def _run(options: argparse.Namespace) -> int:
         [("checkpoint", f"{source['directory']} ({source['dtype']}, {files} file(s))"),
          ("graphs", f"{', '.join(manifest['dtypes'])}; up to {manifest['max_seq_len']} tokens"),
          *((kind, f"{count} block(s)") for kind, count in layers.items()),
+         *((f"cast in {dtype}", of) for of in _cast_lines(casts)),
          *((f"{e['backend']} {e['target']}", f"{e['kind']} in {e['dtype']}: "
             f"{e['bytes'] / 1e6:.1f} MB, {e['layers']} layers") for e in manifest["engines"])]
     )  # fmt: skip
     return 0
+
+
+def _casts(path: Path, manifest: Manifest) -> list[Cast] | str:
+    """What is cast in the checkpoint's dtype; a sentence where its weights are not there."""
+    from glm_trt.engines.bundle import Bundle
+    from glm_trt.engines.casts import find_casts
+
+    try:
+        bundle = Bundle.open(path)
+    except GlmTrtError as error:
+        return f"not known: {error}"
+    return find_casts(bundle, manifest["checkpoint"]["dtype"])
+
+
+def _cast_lines(casts: list[Cast] | str) -> list[str]:
+    if isinstance(casts, str):
+        return [casts]
+    return [f"{x.pattern} ({x.tensors}): {x.stored} to {x.bound}" for x in casts] or ["nothing"]
 
 
 def _print_polygraphy_line(options: argparse.Namespace) -> int:

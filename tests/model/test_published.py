@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import save_mixed
 import torch
 from checkpoints import make_oracle, reload_oracle, save
+from newest_package import newest
 from safetensors.torch import load_file, save_file
 
 import glm_trt
+from glm_trt.cli import main
+from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import cut_session, onnxruntime_backend
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
@@ -23,8 +29,7 @@ from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
 from glm_trt.model.weights import load_model
 
 TOLERANCE = 2e-5
-IDS = torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+IDS, FLOATS = save_mixed.IDS, save_mixed.FLOATS
 # All 50 in the full run, the first ones always.
 VARIATIONS = [i if i < 3 else pytest.param(i, marks=pytest.mark.slow) for i in range(50)]
 
@@ -128,6 +133,38 @@ def test_bundles_of_mixed_dtypes(
             assert relative(runtime.forward(IDS.numpy()), theirs(tmp_path / "c")) < TOLERANCE
 
 
+def test_inspect_says_what_is_cast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By kinds of tensors; what is stored as it is bound is in no list, and is not copied."""
+    tensors = {name: t.bfloat16() for name, t in small(tmp_path / "c").items()}
+    tensors[HEAD] = tensors[HEAD].float()
+    tensors["model.layers.1.mlp.experts.2.up_proj.weight"] = torch.zeros(24, 48, dtype=torch.double)
+    save_file(tensors, tmp_path / "c" / SINGLE_FILE)
+    change_config(tmp_path / "c", dtype="bfloat16")
+    export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(("float32",), 64))
+    expected = {
+        ("model.layers.*.mlp.gate.weight", "bfloat16", "float32", 1),
+        ("model.layers.*.mlp.gate.e_score_correction_bias", "bfloat16", "float32", 1),
+        ("model.layers.*.mlp.experts.*.up_proj.weight", "float64", "bfloat16", 1),
+        (HEAD, "float32", "bfloat16", 1),
+    }
+    assert main(["inspect", str(tmp_path / "b"), "--json"]) == 0
+    casts = json.loads(capsys.readouterr().out)["casts"]
+    assert {tuple(cast.values()) for cast in casts} == expected and len(casts) == len(expected)
+    assert main(["inspect", str(tmp_path / "b")]) == 0
+    assert f"{HEAD} (1): float32 to bfloat16" in capsys.readouterr().out
+    bundle = Bundle.open(tmp_path / "b")
+    for block in bundle.blocks:
+        for binding in block.bindings:
+            if binding.transform == "none":
+                (name,) = binding.tensors
+                bound = b.bound_tensor(binding, bundle.weights, "bfloat16")
+                cast = name == HEAD or ".mlp.gate." in name
+                assert np.shares_memory(bound, bundle.weights.tensor(name)) != cast
+    (tmp_path / "c").rename(tmp_path / "elsewhere")
+    assert main(["inspect", str(tmp_path / "b")]) == 0
+    assert "not known: " in capsys.readouterr().out
+
+
 def test_one_expert_of_mixed_dtypes() -> None:
     """NumPy has no dtype in common of bfloat16 and float16."""
     tensors = {
@@ -176,3 +213,23 @@ def test_a_tied_head_is_what_transformers_takes(
     notices = [record.getMessage() for record in caplog.records if "glm_trt" in record.name]
     assert len(notices) == (case == "differs")
     assert all("lm_head.weight" in notice and "tie_word_embeddings" in notice for notice in notices)
+
+
+@pytest.mark.slow
+def test_mixed_dtypes_as_the_newest_transformers_saves_them(tmp_path: Path) -> None:
+    """40 checkpoints written and judged by it; the release that is installed did the others."""
+    python = newest(tmp_path / "venv", "transformers>=5.24")
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(here)}
+    command = [python, here / "save_mixed.py", tmp_path / "made", "40"]
+    subprocess.run(command, env=environment, check=True, timeout=900)
+    version = json.loads((tmp_path / "made" / "0" / "config.json").read_text())
+    assert tuple(map(int, version["transformers_version"].split(".")[:2])) >= (5, 24)
+    wide = 0
+    for seed in range(40):
+        directory = tmp_path / "made" / str(seed)
+        checkpoint = Checkpoint.open(directory)
+        router = checkpoint.info("model.layers.1.mlp.gate.weight").dtype
+        wide += checkpoint.dtype != "float32" and router == "float32"
+        assert relative(ours(directory), torch.load(directory / save_mixed.LOGITS)) < TOLERANCE
+    assert wide > 5
