@@ -1,4 +1,4 @@
-"""Configs by name: the published GLM-5.1 checkpoint and the hybrid of its model card, in three
+"""Configs by name: the published GLM-5.1 and GLM-5.2, and the hybrid of GLM-5.1's model card, in three
 sizes.
 """
 
@@ -71,8 +71,26 @@ _HYBRID_LAYERS = [
     for layer in range(_GLM_5_1["num_hidden_layers"])
 ]
 
+# zai-org/GLM-5.2: the same geometry. Layers 0, 1, 2 and every fourth from 6 have an indexer, the 57
+# others share its selection. `head_dim` is published so; it is derived (the rotary width).
+_OWN_INDEXERS = {0, 1, *range(2, _GLM_5_1["num_hidden_layers"], 4)}
+_GLM_5_2: dict[str, Any] = {
+    "head_dim": 192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 8000000.0},
+    "max_position_embeddings": 1048576,
+    "moe_router_dtype": "float32",
+    "index_share_for_mtp_iteration": True,
+    "index_topk_freq": 4,
+    "index_skip_topk_offset": 3,
+    "indexer_types": [
+        "full" if layer in _OWN_INDEXERS else "shared"
+        for layer in range(_GLM_5_1["num_hidden_layers"])
+    ],
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "glm-5.1": _GLM_5_1 | _INDEXER,
+    "glm-5.2": _GLM_5_1 | _INDEXER | _GLM_5_2,
     "glm-5.1-hybrid": _GLM_5_1 | _LINEAR | {"layer_types": _HYBRID_LAYERS},
 }
 

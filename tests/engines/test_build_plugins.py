@@ -179,6 +179,8 @@ print(json.dumps([creators, parsed, types.count(trt.LayerType.PLUGIN_V3), loaded
         ("glm-5.1", "dense_indexed"), ("glm-5.1", "sparse_indexed"),
         ("glm-5.1-hybrid", "dense_linear"), ("glm-5.1-hybrid", "sparse_linear"),
         ("glm-5.1-hybrid", "sparse_full"),
+        *(pytest.param("glm-5.2", kind, marks=pytest.mark.slow)
+          for kind in ("dense_indexed", "sparse_shared", "sparse_indexed", "mtp_sparse_indexed")),
     ],
 )  # fmt: skip
 def test_real_dimensions(library: Path, tmp_path: Path, preset: str, kind: str) -> None:
@@ -186,7 +188,9 @@ def test_real_dimensions(library: Path, tmp_path: Path, preset: str, kind: str) 
     config = ModelConfig.from_dict(preset_config(preset, "block"), preset)
     graph, plan = tmp_path / "graph.onnx", tmp_path / "engine.plan"
     graph.write_bytes(trace_once(config, kind, torch.bfloat16).SerializeToString())
-    result = build_one(graph, plan, make_profiles(202752, 512, 2048), library)
+    result = build_one(
+        graph, plan, make_profiles(config.max_position_embeddings, 512, 2048), library
+    )
     assert plan.stat().st_size < 10e6
     assert result["peak_memory_bytes"] < 4e9
     assert transposed_weights(plan) == []

@@ -18,15 +18,20 @@ from glm_trt.engines.bundle import Bundle
 from glm_trt.export import bundle as bundles
 from glm_trt.model import generate_checkpoint as g
 from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
-from glm_trt.model.presets import PRESETS
+from glm_trt.model.presets import PRESETS, preset_config
 
 KINDS = {
     "glm-5.1": ["dense_indexed", "sparse_indexed", "head", "mtp_sparse_indexed"],
+    "glm-5.2": [
+        "dense_indexed", "sparse_shared", "sparse_indexed", "head", "mtp_sparse_indexed",
+    ],
     "glm-5.1-hybrid": ["dense_linear", "sparse_full", "sparse_linear", "head", "mtp_sparse_full"],
-}
+}  # fmt: skip
+# A layer that shares a selection is proved by others (tests/model/test_published.py).
+EACH = [pytest.param(x, marks=pytest.mark.slow) if x == "glm-5.2" else x for x in PRESETS]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EACH)
 def test_tiny_is_exported_and_validated(
     preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +73,24 @@ print(status["VmHWM"].split()[0])  # ru_maxrss would be this process's own, if t
         blocks = Bundle.open(bundle)
         assert len(blocks.blocks) == layers + 2 and len(blocks.prediction_blocks) == 2
     assert peaks[78] < 2e9 and peaks[78] <= 1.2 * peaks[counts[-1]]
+
+
+@pytest.mark.slow
+def test_glm_5_2_in_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config as published over files of holes: planned, exported, opened; 1M positions."""
+    place, bundle = tmp_path / "c", tmp_path / "b"
+    assert main(["make-checkpoint", "glm-5.2", "--scale", "full", "-o", str(place), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["disk_bytes"] < 50e6 < 1.4e12 < written["bytes"]
+    assert json.loads((place / "config.json").read_text()) == preset_config("glm-5.2", "full")
+    assert main(["plan", str(place), "--json"]) == 0
+    parameters = json.loads(capsys.readouterr().out)["parameters"]
+    assert parameters["components"]["indexer"] == 21 * 9_371_904
+    assert main(["export", str(place), "-o", str(bundle)]) == 0
+    opened = Bundle.open(bundle)
+    assert opened.max_seq_len == 1 << 20
+    assert [b.kind for b in opened.blocks].count("sparse_shared") == 57
+    assert len(opened.blocks) == 80 and len(opened.prediction_blocks) == 2
 
 
 def test_parts_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,18 @@ def test_the_hybrid_of_the_model_card() -> None:
     assert config.index_topk == 0
 
 
+def test_glm_5_2() -> None:
+    """As published: its list of indexers is what frequency and offset say too."""
+    data = preset_config("glm-5.2", "full")
+    config, theirs = ModelConfig.from_dict(data), GlmMoeDsaConfig(**data)
+    assert config.qk_rope_head_dim == theirs.head_dim == 64 != data["head_dim"]
+    assert list(config.indexer_types) == theirs.indexer_types
+    assert config.indexer_types.count("full") == 21
+    derived = {k: v for k, v in data.items() if k != "indexer_types"}
+    assert list(config.indexer_types) == GlmMoeDsaConfig(**derived).indexer_types
+    assert ModelConfig.from_dict(derived).indexer_types == config.indexer_types
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_scale_has_every_kind(preset: str, scale: str) -> None:
