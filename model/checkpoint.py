@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from glm_trt.model.checkpoint_files import INDEX_FILE as INDEX_FILE
 from glm_trt.model.checkpoint_files import SINGLE_FILE as SINGLE_FILE
-from glm_trt.model.checkpoint_files import open_files, some
+from glm_trt.model.checkpoint_files import layer_of, open_files, some
 from glm_trt.model.checkpoint_place import require_directory
 from glm_trt.model.config import CONFIG_FILE, DTYPES, MODEL_TYPES, ModelConfig, read_config
 from glm_trt.model.config_defaults import own_config
@@ -179,22 +180,19 @@ class Checkpoint:
                 self.directory, stored, CONFIG_FILE,
             )  # fmt: skip
             config = replace(config, num_nextn_predict_layers=stored)
-        prefixes = [f"model.layers.{i}." for i in mtp_layers(config)]
-        self._prediction_stored = bool(prefixes) and any(
-            name.startswith(tuple(prefixes)) for name in self.names
-        )
-        if prefixes and not self._prediction_stored:
+        layers = mtp_layers(config)
+        self._prediction_stored = any(layer_of(name) in layers for name in self.names)
+        if layers and not self._prediction_stored:
             _LOG.warning(
                 "%s: no file holds the %d prediction layer(s) that %s announces "
                 "(num_nextn_predict_layers): there are no drafts",
                 self.directory, announced, CONFIG_FILE,
             )  # fmt: skip
-        key = "self_attn.indexer.wk.weight"
-        indexed = prefixes and config.attention_kind(first) == "indexed"
-        lacking = [x for x in prefixes if f"{x}eh_proj.weight" in self._file_of
-                   and not any(name.startswith(f"{x}self_attn.indexer.") for name in self.names)
-                   ] if indexed else []  # fmt: skip
-        self._without_indexer = lacking[0] + key if lacking else None
+        wanted = "self_attn.indexer.wk.weight"
+        indexed = bool(layers) and config.attention_kind(first) == "indexed"
+        with_indexer = {layer_of(name) for name in self.names if ".self_attn.indexer." in name}
+        lacking = [i for i in layers[:stored] if indexed and i not in with_indexer]
+        self._without_indexer = f"model.layers.{lacking[0]}.{wanted}" if lacking else None
         return config
 
     @property
@@ -271,7 +269,9 @@ class Checkpoint:
         whole = checkpoint_tensors(
             config, dtype=self.dtype, stacked=stacked, with_mtp=self.has_mtp, with_head=head
         )
-        expected = {spec.name: spec for spec in whole}
+        # Those of a config that speaks of many more than there are need not all be listed.
+        enough = 2 * len(self.names) + 1000
+        expected = {spec.name: spec for spec in islice(whole, enough)}
         if self.embedding_name == HEAD:
             del expected[EMBEDDING]
         missing = [name for name in expected if name not in self._file_of]

@@ -31,6 +31,7 @@ _SIZES = (
     "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts",
     "num_experts_per_tok", "n_group", "topk_group", "max_position_embeddings",
 )  # fmt: skip
+MAX_LAYERS = 1 << 14  # more are no model, and their lists would fill the memory
 LAYER_TYPES = ("indexed_attention", "full_attention", "linear_attention")
 # Required where some layer is of the type.
 _SIZES_OF = {
@@ -276,6 +277,13 @@ class _Reader:
             raise self.fail(name, f"an integer of at least {least}", value)
         return value
 
+    def count(self, name: str, least: int = 1) -> int:
+        """Of layers, each of which has an entry in lists."""
+        value = self.integer(name, least=least)
+        if value > MAX_LAYERS:
+            raise self.fail(name, f"at most {MAX_LAYERS} layers", value)
+        return value
+
     def number(self, name: str, value: object) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator]
@@ -300,7 +308,7 @@ class _Reader:
         return self.number(f"{field}.rope_theta", rope["rope_theta"])
 
     def layers(self, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        count = self.integer("num_hidden_layers")
+        count = self.count("num_hidden_layers")
         value = self.data.get(name)
         if value is None:
             return (allowed[0],) * count
@@ -315,13 +323,13 @@ class _Reader:
     def mlp_layers(self) -> tuple[str, ...]:
         if self.data.get("mlp_layer_types") is not None:
             return self.layers("mlp_layer_types", ("dense", "sparse"))
-        count = self.integer("num_hidden_layers")
+        count = self.count("num_hidden_layers")
         dense = min(self.integer("first_k_dense_replace", 3, 0), count)
         return ("dense",) * dense + ("sparse",) * (count - dense)
 
     def indexers(self, layer_types: tuple[str, ...]) -> tuple[str, ...]:
         """As transformers derives them: an explicit list, a pattern, or frequency and offset."""
-        allowed, count = ("full", "shared"), self.integer("num_hidden_layers")
+        allowed, count = ("full", "shared"), self.count("num_hidden_layers")
         given = self.data.get("indexer_types")
         if given is not None:
             if isinstance(given, list):  # transformers reads no further than the last layer
@@ -345,7 +353,7 @@ class _Reader:
 
     def prediction_layers(self) -> int:
         none = self.data.get("num_nextn_predict_layers") is None
-        return 0 if none else self.integer("num_nextn_predict_layers", 0, 0)
+        return 0 if none else self.count("num_nextn_predict_layers", 0)
 
     def eos(self, vocabulary: int) -> tuple[int, ...]:
         """Those that are tokens: one beyond the vocabulary is never generated."""

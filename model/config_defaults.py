@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Of `GlmMoeDsaConfig`, for each field that says what is computed.
+# Of `GlmMoeDsaConfig`, for each field that says what is computed. An absent end token is none: what
+# it has for it does not reach the model's generation config.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 154880, "hidden_size": 6144, "intermediate_size": 12288,
     "moe_intermediate_size": 2048, "num_hidden_layers": 78, "num_attention_heads": 64,
@@ -14,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "kv_lora_rank": 512, "q_lora_rank": 2048, "qk_rope_head_dim": 64, "v_head_dim": 256,
     "qk_nope_head_dim": 192, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 8,
     "norm_topk_prob": True, "hidden_act": "silu", "max_position_embeddings": 202752,
-    "rms_norm_eps": 1e-5, "eos_token_id": 1, "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     "attention_bias": False, "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 32,
     "mlp_bias": False, "first_k_dense_replace": 3,
 }  # fmt: skip

@@ -1,6 +1,4 @@
-"""Configs by name: the published GLM-5.1 and GLM-5.2, and the hybrid of GLM-5.1's model card, in three
-sizes.
-"""
+"""Configs by name, in three sizes: GLM-5.1, the hybrid of its model card, and GLM-5.2."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_defaults_are_those_of_transformers() -> None:
             found = getattr(ours, field.name)
             expected = getattr(theirs, field.name)
             assert found == (tuple(expected) if isinstance(expected, list) else expected)
-    assert ours.eos_token_ids == (1,)
+    assert ours.eos_token_ids == ()
 
 
 @pytest.mark.parametrize("field", ["kv_lora_rank", "index_topk", "norm_topk_prob", "rms_norm_eps"])
