@@ -336,7 +336,10 @@ class _Reader:
                 self.data["indexer_types"] = given[:count]
             kinds = self.layers("indexer_types", allowed)
         elif (pattern := self.data.get("index_topk_pattern")) is not None:
-            letters = {"F": "full", "S": "shared", "full": "full", "shared": "shared"}
+            letters = {"F": "full", "S": "shared"}
+            letters = (
+                letters if isinstance(pattern, str) else dict(zip(allowed, allowed, strict=True))
+            )
             known = isinstance(pattern, str | list) and len(pattern) >= count
             if not known or any(str(entry) not in letters for entry in pattern):
                 raise self.fail("index_topk_pattern", f"{count} of F and S", pattern)

@@ -142,6 +142,7 @@ def test_sizes_are_required_where_a_layer_needs_them(prefix: str) -> None:
         ("rope_parameters", "default"),
         ("rope_theta", None),
         ("index_topk_pattern", 3),
+        ("index_topk_pattern", list("FSFSFS")),
         ("num_nextn_predict_layers", "1"),
         ("scoring_func", "softmax"),
         ("rope_interleave", False),
