@@ -154,6 +154,7 @@ def test_a_download_that_breaks_off(
         ("empty/GLM-5.1", (), "has no config.json: expected a checkpoint of transformers"),
         ("other/model", (), "config.json"),
         ("awq/GLM-5.1", (), "awq"),
+        ("blocks/GLM-5.1", (), "weight_block_size: expected [128, 128], found [64, 64]"),
         ("gguf/GLM-5.1", (), "has no .safetensors file; it has a.gguf, q4/b.gguf"),
     ],
 )
@@ -164,7 +165,9 @@ def test_what_the_hub_has_not(
     """No more is fetched than says so."""
     awq = json.loads((TINY / "config.json").read_text())
     awq["quantization_config"] = {"quant_method": "awq"}
-    contents = {"empty": None, "other": {"model_type": "gpt2"}, "awq": awq}
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [64, 64]}
+    blocks = awq | {"quantization_config": fp8}
+    contents = {"empty": None, "other": {"model_type": "gpt2"}, "awq": awq, "blocks": blocks}
     for name, content in contents.items():
         (folder := tmp_path / name).mkdir()
         (folder / "model.safetensors").write_text("large")
@@ -173,6 +176,7 @@ def test_what_the_hub_has_not(
     hub.add("empty/GLM-5.1", tmp_path / "empty")
     hub.add("other/model", tmp_path / "other")
     hub.add("awq/GLM-5.1", tmp_path / "awq")
+    hub.add("blocks/GLM-5.1", tmp_path / "blocks")
     for file in ("config.json", "a.gguf", "q4/b.gguf"):
         (tmp_path / "gguf" / file).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(TINY / "config.json", tmp_path / "gguf" / file)
