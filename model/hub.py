@@ -6,7 +6,9 @@ library's to say: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE mean what they 
 
 from __future__ import annotations
 
+import io
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from glm_trt.model.presets import PRESETS
 from glm_trt.model.quantization_config import check_supported
 from glm_trt.model.requirements import require
 
+LINE_SECONDS = 30.0  # between two lines of a download, where there is no terminal for bars
 # Neither other folders (copies in another format) nor weights that the reader leaves alone, which
 # may be as large as the model.
 OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".ckpt", ".safetensors")
@@ -78,8 +81,8 @@ def find_checkpoint(
     config = ModelConfig.from_directory(directory)
     check_supported(config.quantization, f"{of}: {CONFIG_FILE}")
     say(f"{of}: fetching what is not yet in {constants.HF_HUB_CACHE}")
-    with _sentences(name, revision), _bars(sys.stderr.isatty()):
-        _fetch_all(name, directory)
+    with _sentences(name, revision):
+        _fetch_all(name, directory, None if sys.stderr.isatty() else _lines(say))
     say(f"{of}: whole, in {directory}")
     return directory
 
@@ -100,7 +103,7 @@ def _fetch_config(name: str, revision: str | None) -> Path:
     return config.parent
 
 
-def _fetch_all(name: str, directory: Path) -> None:
+def _fetch_all(name: str, directory: Path, bars: Any) -> None:
     from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
@@ -111,8 +114,9 @@ def _fetch_all(name: str, directory: Path) -> None:
         f"{NAMED_TEMPLATES}/*.jinja",
     ]  # fmt: skip
     snapshot_download(
-        name, revision=directory.name, allow_patterns=files, ignore_patterns=NOT_FILES, **_client()
-    )
+        name, revision=directory.name, allow_patterns=files, ignore_patterns=NOT_FILES,
+        tqdm_class=bars, **_client(),
+    )  # fmt: skip
     if _is_whole(directory, directory / INDEX_FILE):
         return
     try:
@@ -142,23 +146,24 @@ def _client() -> dict[str, Any]:
     return {"library_name": "glm-trt", "library_version": __version__}
 
 
-@contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """The library's bars on a terminal alone."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+def _lines(say: Callable[[str], None]) -> Any:
+    """What stands in for the library's bars where there is no terminal: a line now and then."""
+    from huggingface_hub.utils.tqdm import tqdm
 
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
+    class Lines(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts = options.get("name") == "huggingface_hub.snapshot_download"
+            self._said = time.monotonic()
+            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            """Called as bytes come."""
+            if self._counts and self.total and time.monotonic() - self._said >= LINE_SECONDS:
+                self._said = time.monotonic()
+                say(f"{self.n / 1e9:,.1f} of {self.total / 1e9:,.1f} GB")
+            return True
+
+    return Lines
 
 
 @contextmanager

@@ -6,6 +6,7 @@ What the cache holds is laid out by `huggingface_hub` itself, from a stand-in fo
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,19 @@ def test_export_and_run(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert code == 2 and "--revision: goes with --checkpoint NAME" in errors
     hub.down = True  # what is whole in the cache does for it
     assert run(capsys, "run", tmp_path / "moved", *options)[:2] == (0, plain)
+
+
+def test_a_download_says_how_far_it_is(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal: in lines, and nothing else of a bar."""
+    monkeypatch.setattr("glm_trt.model.hub.LINE_SECONDS", 0.0)
+    code, _, errors = run(capsys, *EXPORT)
+    assert code == 0 and "\r" not in errors and "%" not in errors
+    assert re.search("^glm-trt export: 0.0 of 0.0 GB$", errors, re.MULTILINE)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    code, text, errors = run(capsys, *EXPORT, "--json")
+    assert (code, errors) == (0, "") and not json.loads(text)["written"]
 
 
 def test_plan_fetches_the_config_alone(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
