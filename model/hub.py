@@ -7,6 +7,7 @@ library's to say: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE mean what they 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from typing import Any
 
 from glm_trt.model.checkpoint_place import hub_name
 from glm_trt.model.config import CONFIG_FILE, MODELOPT_FILE, ModelConfig, read_json
-from glm_trt.model.errors import CheckpointError, GlmTrtError
+from glm_trt.model.errors import CheckpointError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.presets import PRESETS
 from glm_trt.model.quantization_config import check_supported
 from glm_trt.model.requirements import require
 
+LOWEST = (2, 4)  # of huggingface_hub: the first that keeps a list of a model's files
 LINE_SECONDS = 30.0  # between two lines of a download, where there is no terminal for bars
 # Neither other folders (copies in another format) nor weights that the reader leaves alone, which
 # may be as large as the model.
@@ -50,7 +52,7 @@ def find_checkpoint(
     GlmTrtError
         If a revision is given for what is no name on the hub.
     MissingCapabilityError
-        If `huggingface_hub` is not installed.
+        If `huggingface_hub` is not installed, or too old.
     ConfigError, CheckpointError
         If there is no such model, it cannot be read by this package, or it cannot be fetched.
     """
@@ -61,12 +63,15 @@ def find_checkpoint(
                 f"--revision: of a model on the hub, by its name as zai-org/GLM-5.1; found {path}"
             )
         return path
-    require(
-        f"{name}: no such directory here; fetching it from the Hugging Face hub",
-        "hub",
-        "huggingface_hub",
-    )
-    from huggingface_hub import constants
+    what = f"{name}: no such directory here; fetching it from the Hugging Face hub"
+    require(what, "hub", "huggingface_hub")
+    from huggingface_hub import __version__, constants
+
+    if tuple(map(int, re.findall(r"\d+", __version__)[:2])) < LOWEST:
+        raise MissingCapabilityError(
+            f"{what} needs huggingface_hub {'.'.join(map(str, LOWEST))} or newer, found "
+            f"{__version__}: pip install --upgrade 'glm-trt[hub]'"
+        )
 
     of = name if revision is None else f"{name}, revision {revision}"
     where = f"asking the hub at {constants.ENDPOINT} for it"

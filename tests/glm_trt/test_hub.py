@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from huggingface_hub import constants
 
 from glm_trt.cli import main
 from glm_trt.engines.bundle import Bundle
+from glm_trt.model.hub import LOWEST
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
 NAME = "zai-org/GLM-5.1"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 CHECKPOINT = {path.name for path in TINY.iterdir()}
 
 
@@ -235,6 +239,17 @@ def test_the_extra_is_named() -> None:
         f"glm-trt plan: error: {NAME}: no such directory here; fetching it from the Hugging Face "
         "hub needs huggingface_hub, which is not installed: pip install 'glm-trt[hub]'\n"
     )
+
+
+def test_an_old_library(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.__version__", "1.21.0.rc0")
+    code, text, errors = run(capsys, "plan", NAME)
+    assert (code, text) == (3, "") and not hub.asked
+    assert "needs huggingface_hub 2.4 or newer, found 1.21.0.rc0: pip install --upgrade" in errors
+    (extra,) = EXTRAS["hub"]
+    assert extra == f"huggingface_hub>={'.'.join(map(str, LOWEST))}"
 
 
 def test_the_environment_is_the_librarys(hub: Hub, tmp_path: Path) -> None:
