@@ -27,3 +27,19 @@ def test_linear_attention_page(library: Path, tmp_path: Path) -> None:
                           text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"[0-9]{4,} bytes", done.stdout.strip())
+
+
+def test_each_row_of_the_checkpoints_page_is_a_test() -> None:
+    """Every test that it names is there, and every row names one, or the one above."""
+    page = (ROOT / "docs/checkpoints.md").read_text()
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    there = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE))
+    named = {name for name in re.findall(r"\btest_\w+(?!\.py)\b", page) if f"{name}.py" not in page}
+    assert len(named) > 30 and named <= there, named - there
+    for path in re.findall(r"`(tests/[\w/]+\.py)`", page):
+        assert (ROOT / path).is_file(), path
+    rows = [line for line in page.splitlines() if re.match(r"\| (?!kind)", line)]
+    assert len(rows) > 80
+    for row in rows:
+        kind, happens, test = (cell.strip() for cell in row.strip("|").split(" | "))
+        assert kind and happens and re.search("test|the same|above|`", test), row
