@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_trt.model.checkpoint_files import open_files
 from glm_trt.model.checkpoint_place import hub_name
 from glm_trt.model.config import CONFIG_FILE, ModelConfig, read_config, read_json
-from glm_trt.model.errors import ConfigError
+from glm_trt.model.errors import CheckpointError, ConfigError
 from glm_trt.model.presets import PRESETS, preset_config
 
 
@@ -49,6 +50,14 @@ def find_source(argument: str | Path, hub: str | None = None) -> Source:
     config = ModelConfig.from_dict(data, str(config_path))
     if hub is not None:
         return Source(hub, config)
-    shards = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    sizes = [shard.stat().st_size for shard in shards if shard.is_file()]
+    sizes = _stored(path, config) if path.is_dir() else []
     return Source(name, config, len(sizes), sum(sizes))
+
+
+def _stored(directory: Path, config: ModelConfig) -> list[int]:
+    """Bytes of the files that hold the model; of all, where they are not whole yet."""
+    try:
+        return [file.size_bytes for file in open_files(directory, config.num_hidden_layers)]
+    except CheckpointError:
+        shards = [path for path in directory.glob("*.safetensors") if path.is_file()]
+        return [shard.stat().st_size for shard in shards]

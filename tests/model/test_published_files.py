@@ -18,10 +18,13 @@ from safetensors.torch import load_file, save_file
 from test_published import TOLERANCE, change_config, ours, relative, theirs
 
 from glm_trt.engines.bundle import Bundle
+from glm_trt.engines.planning.source import find_source
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import layer_bindings
 from glm_trt.model.checkpoint import HEAD, INDEX_FILE, SINGLE_FILE, Checkpoint
 from glm_trt.model.errors import CheckpointError, ConfigError
+from glm_trt.model.weights import as_torch
+from glm_trt.validate.published import PublishedTensors
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Path], None]
@@ -271,3 +274,22 @@ def test_a_prediction_layer_of_another_file_is_exported(directory: Path, tmp_pat
     assert [block.name for block in bundle.prediction_blocks] == ["mtp.0", "mtp.0.head"]
     expected = layer_bindings(checkpoint.config, checkpoint, 3)
     assert list(bundle.prediction_blocks[0].bindings) == expected
+    # Validation finds it by itself, and nothing else besides the index.
+    name = f"{LAYER}3.eh_proj.weight"
+    other_file("x.safetensors", "model.norm.weight")(directory)
+    other_file("y.safetensors", "base.lora")(directory)
+    published = PublishedTensors(directory)
+    assert torch.equal(published.view(name), as_torch(checkpoint.tensor(name)))
+    assert published.view("model.norm.weight").any() and "base.lora" not in published
+
+
+def test_a_plan_counts_the_files_of_the_model(directory: Path) -> None:
+    prediction_file(directory)
+    consolidated_size = (directory / SHARD).stat().st_size
+    shutil.copyfile(directory / SHARD, directory / "consolidated.safetensors")
+    source = find_source(directory)
+    assert source.files == 2
+    mtp = (directory / "mtp.safetensors").stat().st_size
+    assert source.stored_bytes == consolidated_size + mtp
+    (directory / SHARD).unlink()  # not there yet
+    assert find_source(directory).files == 2
