@@ -90,7 +90,8 @@ class Checkpoint:
         require_directory(directory)
         config = ModelConfig.from_directory(directory)
         check_supported(config.quantization, str(directory / CONFIG_FILE))
-        checkpoint = cls(directory, config, open_files(directory, config.num_hidden_layers))
+        named = own_config(read_config(directory), MODEL_TYPES).get("transformers_weights")
+        checkpoint = cls(directory, config, open_files(directory, config.num_hidden_layers, named))
         if config.tie_word_embeddings and checkpoint.head_name != checkpoint.embedding_name:
             _LOG.warning(
                 "%s: %s: the config ties it to the embedding (tie_word_embeddings), but it is "
@@ -107,7 +108,7 @@ class Checkpoint:
         """
         name = self.embedding_name
         found = self.info(name).dtype if name in self._file_of else "bfloat16"
-        return self.config.dtype or found
+        return self.config.dtype or (found if found in DTYPES else "float32")
 
     @property
     def embedding_name(self) -> str:

@@ -19,14 +19,16 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _LOG = logging.getLogger(__name__)
 
 
-def open_files(directory: Path, decoder_layers: int) -> list[SafetensorsFile]:
-    """The files that transformers reads: `model.safetensors`, else those of the index; without
-    either, all there are. Another file is read where it holds prediction layers and nothing else;
-    else it is left alone. Notices name such files, and tensors that the index leaves out.
+def open_files(directory: Path, decoder_layers: int, named: object = None) -> list[SafetensorsFile]:
+    """The files that transformers reads: the file or index that the config names, else
+    `model.safetensors`, else those of the index; without any, all there are. Another file is read
+    where it holds prediction layers and nothing else; else it is left alone. Notices name such
+    files, and tensors that the index leaves out.
 
     Parameters
     ----------
     decoder_layers : how many there are; the layers after them are prediction layers.
+    named : the config's `transformers_weights`.
 
     Raises
     ------
@@ -34,7 +36,11 @@ def open_files(directory: Path, decoder_layers: int) -> list[SafetensorsFile]:
         If a file is missing or malformed, or the index contradicts its files.
     """
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.is_file():
+    if named is not None:
+        path, reader = _inside(directory, named), str(named)
+        is_index = reader.endswith(".index.json")
+        files = _open_indexed(directory, path) if is_index else [SafetensorsFile(path)]
+    elif single.is_file():
         files, reader = [SafetensorsFile(single)], SINGLE_FILE
         if index.exists():
             _LOG.warning(
@@ -51,6 +57,18 @@ def open_files(directory: Path, decoder_layers: int) -> list[SafetensorsFile]:
         return [SafetensorsFile(path) for path in paths]
     beside = sorted(set(directory.glob("*.safetensors")) - {file.path for file in files})
     return files + _prediction_files(beside, files, decoder_layers, reader)
+
+
+def _inside(directory: Path, named: object) -> Path:
+    """Where the file lies that the config names."""
+    endings = (".safetensors", ".safetensors.index.json")
+    path = PurePosixPath(named) if isinstance(named, str) else PurePosixPath("/")
+    if path.is_absolute() or ".." in path.parts or not str(path).endswith(endings):
+        raise CheckpointError(
+            f"{directory / 'config.json'}: transformers_weights: expected a .safetensors file or "
+            f"an index of some in the directory, found {named!r}"
+        )
+    return directory / path
 
 
 def some(names: Iterable[str]) -> str:

@@ -53,9 +53,13 @@ class PublishedTensors:
     def __init__(self, directory: Path) -> None:
         single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
         everything = set(directory.glob("*.safetensors"))
-        if single.is_file():
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        named = directory / config.get("transformers_weights", "")
+        if named.suffix == ".safetensors":
+            files = {named}
+        elif single.is_file() and named == directory:
             files = {single}
-        elif index.is_file():
+        elif (index := index if named == directory else named).is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             files = {directory / name for name in names}
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glm_trt.model.checkpoint_files import open_files
 from glm_trt.model.checkpoint_place import hub_name
@@ -50,14 +51,15 @@ def find_source(argument: str | Path, hub: str | None = None) -> Source:
     config = ModelConfig.from_dict(data, str(config_path))
     if hub is not None:
         return Source(hub, config)
-    sizes = _stored(path, config) if path.is_dir() else []
+    sizes = _stored(path, config, data) if path.is_dir() else []
     return Source(name, config, len(sizes), sum(sizes))
 
 
-def _stored(directory: Path, config: ModelConfig) -> list[int]:
+def _stored(directory: Path, config: ModelConfig, data: dict[str, Any]) -> list[int]:
     """Bytes of the files that hold the model; of all, where they are not whole yet."""
     try:
-        return [file.size_bytes for file in open_files(directory, config.num_hidden_layers)]
+        files = open_files(directory, config.num_hidden_layers, data.get("transformers_weights"))
+        return [file.size_bytes for file in files]
     except CheckpointError:
         shards = [path for path in directory.glob("*.safetensors") if path.is_file()]
         return [shard.stat().st_size for shard in shards]

@@ -141,6 +141,10 @@ def other_file(name: str, tensor: str) -> Change:
     return lambda directory: save_file({tensor: torch.zeros(2)}, directory / name)
 
 
+def edit_name(name: str, other: str) -> Change:
+    return lambda directory: (directory / name).rename(directory / other) and None
+
+
 def consolidated(directory: Path) -> None:
     shutil.copyfile(directory / SINGLE_FILE, directory / "consolidated.safetensors")
 
@@ -165,6 +169,15 @@ LOADS: dict[str, tuple[Change, str]] = {
         all_of(consolidated, indexed(), lambda d: shutil.move(
             d / "consolidated.safetensors", d / SINGLE_FILE)),
         f"beside it and left alone: {SHARD}"),
+    "a file that the config names": (
+        all_of(consolidated, edit(lambda t: t["model.norm.weight"].neg_()),
+               configured(transformers_weights="consolidated.safetensors")),
+        "consolidated.safetensors: beside it and left alone: model.safetensors"),
+    "an index that the config names": (
+        all_of(consolidated, indexed(), edit_name(INDEX_FILE, "my.safetensors.index.json"),
+               other_file(SINGLE_FILE, "surplus"),
+               configured(transformers_weights="my.safetensors.index.json")),
+        "my.safetensors.index.json: beside it and left alone"),
     "prediction layer": (
         all_of(edit(with_prediction_layer), configured(num_nextn_predict_layers=1)), ""),
     "prediction layer, no key": (edit(with_prediction_layer), "are stored, which config.json does"),
@@ -226,6 +239,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "UTF-16": (written("config.json", "{}".encode("utf-16")), "byte-order mark of UTF-16"),
     "empty": (written("config.json", ""), "config.json: empty"),
     "deep": (written("config.json", "[" * 100_000), "config.json: not readable as JSON"),
+    "a file elsewhere": (
+        configured(transformers_weights="../x.safetensors"), "transformers_weights: expected a"),
+    "a file that is none": (configured(transformers_weights="x.bin"), "transformers_weights: "),
     "unknown tensor": (added("surplus", torch.zeros(1)), "not expected by config.json: .*surplus"),
     "integers": (added("model.norm.weight", torch.ones(48, dtype=torch.int64)), "found int64"),
     "FP8 without scales": (
@@ -281,6 +297,24 @@ def test_a_prediction_layer_of_another_file_is_exported(directory: Path, tmp_pat
     published = PublishedTensors(directory)
     assert torch.equal(published.view(name), as_torch(checkpoint.tensor(name)))
     assert published.view("model.norm.weight").any() and "base.lora" not in published
+
+
+def test_validation_reads_the_files_that_the_config_names(directory: Path) -> None:
+    consolidated(directory)
+    edit(lambda tensors: tensors["model.norm.weight"].neg_())(directory)
+    for named, sign in ((None, -1), ("consolidated.safetensors", 1)):
+        configured(**({"transformers_weights": named} if named else {}))(directory)
+        found = PublishedTensors(directory).view("model.norm.weight")
+        assert torch.equal(found, as_torch(Checkpoint.open(directory).tensor("model.norm.weight")))
+        assert found.mean() * sign > 0
+
+
+def test_a_dtype_that_nobody_says(directory: Path) -> None:
+    """The embedding's; of float64, which no block takes, float32."""
+    for stored, expected in ((torch.float64, "float32"), (torch.float16, "float16")):
+        added("model.embed_tokens.weight", torch.zeros(97, 48, dtype=stored))(directory)
+        configured(dtype=None)(directory)
+        assert Checkpoint.open(directory).dtype == expected
 
 
 def test_a_plan_counts_the_files_of_the_model(directory: Path) -> None:
