@@ -315,6 +315,10 @@ class Checkpoint:
 
     def _packed(self, missing: str) -> str:
         """What the names of the tensors that stand in place of a missing weight tell of it."""
+        if missing == EMBEDDING and (bare := EMBEDDING.removeprefix("model.")) in self._file_of:
+            return (
+                f"; found {bare}: names without model., as of a model that was saved without a head"
+            )
         module = missing.removesuffix(".weight")
         found = next((x for x in _PACKED if f"{module}.{x}" in self._file_of), None)
         if found is None:

@@ -94,6 +94,7 @@ MEANINGFUL: Config = {
     "initializer_range": [0.5], "pretraining_tp": [1, 8], "ep_size": [1], "sliding_window": [4],
     "moe_router_dtype": ["float32", "bfloat16"], "index_share_for_mtp_iteration": [True, False],
     "transformers_version": ["4.57.0", "6.0.0"], "auto_map": [{"AutoConfig": "x.Y"}],
+    "transformers_weights": [None, "model.safetensors", "x.safetensors", "x.bin"],
     "torchscript": [True], "quantization_config": [None], "swiglu_limit": [0.1],
     "index_n_heads": [32, 16], "hidden_size": [48, 32], "num_hidden_layers": [2, 4],
     "qk_rope_head_dim": [6, 8], "index_head_dim": [16, 4, 8], "num_attention_heads": [4, 2],

@@ -243,6 +243,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
         configured(transformers_weights="../x.safetensors"), "transformers_weights: expected a"),
     "a file that is none": (configured(transformers_weights="x.bin"), "transformers_weights: "),
     "unknown tensor": (added("surplus", torch.zeros(1)), "not expected by config.json: .*surplus"),
+    "names without their beginning": (
+        edit(lambda t: [t.update({n.removeprefix("model."): t.pop(n)}) for n in list(t)]),
+        "missing .*; found embed_tokens.weight: names without model"),
     "integers": (added("model.norm.weight", torch.ones(48, dtype=torch.int64)), "found int64"),
     "FP8 without scales": (
         edit(lambda t: t.update({HEAD: t[HEAD].to(torch.float8_e4m3fn)})), "found float8_e4m3fn"),
