@@ -31,7 +31,7 @@ from glm_trt.model.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent.parent
 STORE = ROOT / "build" / "test-traces"
-SOURCES = [ROOT / "glm_trt" / name for name in ("model", "plugins", "export")]
+SOURCES = ("model", "plugins", "export")
 # Fields that say where a kind stands, not what it is.
 SCHEDULE = frozenset({"indexer_types", "layer_types", "mlp_layer_types", "num_hidden_layers",
                       "num_nextn_predict_layers"})  # fmt: skip
@@ -92,7 +92,7 @@ def trace_once(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Model
 def store() -> Path:
     """The folder of the present sources; those that no run has used for a day are removed."""
     digest = hashlib.sha256(repr([version(name) for name in PACKAGES]).encode())
-    for path in sorted(p for of in SOURCES for p in of.rglob("*.py")):
+    for path in sorted(p for of in SOURCES for p in (ROOT / of).rglob("*.py")):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     found = STORE / digest.hexdigest()[:32]
     found.mkdir(parents=True, exist_ok=True)
