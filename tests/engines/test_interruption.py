@@ -324,23 +324,23 @@ def test_a_conversation_goes_on_after_an_interrupted_answer(
     """Ctrl-C while a token is printed, or in the midst of a pass."""
     lines = ["import os\n", "def f(x):\n", "class A:\n"]
     answers: list[Request] = []
-    generate = run_command._generate
+    submit = run_command._submit
     written = 0
 
     def remembered(*arguments: Any, **options: Any) -> Request:
         nonlocal written
         written = 0
-        answers.append(generate(*arguments, **options))
+        answers.append(submit(*arguments, **options))
         return answers[-1]
 
     def write(_: str) -> None:
         nonlocal written
         written += 1
-        if (len(answers), written) in ((0, 5), (1, 2)):
+        if (len(answers), written) in ((1, 5), (2, 2)):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run_command, "turns", lambda *_, **__: iter(lines))
-    monkeypatch.setattr(run_command, "_generate", remembered)
+    monkeypatch.setattr(run_command, "_submit", remembered)
     monkeypatch.setattr(run_command, "_write", write)
     wanted = RunOptions(None, None, True, None, 12, Sampling(), (), None, drafts, False)
     with glm_trt.load(tiny_bundle) as runtime:

@@ -78,7 +78,7 @@ def test_checkpoint_directory(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["{none}"], "expected a checkpoint directory, a config.json, or glm-5.1"),
         (["{empty}"], "config.json: not found"),
-        (["{damaged}"], "missing kv_lora_rank"),
+        (["{damaged}"], "kv_lora_rank: expected an integer, found None"),
         (["{config}", "--gpu", "h300"], "--gpu: expected one of"),
         (["{config}", "--context", "-5"], "--context: expected 1 to 202,752"),
         (["{config}", "--context", "300000"], "--context: expected 1 to 202,752"),
@@ -91,7 +91,7 @@ def test_errors(
     message: str,
 ) -> None:  # fmt: skip
     damaged = preset_config("glm-5.1", "full")
-    del damaged["kv_lora_rank"]
+    damaged["kv_lora_rank"] = None
     (tmp_path / "damaged.json").write_text(json.dumps(damaged))
     (tmp_path / "empty").mkdir()
     places = {"none": str(tmp_path / "none"), "config": config, "empty": str(tmp_path / "empty"),
