@@ -68,7 +68,8 @@ class PublishedTensors:
         for path in files:
             self._map(path)
         for path in sorted(everything - files):
-            with suppress(ValueError, OSError):  # files of something else lie there as well
+            # Files of something else lie there as well, with whatever for a header.
+            with suppress(ValueError, OSError, AttributeError, KeyError, TypeError):
                 self._map(path, "model.layers.")
 
     def _map(self, path: Path, prefix: str = "") -> None:

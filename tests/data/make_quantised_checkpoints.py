@@ -17,6 +17,7 @@ import copy
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def dequantise_with_modelopt(directory: Path) -> dict[str, Tensor]:
     return whole
 
 
+def configs_of(recipes: dict[str, Any], quantise: Callable[..., None]) -> dict[str, Any]:
+    """What a tool's config says of each recipe whose files are not read."""
+    configs = {}
+    for name, recipe in recipes.items():
+        with tempfile.TemporaryDirectory() as place:
+            quantise(recipe, Path(place), **WIDE)
+            configs[name] = quantization_config(Path(place))
+    return configs
+
+
 def make_with_modelopt(output: Path, only: list[str]) -> None:
     """All of ModelOpt's."""
     import modelopt.torch.quantization as mtq
@@ -163,12 +174,8 @@ def make_with_modelopt(output: Path, only: list[str]) -> None:
             write_expected(output / name, dequantise_with_modelopt(output / name))
     if only:
         return
-    configs = {}
-    for name in MODELOPT_REFUSED:
-        with tempfile.TemporaryDirectory() as place:
-            quantise_with_modelopt(getattr(mtq, name), Path(place), **WIDE)
-            configs[f"ModelOpt {name}"] = quantization_config(Path(place))
-    add_refused(output, configs)
+    recipes = {f"ModelOpt {name}": getattr(mtq, name) for name in MODELOPT_REFUSED}
+    add_refused(output, configs_of(recipes, quantise_with_modelopt))
 
 
 LLM_COMPRESSOR_REFUSED = (
@@ -216,12 +223,8 @@ def make_with_llm_compressor(output: Path, only: list[str]) -> None:
             write_expected(output / name, dequantise_with_compressed_tensors(output / name))
     if only:
         return
-    configs = {}
-    for scheme in LLM_COMPRESSOR_REFUSED:
-        with tempfile.TemporaryDirectory() as place:
-            quantise_with_llm_compressor(scheme, Path(place), **WIDE)
-            configs[f"llm-compressor {scheme}"] = quantization_config(Path(place))
-    add_refused(output, configs)
+    schemes = {f"llm-compressor {scheme}": scheme for scheme in LLM_COMPRESSOR_REFUSED}
+    add_refused(output, configs_of(schemes, quantise_with_llm_compressor))
 
 
 def add_refused(output: Path, configs: dict[str, Any]) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import make_oracle, save
 from test_published import TOLERANCE, ours, relative, theirs
 
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
@@ -19,19 +17,6 @@ from glm_trt.model.errors import CheckpointError, ConfigError
 
 ABSENT = object()
 Fields = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    oracle = make_oracle(
-        n_routed_experts=4, index_n_heads=32, indexer_types=["full", "shared", "full"]
-    )
-    return save(oracle, tmp_path_factory.mktemp("base") / "c")
-
-
-@pytest.fixture
-def directory(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "c"))
 
 
 def configure(directory: Path, fields: Fields) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make_oracle, save
 from safetensors.torch import load_file, save_file
 from test_published import TOLERANCE, change_config, ours, relative, theirs
 
@@ -31,20 +30,6 @@ Change = Callable[[Path], None]
 LAYER = "model.layers."
 SHARD = "model-00001-of-00001.safetensors"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 123\n"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers: dense with an indexer, sparse with a shared selection, sparse with one."""
-    oracle = make_oracle(
-        n_routed_experts=4, index_n_heads=32, indexer_types=["full", "shared", "full"]
-    )
-    return save(oracle, tmp_path_factory.mktemp("base") / "c")
-
-
-@pytest.fixture
-def directory(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "c"))
 
 
 def edit(change: Callable[[Tensors], object]) -> Change:
@@ -330,3 +315,11 @@ def test_a_plan_counts_the_files_of_the_model(directory: Path) -> None:
     assert source.stored_bytes == consolidated_size + mtp
     (directory / SHARD).unlink()  # not there yet
     assert find_source(directory).files == 2
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"model.layers.9.x": 1}', b"no JSON"])
+def test_validation_passes_over_files_of_something_else(directory: Path, header: bytes) -> None:
+    beside = directory / "other.safetensors"
+    beside.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "model.norm.weight" in PublishedTensors(directory)
+    Checkpoint.open(directory)
