@@ -62,9 +62,11 @@ runtime: setup ## build the C++ runtime, build/runtime: library, glm-trt-run
 install: runtime ## install the C++ runtime to PREFIX
 	$(BIN)/python -P -m cmake --install build/runtime --prefix "$(PREFIX)"
 
-runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan, and ThreadSanitizer
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize address --tests
 	$(BIN)/ctest --test-dir build/runtime-sanitized --output-on-failure
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-threads --sanitize thread --tests
+	$(BIN)/ctest --test-dir build/runtime-threads --output-on-failure --exclude-regex fuzz
 
 wheel: plugins ## a wheel with the plugin library and the C++ runtime, in dist
 	$(MAKE) install PREFIX=build/runtime-installed
@@ -74,7 +76,7 @@ wheel-python: setup ## a wheel for any machine, in dist: exports, validates, run
 	$(BIN)/python -P -m glm_trt.engines.build_wheel --python-only
 
 fuzz: setup ## a million cases of each fuzzer of the C++ runtime
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize --tests
+	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize address --tests
 	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
 test: setup ## run the tests that prove everything once

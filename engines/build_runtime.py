@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +26,60 @@ class RuntimeBuildError(GlmTrtError):
     """The C++ runtime could not be built."""
 
 
-def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) -> Path:
+@dataclass(frozen=True)
+class TensorRtHeaders:
+    """TensorRT's headers, and what a runtime built with them opens: one flavour and major."""
+
+    place: Path
+    flavour: str
+    version: str
+
+    @property
+    def library(self) -> str:
+        """The name that is opened."""
+        name = "libtensorrt_rtx.so" if self.flavour == "tensorrt-rtx" else "libnvinfer.so"
+        return f"{name}.{self.version.partition('.')[0]}"
+
+    def described(self) -> str:
+        """For whoever builds."""
+        other = "tensorrt" if self.flavour == "tensorrt-rtx" else "tensorrt-rtx"
+        return (
+            f"headers of {self.flavour} {self.version} in {self.place}: opens {self.library} "
+            f"(--backend {self.flavour}); for {other}, or another major version, set TENSORRT_ROOT "
+            f"to that SDK"
+        )
+
+
+def find_headers(place: Path | None = None) -> TensorRtHeaders:
+    """What the headers in `place` are, or those that a build finds.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If there are none, or they do not say their version.
+    """
+    place = place or tensorrt_headers()
+    path = place / "NvInferVersion.h"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for flavour, names in (
+        ("tensorrt-rtx", ("TRT_{}_RTX",)),
+        ("tensorrt", ("TRT_{}_ENTERPRISE", "NV_TENSORRT_{}")),
+    ):
+        for name in names:
+            parts = [
+                re.search(rf"#define {name.format(part)} (\d+)", text)
+                for part in ("MAJOR", "MINOR", "PATCH")
+            ]
+            found = [part[1] for part in parts if part]
+            if len(found) == len(parts):
+                return TensorRtHeaders(place, flavour, ".".join(found))
+    raise MissingCapabilityError(f"{path}: does not say which version of TensorRT it is of")
+
+
+def build_runtime(output: Path, *, sanitize: str = "", tests: bool = False) -> Path:
     """Configure and build in `output`, which is returned; what is up to date is not built again.
+
+    `sanitize` is "address" (with UBSan) or "thread"; then the tests alone are built.
 
     Raises
     ------
@@ -36,12 +90,12 @@ def build_runtime(output: Path, *, sanitize: bool = False, tests: bool = False) 
     """
     cmake = cmake_command()
     options = {
-        "GLM_TRT_SANITIZE": "ON" if sanitize else "OFF",
+        "GLM_TRT_SANITIZE": sanitize or "OFF",
         "GLM_TRT_BUILD_TESTS": "ON" if tests else "OFF",
         # Sanitizers want line numbers, and tests of them no more optimisation than that.
         "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitize else "Release",
     }
-    options["TENSORRT_INCLUDE_DIR"] = str(tensorrt_headers())
+    options["TENSORRT_INCLUDE_DIR"] = str(find_headers().place)
     options["CUDA_INCLUDE_DIR"] = str(cuda_headers())
     spec = find_spec("nlohmann_json")
     if spec is not None and spec.origin is not None:
@@ -78,7 +132,8 @@ def main() -> int:
     """The command of this module; its exit codes are those of `glm-trt`."""
     parser = argparse.ArgumentParser(description="Build the C++ runtime.")
     parser.add_argument("--output", type=Path, default=Path("build/runtime"), metavar="DIR")
-    parser.add_argument("--sanitize", action="store_true", help="with ASan and UBSan")
+    parser.add_argument("--sanitize", choices=("address", "thread"), default="",
+                        help="the tests alone, with ASan and UBSan or with TSan")  # fmt: skip
     parser.add_argument("--tests", action="store_true", help="with the tests and fuzzers")
     options = parser.parse_args()
     try:
@@ -86,7 +141,7 @@ def main() -> int:
     except GlmTrtError as error:
         print(f"runtime: error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{options.output}: built")
+    print(f"{options.output}: built with {find_headers().described()}")
     return 0
 
 

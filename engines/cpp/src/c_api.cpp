@@ -58,6 +58,17 @@ void expect(bool good, char const* what)
     }
 }
 
+//! Of a caller that was built with another header, some fields would be misread.
+void expectSize(glm_trt_options const& options)
+{
+    if (options.size != sizeof options)
+    {
+        throw glm_trt::Error("glm_trt_options: size " + std::to_string(options.size) + ": expected "
+            + std::to_string(sizeof options) + ", which is sizeof(glm_trt_options) of this release (" + glm_trt::version()
+            + ")");
+    }
+}
+
 } // namespace
 
 char const* glm_trt_version(void)
@@ -70,11 +81,22 @@ char const* glm_trt_last_error(void)
     return lastError.c_str();
 }
 
-void glm_trt_default_options(glm_trt_options* options)
+char const* glm_trt_default_backend(void)
 {
-    glm_trt::GenerateOptions const defaults;
-    *options = {defaults.maxNewTokens, defaults.temperature, defaults.topK, defaults.topP, defaults.minP,
-        defaults.repetitionPenalty, defaults.seed};
+    return glm_trt::defaultBackend();
+}
+
+int glm_trt_default_options(glm_trt_options* options)
+{
+    return guarded(
+        [&]
+        {
+            expect(options, "glm_trt_default_options: a pointer is NULL");
+            expectSize(*options);
+            glm_trt::GenerateOptions const defaults;
+            *options = {options->size, defaults.maxNewTokens, defaults.temperature, defaults.topK, defaults.topP,
+                defaults.minP, defaults.repetitionPenalty, defaults.seed};
+        });
 }
 
 int glm_trt_load(char const* bundle, char const* backend, char const* checkpoint, glm_trt_runtime** runtime)
@@ -82,10 +104,10 @@ int glm_trt_load(char const* bundle, char const* backend, char const* checkpoint
     return guarded(
         [&]
         {
-            expect(bundle && backend && runtime, "glm_trt_load: a pointer is NULL");
+            expect(bundle && runtime, "glm_trt_load: a pointer is NULL");
             *runtime = nullptr;
             glm_trt::LoadOptions options;
-            options.backend = backend;
+            options.backend = backend ? backend : "";
             options.checkpoint = checkpoint ? checkpoint : "";
             *runtime = new glm_trt_runtime{glm_trt::Runtime::load(bundle, options)};
         });
@@ -154,6 +176,7 @@ int glm_trt_generate(glm_trt_session* session, int64_t const* ids, int64_t count
         {
             expect(session && ids && count > 0 && options && tokens && made,
                 "glm_trt_generate: a pointer is NULL, or there is no token");
+            expectSize(*options);
             *made = 0;
             glm_trt::GenerateOptions wanted;
             wanted.maxNewTokens = options->max_new_tokens;

@@ -1,124 +1,65 @@
 // The first GPU through the CUDA driver, which is opened at run time: the library loads where there is none.
+#include "cuda_driver.h"
+#include "cuda_staging.h"
 #include "device.h"
-#include "glm_trt/errors.h"
 
-#include <cuda.h>
-#include <dlfcn.h>
+#include <optional>
 
 namespace glm_trt
 {
 namespace
 {
 
-//! The functions of libcuda.so.1 that are used.
-struct Driver
-{
-    CUresult (*init)(unsigned);
-    CUresult (*deviceGet)(CUdevice*, int);
-    CUresult (*deviceGetAttribute)(int*, CUdevice_attribute, CUdevice);
-    CUresult (*primaryCtxRetain)(CUcontext*, CUdevice);
-    CUresult (*primaryCtxRelease)(CUdevice);
-    CUresult (*ctxSetCurrent)(CUcontext);
-    CUresult (*memGetInfo)(size_t*, size_t*);
-    CUresult (*memAlloc)(CUdeviceptr*, size_t);
-    CUresult (*memFree)(CUdeviceptr);
-    CUresult (*memcpyHtoD)(CUdeviceptr, void const*, size_t, CUstream);
-    CUresult (*memcpyDtoH)(void*, CUdeviceptr, size_t, CUstream);
-    CUresult (*memcpyDtoD)(CUdeviceptr, CUdeviceptr, size_t, CUstream);
-    CUresult (*memset)(CUdeviceptr, unsigned char, size_t, CUstream);
-    CUresult (*streamCreate)(CUstream*, unsigned);
-    CUresult (*streamDestroy)(CUstream);
-    CUresult (*streamSynchronize)(CUstream);
-    CUresult (*streamBeginCapture)(CUstream, CUstreamCaptureMode);
-    CUresult (*streamEndCapture)(CUstream, CUgraph*);
-    CUresult (*graphInstantiate)(CUgraphExec*, CUgraph, unsigned long long);
-    CUresult (*graphLaunch)(CUgraphExec, CUstream);
-    CUresult (*graphDestroy)(CUgraph);
-    CUresult (*graphExecDestroy)(CUgraphExec);
-    CUresult (*getErrorName)(CUresult, char const**);
-
-    explicit Driver(std::string const& what)
-    {
-        void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-        if (library == nullptr)
-        {
-            throw MissingCapabilityError(
-                what + " needs a GPU: no NVIDIA driver (libcuda.so.1) is on this machine");
-        }
-        find(library, "cuInit", init);
-        find(library, "cuDeviceGet", deviceGet);
-        find(library, "cuDeviceGetAttribute", deviceGetAttribute);
-        find(library, "cuDevicePrimaryCtxRetain", primaryCtxRetain);
-        find(library, "cuDevicePrimaryCtxRelease_v2", primaryCtxRelease);
-        find(library, "cuCtxSetCurrent", ctxSetCurrent);
-        find(library, "cuMemGetInfo_v2", memGetInfo);
-        find(library, "cuMemAlloc_v2", memAlloc);
-        find(library, "cuMemFree_v2", memFree);
-        find(library, "cuMemcpyHtoDAsync_v2", memcpyHtoD);
-        find(library, "cuMemcpyDtoHAsync_v2", memcpyDtoH);
-        find(library, "cuMemcpyDtoDAsync_v2", memcpyDtoD);
-        find(library, "cuMemsetD8Async", memset);
-        find(library, "cuStreamCreate", streamCreate);
-        find(library, "cuStreamDestroy_v2", streamDestroy);
-        find(library, "cuStreamSynchronize", streamSynchronize);
-        find(library, "cuStreamBeginCapture_v2", streamBeginCapture);
-        find(library, "cuStreamEndCapture", streamEndCapture);
-        find(library, "cuGraphInstantiateWithFlags", graphInstantiate);
-        find(library, "cuGraphLaunch", graphLaunch);
-        find(library, "cuGraphDestroy", graphDestroy);
-        find(library, "cuGraphExecDestroy", graphExecDestroy);
-        find(library, "cuGetErrorName", getErrorName);
-    }
-
-    void check(char const* call, CUresult result) const
-    {
-        if (result != CUDA_SUCCESS)
-        {
-            char const* name = nullptr;
-            getErrorName(result, &name);
-            throw Error(std::string(call) + ": " + (name ? name : "CUDA error " + std::to_string(result)));
-        }
-    }
-
-private:
-    template <typename Function>
-    void find(void* library, char const* name, Function& function)
-    {
-        function = reinterpret_cast<Function>(dlsym(library, name));
-        if (function == nullptr)
-        {
-            throw MissingCapabilityError(std::string("the NVIDIA driver is too old: it lacks ") + name);
-        }
-    }
-};
-
 CUdeviceptr address(std::byte const* memory)
 {
     return reinterpret_cast<CUdeviceptr>(memory);
 }
 
+//! Whether a result says that what was queued cannot be recorded, not that something is wrong with it.
+bool saysCannotBeRecorded(CUresult result)
+{
+    return result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED && result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+}
+
 class CudaGraph : public RecordedWork
 {
 public:
-    CudaGraph(Driver const& driver, CUstream stream, CUgraphExec graph)
+    CudaGraph(Driver const& driver, CUstream stream, OwnedGraphExec graph)
         : mDriver(driver)
         , mStream(stream)
-        , mGraph(graph)
+        , mGraph(std::move(graph))
     {
-    }
-    ~CudaGraph() override
-    {
-        mDriver.graphExecDestroy(mGraph);
     }
     void launch() override
     {
-        mDriver.check("cuGraphLaunch", mDriver.graphLaunch(mGraph, mStream));
+        mDriver.check("cuGraphLaunch", mDriver.graphLaunch(mGraph.get(), mStream));
     }
 
 private:
     Driver const& mDriver;
     CUstream mStream;
-    CUgraphExec mGraph;
+    OwnedGraphExec mGraph;
+};
+
+//! What lives in the context; made and destroyed while it is current.
+struct Queue
+{
+    explicit Queue(Driver const& driver)
+        : stream(create(driver))
+        , staging(driver, stream.get())
+    {
+    }
+
+    OwnedStream stream;
+    Staging staging;
+
+private:
+    static OwnedStream create(Driver const& driver)
+    {
+        CUstream stream = nullptr;
+        driver.check("cuStreamCreate", driver.streamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        return {driver, stream};
+    }
 };
 
 class CudaDevice : public Device
@@ -126,26 +67,29 @@ class CudaDevice : public Device
 public:
     explicit CudaDevice(std::string const& what)
         : mDriver(what)
+        , mContext(mDriver, what)
     {
-        if (CUresult const result = mDriver.init(0); result != CUDA_SUCCESS || mDriver.deviceGet(&mDevice, 0) != 0)
-        {
-            throw MissingCapabilityError(what + " needs a GPU: the NVIDIA driver finds none (CUDA error "
-                + std::to_string(result) + ")");
-        }
-        CUcontext context = nullptr;
-        mDriver.check("cuDevicePrimaryCtxRetain", mDriver.primaryCtxRetain(&context, mDevice));
-        mDriver.check("cuCtxSetCurrent", mDriver.ctxSetCurrent(context));
-        mDriver.check("cuStreamCreate", mDriver.streamCreate(&mStream, CU_STREAM_NON_BLOCKING));
+        CurrentDevice const current(*this);
+        mQueue.emplace(mDriver);
     }
     ~CudaDevice() override
     {
-        if (mStream != nullptr)
-        {
-            mDriver.streamDestroy(mStream);
-        }
-        mDriver.primaryCtxRelease(mDevice);
+        whileCurrent(*this,
+            [this]
+            {
+                mDriver.streamSynchronize(cudaStream()); // whatever it answers: nothing may use the pinned memory any more
+                mQueue.reset();
+            });
     }
 
+    void enter() override
+    {
+        mContext.enter();
+    }
+    void leave() noexcept override
+    {
+        mContext.leave();
+    }
     std::byte* allocate(size_t bytes) override
     {
         CUdeviceptr memory = 0;
@@ -154,28 +98,27 @@ public:
     }
     void release(std::byte* memory) noexcept override
     {
-        mDriver.memFree(address(memory));
+        whileCurrent(*this, [&] { mDriver.memFree(address(memory)); });
     }
     void upload(std::byte* to, void const* from, size_t bytes) override
     {
-        // From pageable memory the driver copies what it needs before it returns.
-        mDriver.check("cuMemcpyHtoDAsync", mDriver.memcpyHtoD(address(to), from, bytes, mStream));
+        mQueue->staging.upload(address(to), from, bytes);
     }
     void download(void* to, std::byte const* from, size_t bytes) override
     {
-        mDriver.check("cuMemcpyDtoHAsync", mDriver.memcpyDtoH(to, address(from), bytes, mStream));
+        mQueue->staging.download(to, address(from), bytes);
     }
     void copy(std::byte* to, std::byte const* from, size_t bytes) override
     {
-        mDriver.check("cuMemcpyDtoDAsync", mDriver.memcpyDtoD(address(to), address(from), bytes, mStream));
+        mDriver.check("cuMemcpyDtoDAsync", mDriver.memcpyDtoD(address(to), address(from), bytes, cudaStream()));
     }
     void clear(std::byte* to, size_t bytes) override
     {
-        mDriver.check("cuMemsetD8Async", mDriver.memset(address(to), 0, bytes, mStream));
+        mDriver.check("cuMemsetD8Async", mDriver.memset(address(to), 0, bytes, cudaStream()));
     }
     void synchronize() override
     {
-        mDriver.check("cuStreamSynchronize", mDriver.streamSynchronize(mStream));
+        mDriver.check("cuStreamSynchronize", mDriver.streamSynchronize(cudaStream()));
     }
     size_t freeBytes() override
     {
@@ -186,7 +129,7 @@ public:
     }
     void* stream() override
     {
-        return mStream;
+        return cudaStream();
     }
     std::string target() override
     {
@@ -196,41 +139,50 @@ public:
 
     std::unique_ptr<RecordedWork> record(std::function<void()> const& work) override
     {
-        CUgraph graph = nullptr;
-        if (mDriver.streamBeginCapture(mStream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) != CUDA_SUCCESS)
-        {
-            return nullptr;
-        }
-        bool good = true;
+        mDriver.check("cuStreamBeginCapture",
+            mDriver.streamBeginCapture(cudaStream(), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+        std::exception_ptr thrown;
         try
         {
             work();
         }
-        catch (Error const&)
+        catch (...)
         {
-            good = false; // something that cannot be captured; the capture must be ended all the same
+            thrown = std::current_exception(); // the capture must be ended all the same
         }
+        CUgraph captured = nullptr;
+        CUresult const result = mDriver.streamEndCapture(cudaStream(), &captured);
+        OwnedGraph const graph(mDriver, captured);
+        // Work that cannot be recorded makes the capture invalid, whatever error came of it on the way.
+        if (saysCannotBeRecorded(result))
+        {
+            return nullptr;
+        }
+        if (thrown != nullptr)
+        {
+            std::rethrow_exception(thrown);
+        }
+        mDriver.check("cuStreamEndCapture", result);
         CUgraphExec executable = nullptr;
-        good = mDriver.streamEndCapture(mStream, &graph) == CUDA_SUCCESS && good
-            && mDriver.graphInstantiate(&executable, graph, 0) == CUDA_SUCCESS;
-        if (graph != nullptr)
-        {
-            mDriver.graphDestroy(graph);
-        }
-        return good ? std::make_unique<CudaGraph>(mDriver, mStream, executable) : nullptr;
+        mDriver.check("cuGraphInstantiate", mDriver.graphInstantiate(&executable, graph.get(), 0));
+        return std::make_unique<CudaGraph>(mDriver, cudaStream(), OwnedGraphExec(mDriver, executable));
     }
 
 private:
+    CUstream cudaStream() const
+    {
+        return mQueue->stream.get();
+    }
     int attribute(CUdevice_attribute name)
     {
         int value = 0;
-        mDriver.check("cuDeviceGetAttribute", mDriver.deviceGetAttribute(&value, name, mDevice));
+        mDriver.check("cuDeviceGetAttribute", mDriver.deviceGetAttribute(&value, name, mContext.device()));
         return value;
     }
 
     Driver mDriver;
-    CUdevice mDevice{0};
-    CUstream mStream{nullptr};
+    PrimaryContext mContext;
+    std::optional<Queue> mQueue;
 };
 
 } // namespace

@@ -31,7 +31,7 @@ public:
     virtual void run() = 0;
 };
 
-//! The engine of a kind; profile 0 takes one token, profile 1 several.
+//! The engine of a kind. Its executions are destroyed before it. profile: 0 takes one token, 1 several.
 class Engine
 {
 public:

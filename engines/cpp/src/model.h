@@ -4,6 +4,8 @@
 #include "bundle.h"
 #include "device.h"
 #include "engine.h"
+#include "memory_plan.h"
+#include "weights.h"
 
 #include <map>
 #include <memory>
@@ -13,19 +15,6 @@
 namespace glm_trt
 {
 
-//! Device memory by what it is for. A line of the table that an error shows.
-struct MemoryUse
-{
-    std::string what;
-    size_t bytes;
-};
-
-using Engines = std::map<std::string, std::shared_ptr<Engine>>; // by kind
-
-//! The device memory that a sequence on these engines takes, weights included, largest first. Every buffer is rounded
-//! up to 256 bytes, TensorRT's alignment.
-std::vector<MemoryUse> memoryPlan(Bundle const& bundle, Engines const& engines, Dtype dtype);
-
 //! States of one sequence, apart from the device. Tensors of the layers one after another, as they lie there.
 struct SavedStates
 {
@@ -33,12 +22,16 @@ struct SavedStates
     std::vector<std::byte> data;
 };
 
-//! One sequence. Engines are of batch 1 and of static capacity: sequences run one after another.
+//! One sequence. Engines are of batch 1 and of static capacity: sequences run one after another. Any thread may call, one
+//! at a time.
 class Model
 {
 public:
     //! Throws MissingCapabilityError where the device has too little memory: before anything is allocated.
-    Model(Bundle const& bundle, Engines engines, std::string const& dtype, Device& device);
+    Model(Bundle const& bundle, Engines engines, DeviceWeights const& weights, std::string const& dtype,
+        Device& device);
+    Model(Model const&) = delete;
+    Model& operator=(Model const&) = delete;
     ~Model();
 
     //! Append ids; the logits of the last one [vocab]. Throws Error if the sequence would outgrow maxSeqLen.
@@ -60,8 +53,9 @@ public:
 private:
     struct Layer;
 
-    void allocate(std::vector<MemoryUse> const& plan);
-    void bindWeights();
+    void open();
+    void close() noexcept;
+    void allocate();
     void prepare(Layer& layer, size_t number, int profile);
     void queue(int64_t tokens, int turn);
     void step(int64_t const* ids, int64_t tokens);
@@ -71,16 +65,16 @@ private:
 
     Bundle const& mBundle;
     Engines mEngines;
+    DeviceWeights const& mWeights;
     Dtype mDtype;
     Device& mDevice;
-    int64_t mMaxTokens{1};
+    int64_t mMaxTokens;
     int64_t mLength{0};
     int mTurn{0};
     bool mHasTurns{false};
     bool mTriedRecording[2]{false, false};
     std::unique_ptr<RecordedWork> mRecorded[2]; // of a turn
     std::map<std::string, DeviceBuffer> mBuffers;
-    std::map<std::string, std::byte*> mWeights; // by what they are made of
     std::vector<Layer> mLayers;
     size_t mElementBytes;
     std::vector<float> mLogits;

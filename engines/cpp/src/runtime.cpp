@@ -2,44 +2,78 @@
 
 #include "bundle.h"
 #include "device.h"
+#include "manifest.h"
 #include "model.h"
 #include "sampling.h"
 #include "stopping.h"
 #include "tensorrt.h"
+
+#include <optional>
 
 namespace glm_trt
 {
 
 struct Runtime::Impl
 {
+    ~Impl()
+    {
+        if (device != nullptr)
+        {
+            whileCurrent(*device,
+                [this]
+                {
+                    weights.reset();
+                    engines.clear();
+                    tensorRt.reset();
+                });
+        }
+    }
+
     // In this order: what is declared later is released first.
-    Bundle bundle;
     std::unique_ptr<Device> device;
+    std::shared_ptr<TensorRt> tensorRt;
+    std::optional<Bundle> bundle;
     std::string dtype;
     Engines engines;
+    std::optional<DeviceWeights> weights;
 };
 
 struct Session::Impl
 {
-    Bundle const& bundle;
+    explicit Impl(std::shared_ptr<Runtime::Impl> of)
+        : runtime(std::move(of))
+        , model(*runtime->bundle, runtime->engines, *runtime->weights, runtime->dtype, *runtime->device)
+    {
+    }
+
+    std::shared_ptr<Runtime::Impl> runtime; // with the weights and the device, as long as a session lives
     Model model;
     std::vector<int64_t> tokens;
 };
 
 Runtime Runtime::load(std::string const& directory, LoadOptions const& options)
 {
-    if (options.backend != "tensorrt" && options.backend != "tensorrt-rtx")
+    std::string const backend = options.backend.empty() ? defaultBackend() : options.backend;
+    if (backend != "tensorrt" && backend != "tensorrt-rtx")
     {
-        throw Error("backend '" + options.backend + "': expected tensorrt or tensorrt-rtx");
+        throw Error("backend '" + backend + "': expected tensorrt or tensorrt-rtx");
     }
-    auto impl = std::unique_ptr<Impl>(new Impl{Bundle::open(directory, options.checkpoint), {}, {}, {}});
-    impl->dtype = options.dtype.empty() ? impl->bundle.dtype() : options.dtype;
-    impl->device = openGpu("backend '" + options.backend + "'");
-    impl->engines = loadTensorRtEngines(impl->bundle, options.backend, impl->dtype, *impl->device);
-    return Runtime(std::move(impl));
+    readManifest(directory);
+    auto impl = std::make_shared<Impl>();
+    // What the machine lacks is told before files are hashed, which may take minutes.
+    impl->device = openGpu("backend '" + backend + "'");
+    CurrentDevice const current(*impl->device);
+    impl->tensorRt = openTensorRt(backend);
+    impl->bundle = Bundle::open(directory, options.checkpoint);
+    impl->dtype = options.dtype.empty() ? impl->bundle->dtype() : options.dtype;
+    impl->engines = loadTensorRtEngines(impl->tensorRt, *impl->bundle, backend, impl->dtype, *impl->device);
+    Dtype const dtype = dtypeOf(impl->dtype).value();
+    requireMemory(*impl->device, memoryPlan(*impl->bundle, impl->engines, dtype));
+    impl->weights.emplace(*impl->bundle, dtype, *impl->device);
+    return Runtime(impl);
 }
 
-Runtime::Runtime(std::unique_ptr<Impl> impl)
+Runtime::Runtime(std::shared_ptr<Impl> impl)
     : mImpl(std::move(impl))
 {
 }
@@ -49,23 +83,22 @@ Runtime::~Runtime() = default;
 
 Session Runtime::session()
 {
-    return Session(std::unique_ptr<Session::Impl>(new Session::Impl{
-        mImpl->bundle, Model(mImpl->bundle, mImpl->engines, mImpl->dtype, *mImpl->device), {}}));
+    return Session(std::make_unique<Session::Impl>(mImpl));
 }
 
 int64_t Runtime::maxSeqLen() const
 {
-    return mImpl->bundle.maxSeqLen();
+    return mImpl->bundle->maxSeqLen();
 }
 
 int64_t Runtime::vocabSize() const
 {
-    return mImpl->bundle.vocabSize();
+    return mImpl->bundle->vocabSize();
 }
 
 std::vector<int64_t> const& Runtime::endTokens() const
 {
-    return mImpl->bundle.eosTokenIds();
+    return mImpl->bundle->eosTokenIds();
 }
 
 Session::Session(std::unique_ptr<Impl> impl)
@@ -98,7 +131,7 @@ Generated Session::generate(std::vector<int64_t> const& ids, GenerateOptions con
     {
         throw Error("max_new_tokens: expected 0 or more, found " + std::to_string(options.maxNewTokens));
     }
-    auto const& bundle = mImpl->bundle;
+    auto const& bundle = *mImpl->runtime->bundle;
     auto const endTokens = options.ignoreEnd ? std::vector<int64_t>{}
         : options.endTokens.empty()          ? bundle.eosTokenIds()
                                              : options.endTokens;
@@ -153,6 +186,12 @@ void Session::restore(State const& state)
 bool Session::usesGraph() const
 {
     return mImpl->model.isRecorded();
+}
+
+char const* defaultBackend()
+{
+    static std::string const kBackend = defaultTensorRt();
+    return kBackend.c_str();
 }
 
 char const* version()

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <regex>
 #include <stdexcept>
 
@@ -46,9 +47,19 @@ bool hasType(Json const& value, std::string const& type)
 
 bool matches(std::string const& text, std::string const& pattern)
 {
+    if (text.size() > kMaxMatched)
+    {
+        return true;
+    }
+    // Compiled once for all threads; a regex that nobody changes may be used by several.
+    static std::mutex mutex;
     static std::map<std::string, std::regex> compiled;
-    auto const found = compiled.try_emplace(pattern, pattern).first;
-    return text.size() > kMaxMatched || std::regex_search(text, found->second);
+    std::regex const* expression = nullptr;
+    {
+        std::lock_guard<std::mutex> const lock(mutex);
+        expression = &compiled.try_emplace(pattern, pattern).first->second;
+    }
+    return std::regex_search(text, *expression);
 }
 
 std::string below(std::string const& path, std::string const& name)

@@ -47,6 +47,12 @@ private:
     std::string mLast;
 };
 
+#ifdef TRT_MAJOR_RTX
+constexpr char kBuiltFor[] = "tensorrt-rtx";
+#else
+constexpr char kBuiltFor[] = "tensorrt";
+#endif
+
 //! The library, opened; never closed, as plugins and engines may outlive whoever opened it.
 class Library
 {
@@ -71,7 +77,7 @@ public:
         if (int32_t const major = version() / 10000; major != NV_TENSORRT_MAJOR)
         {
             throw MissingCapabilityError("backend " + backend + ": " + name + " has major version "
-                + std::to_string(major) + ", but this runtime was built with the headers of "
+                + std::to_string(major) + ", but this runtime was built with the headers of " + kBuiltFor + " "
                 + std::to_string(NV_TENSORRT_MAJOR) + ": build it with TENSORRT_ROOT set to that library's SDK");
         }
     }
@@ -79,7 +85,10 @@ public:
     void* (*create)(void*, int32_t);
 };
 
-struct TensorRt // what all engines of a bundle share
+} // namespace
+
+//! The order matters: a runtime goes before its logger, and behind its engines, which hold this.
+struct TensorRt
 {
     explicit TensorRt(std::string const& backend)
         : library(backend)
@@ -95,6 +104,30 @@ struct TensorRt // what all engines of a bundle share
     Library library;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
 };
+
+namespace
+{
+
+//! Its scratch is the caller's. TensorRT-RTX otherwise compiles kernels for a shape in the background and runs others
+//! meanwhile, which a recording would replay for ever.
+std::unique_ptr<nvinfer1::IExecutionContext> makeContext(nvinfer1::ICudaEngine& engine)
+{
+    using nvinfer1::ExecutionContextAllocationStrategy;
+#ifdef TRT_MAJOR_RTX
+    std::unique_ptr<nvinfer1::IRuntimeConfig> const config(engine.createRuntimeConfig());
+    if (config == nullptr)
+    {
+        return nullptr;
+    }
+    config->setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy::kUSER_MANAGED);
+    config->setDynamicShapesKernelSpecializationStrategy(
+        nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    return std::unique_ptr<nvinfer1::IExecutionContext>(engine.createExecutionContext(config.get()));
+#else
+    return std::unique_ptr<nvinfer1::IExecutionContext>(
+        engine.createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
+#endif
+}
 
 class TensorRtExecution : public Execution
 {
@@ -163,10 +196,7 @@ public:
             mIo.push_back({name, mode == nvinfer1::TensorIOMode::kINPUT, bytesOf(type),
                 std::vector<int64_t>(dims.d, dims.d + std::max(dims.nbDims, 0))});
         }
-        for (auto const& [profile, axes] : file.profiles.items())
-        {
-            mMaxTokens = std::max(mMaxTokens, axes.at("sequence").at(2).get<int64_t>());
-        }
+        readProfiles(file);
     }
 
     std::vector<IoTensor> const& io() const override
@@ -188,19 +218,52 @@ public:
     }
     std::unique_ptr<Execution> execution(int profile, std::byte* scratch) override
     {
-        using nvinfer1::ExecutionContextAllocationStrategy;
-        std::unique_ptr<nvinfer1::IExecutionContext> context(
-            mEngine->createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
+        int32_t const index = mProfiles[profile];
+        auto context = makeContext(*mEngine);
         auto* stream = static_cast<cudaStream_t>(mDevice.stream());
-        if (context == nullptr || !context->setOptimizationProfileAsync(profile, stream))
+        if (context == nullptr || !context->setOptimizationProfileAsync(index, stream))
         {
             throw Error(mKind + ": no execution context: " + mSession->logger.last());
         }
-        context->setDeviceMemoryV2(scratch, mEngine->getDeviceMemorySizeForProfileV2(profile));
+        context->setDeviceMemoryV2(scratch, mEngine->getDeviceMemorySizeForProfileV2(index));
         return std::make_unique<TensorRtExecution>(mSession, std::move(context), mDevice, mKind);
     }
 
 private:
+    //! Which profile takes one token, and which the most: asked of the engine, whatever their order.
+    void readProfiles(EngineFile const& file)
+    {
+        auto const isOpen = [](IoTensor const& tensor)
+        { return tensor.isInput && std::find(tensor.shape.begin(), tensor.shape.end(), -1) != tensor.shape.end(); };
+        auto const open = std::find_if(mIo.begin(), mIo.end(), isOpen);
+        if (open == mIo.end())
+        {
+            return; // of one token, in the only profile
+        }
+        auto const axis = std::find(open->shape.begin(), open->shape.end(), -1) - open->shape.begin();
+        mProfiles[0] = -1;
+        for (int32_t profile = 0; profile < mEngine->getNbOptimizationProfiles(); ++profile)
+        {
+            auto const size = [&](nvinfer1::OptProfileSelector which)
+            { return mEngine->getProfileShape(open->name.c_str(), profile, which).d[axis]; };
+            int64_t const least = size(nvinfer1::OptProfileSelector::kMIN);
+            int64_t const most = size(nvinfer1::OptProfileSelector::kMAX);
+            if (least <= 1 && (mProfiles[0] < 0 || most == 1))
+            {
+                mProfiles[0] = profile;
+            }
+            if (least <= 2 && most > mMaxTokens)
+            {
+                mProfiles[1] = profile;
+                mMaxTokens = most;
+            }
+        }
+        if (mProfiles[0] < 0)
+        {
+            throw BundleError(file.path.string() + ": no profile of it takes one token");
+        }
+    }
+
     static size_t bytesOf(nvinfer1::DataType type)
     {
         switch (type)
@@ -220,12 +283,23 @@ private:
     std::unique_ptr<nvinfer1::ICudaEngine> mEngine;
     std::vector<IoTensor> mIo;
     int64_t mMaxTokens{1};
+    int32_t mProfiles[2]{0, 0}; // of one token, of several
 };
 
 } // namespace
 
-std::map<std::string, std::shared_ptr<Engine>> loadTensorRtEngines(
-    Bundle const& bundle, std::string const& backend, std::string const& dtype, Device& device)
+std::string defaultTensorRt()
+{
+    return kBuiltFor;
+}
+
+std::shared_ptr<TensorRt> openTensorRt(std::string const& backend)
+{
+    return std::make_shared<TensorRt>(backend);
+}
+
+Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle const& bundle,
+    std::string const& backend, std::string const& dtype, Device& device)
 {
     std::string const target = device.target();
     std::map<std::string, EngineFile const*> files;
@@ -247,7 +321,6 @@ std::map<std::string, std::shared_ptr<Engine>> loadTensorRtEngines(
                 + " --backend " + backend + " --target " + target);
         }
     }
-    auto session = std::make_shared<TensorRt>(backend);
     if (needsLibrary)
     {
         auto const path = bundle.pluginLibrary();
@@ -257,7 +330,7 @@ std::map<std::string, std::shared_ptr<Engine>> loadTensorRtEngines(
                 + session->logger.last());
         }
     }
-    std::map<std::string, std::shared_ptr<Engine>> engines;
+    Engines engines;
     for (auto const& block : bundle.blocks())
     {
         if (engines.count(block.kind) == 0)

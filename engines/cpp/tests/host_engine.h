@@ -14,44 +14,102 @@
 namespace glm_trt::test
 {
 
-//! Host memory; new memory holds NaN. Work is done at once, or kept while recording.
+//! Host memory; new memory holds NaN, and no address comes twice. Work is done when something waits for it, in the order
+//! of the queue, or kept while recording. Of a thread where the device is not current, calls are refused.
 class HostDevice : public Device
 {
 public:
+    ~HostDevice() override
+    {
+        for (auto const& [memory, bytes] : mAll)
+        {
+            std::free(memory);
+        }
+    }
+    void enter() override
+    {
+        current().push_back(this);
+    }
+    void leave() noexcept override
+    {
+        current().pop_back();
+    }
     std::byte* allocate(size_t bytes) override
     {
+        expectCurrent();
+        if (allocations == failAt)
+        {
+            throw MissingCapabilityError("the GPU has too little memory: the test says so");
+        }
         ++allocations;
         auto* memory = static_cast<std::byte*>(std::malloc(bytes ? bytes : 1));
         std::memset(memory, 0xFF, bytes);
+        mAll[memory] = bytes;
+        mLive[memory] = bytes;
         return memory;
     }
     void release(std::byte* memory) noexcept override
     {
-        std::free(memory);
+        drain();
+        auto const found = mLive.find(memory);
+        if (found == mLive.end())
+        {
+            std::abort(); // twice, or of no one
+        }
+        std::memset(memory, 0xFF, found->second);
+        mLive.erase(found);
     }
     void upload(std::byte* to, void const* from, size_t bytes) override
     {
+        expectCurrent();
         if (mKept != nullptr)
         {
-            throw Error("an upload of pageable memory cannot be recorded");
+            throw Error("an upload cannot be recorded");
         }
-        std::memcpy(to, from, bytes);
+        expectLive(to);
+        ++uploads;
+        auto const* begin = static_cast<std::byte const*>(from);
+        queue([to, data = std::vector<std::byte>(begin, begin + bytes)]
+            { std::copy(data.begin(), data.end(), to); });
     }
     void download(void* to, std::byte const* from, size_t bytes) override
     {
+        expectCurrent();
+        expectLive(from);
+        synchronize();
         std::memcpy(to, from, bytes);
     }
     void copy(std::byte* to, std::byte const* from, size_t bytes) override
     {
-        queue([=] { std::memcpy(to, from, bytes); });
+        queue(
+            [=]
+            {
+                expectLive(to);
+                expectLive(from);
+                std::memcpy(to, from, bytes);
+            });
     }
     void clear(std::byte* to, size_t bytes) override
     {
-        queue([=] { std::memset(to, 0, bytes); });
+        queue(
+            [=]
+            {
+                expectLive(to);
+                std::memset(to, 0, bytes);
+            });
     }
-    void synchronize() override {}
+    void synchronize() override
+    {
+        expectCurrent();
+        drain();
+        if (std::string const error = std::exchange(mError, {}); !error.empty())
+        {
+            throw Error(error);
+        }
+    }
     size_t freeBytes() override
     {
+        expectCurrent();
         return free;
     }
     void* stream() override
@@ -64,6 +122,7 @@ public:
     }
     std::unique_ptr<RecordedWork> record(std::function<void()> const& work) override
     {
+        expectCurrent();
         if (!canRecord)
         {
             return nullptr;
@@ -74,22 +133,32 @@ public:
         mKept = nullptr;
         return recorded;
     }
-    //! Now, or as part of what is recorded.
+    //! As part of the queue, or of what is recorded.
     void queue(std::function<void()> work)
     {
-        if (mKept != nullptr)
+        expectCurrent();
+        (mKept != nullptr ? *mKept : mQueue).push_back(std::move(work));
+    }
+    //! Throws if the address is not in memory that was allocated and not released.
+    void expectLive(std::byte const* address) const
+    {
+        auto const after = mLive.upper_bound(const_cast<std::byte*>(address));
+        if (after == mLive.begin() || std::prev(after)->first + std::prev(after)->second <= address)
         {
-            mKept->push_back(std::move(work));
+            throw Error("work on memory that was released");
         }
-        else
-        {
-            work();
-        }
+    }
+    size_t live() const
+    {
+        return mLive.size();
     }
 
     size_t free{1 << 30};
     size_t allocations{0};
+    size_t failAt{~size_t{0}}; // the allocation that finds no memory
+    size_t uploads{0};
     size_t launches{0};
+    size_t recordings{0}; // that live
     bool canRecord{true};
 
 private:
@@ -98,19 +167,57 @@ private:
         explicit Recorded(HostDevice& of)
             : device(of)
         {
+            ++device.recordings;
+        }
+        ~Recorded() override
+        {
+            --device.recordings;
         }
         void launch() override
         {
             ++device.launches;
             for (auto const& item : work)
             {
-                item();
+                device.queue(item);
             }
         }
         HostDevice& device;
         std::vector<std::function<void()>> work;
     };
+
+    static std::vector<HostDevice const*>& current()
+    {
+        thread_local std::vector<HostDevice const*> devices;
+        return devices;
+    }
+    void expectCurrent() const
+    {
+        if (current().empty() || current().back() != this)
+        {
+            throw Error("the device is not current in this thread");
+        }
+    }
+    //! What fails is told to who waits next.
+    void drain() noexcept
+    {
+        try
+        {
+            for (auto const& work : std::exchange(mQueue, {}))
+            {
+                work();
+            }
+        }
+        catch (std::exception const& error)
+        {
+            mError = error.what();
+        }
+    }
+
+    std::map<std::byte*, size_t> mAll;
+    std::map<std::byte*, size_t> mLive;
+    std::vector<std::function<void()>> mQueue;
     std::vector<std::function<void()>>* mKept{nullptr};
+    std::string mError;
 };
 
 //! What a run sees.
@@ -205,7 +312,15 @@ private:
                 }
                 mCall.tokens = tokens;
             }
-            mEngine.mDevice.queue([body = mEngine.mBody, call = mCall] { body(call); });
+            mEngine.mDevice.queue(
+                [&device = mEngine.mDevice, body = mEngine.mBody, call = mCall]
+                {
+                    for (auto const& [name, address] : call.addresses)
+                    {
+                        device.expectLive(address);
+                    }
+                    body(call);
+                });
         }
 
     private:

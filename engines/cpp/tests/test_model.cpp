@@ -1,326 +1,64 @@
-// Passes over a bundle's blocks: engines of the test's own (host_engine.h) do arithmetic in which a swapped buffer, a
-// wrong length, a stale state or a weight of another layer shows; the same is computed here without any of it.
-#include "bundle.h"
+// Passes over a bundle's blocks: engines of the test's own (small_model.h) on a device that does work late.
 #include "check.h"
-#include "glm_trt/errors.h"
-#include "host_engine.h"
-#include "manifest.h"
 #include "model.h"
-#include "sha256.h"
+#include "small_model.h"
 
-#include <cmath>
-#include <fstream>
+#include <atomic>
+#include <thread>
 #include <unistd.h>
 
 using namespace glm_trt;
 using namespace glm_trt::test;
-namespace fs = std::filesystem;
 
 namespace
 {
 
-constexpr int64_t kVocab = 7;
-constexpr int64_t kHidden = 4;
-constexpr int64_t kWidth = 3;    // of the states
-constexpr int64_t kCapacity = 20;
-constexpr int64_t kSelected = 2;
-constexpr int64_t kMaxTokens = 5;
+constexpr auto kDtype = Dtype::kFloat32;
 
-float weightOf(size_t tensor, size_t i)
+//! A bundle from opening to tokens; `ready` counts those that begin together.
+void runOne(fs::path const& place, std::atomic<int>& ready, std::atomic<int>& wrong)
 {
-    return static_cast<float>((tensor * 37 + i * 11) % 17) / 16 - 0.5F;
-}
-
-struct Weight
-{
-    char const* name;
-    std::vector<int64_t> shape;
-};
-
-std::vector<Weight> const kWeights{{"embed", {kVocab, kHidden}}, {"layer.0.w", {kHidden}}, {"layer.1.w", {kHidden}},
-    {"layer.2.w", {kHidden}}, {"norm", {kHidden}}};
-
-size_t count(std::vector<int64_t> const& shape)
-{
-    size_t product = 1;
-    for (int64_t const size : shape)
+    auto const ids = tokens(12);
+    ++ready;
+    while (ready.load() < 2)
     {
-        product *= static_cast<size_t>(size);
+        std::this_thread::yield();
     }
-    return product;
-}
-
-void write(fs::path const& path, std::string const& content)
-{
-    std::ofstream(path, std::ios::binary) << content;
-}
-
-Json fileEntry(fs::path const& path)
-{
-    return {{"bytes", fs::file_size(path)}, {"sha256", sha256OfFile(path)}};
-}
-
-Json bindingOf(char const* name, Weight const& weight)
-{
-    return {{"name", name}, {"tensors", {weight.name}}, {"shape", weight.shape}, {"transform", "none"},
-        {"arguments", Json::object()}, {"dtype", nullptr}};
-}
-
-//! Blocks: embedding, a cached layer, a layer with a state that sums up, another cached one, a tied head.
-Bundle writeBundle(fs::path const& place)
-{
-    fs::create_directories(place);
-    Json header = Json::object();
-    std::string data;
-    for (size_t tensor = 0; tensor < kWeights.size(); ++tensor)
+    try
     {
-        auto const& weight = kWeights[tensor];
-        size_t const begin = data.size();
-        for (size_t i = 0; i < count(weight.shape); ++i)
+        Bundle const bundle = Bundle::open(place);
+        HostDevice device;
+        DeviceWeights const weights(bundle, Dtype::kFloat32, device);
+        Model model(bundle, makeEngines(device), weights, "float32", device);
+        model.append(part(ids, 0, 7));
+        for (size_t i = 7; i < ids.size(); ++i)
         {
-            float const value = weightOf(tensor, i);
-            data.append(reinterpret_cast<char const*>(&value), sizeof value);
-        }
-        header[weight.name]
-            = {{"dtype", "F32"}, {"shape", weight.shape}, {"data_offsets", {begin, data.size()}}};
-    }
-    std::string const text = header.dump();
-    uint64_t const length = text.size();
-    write(place / "model.safetensors", std::string(reinterpret_cast<char const*>(&length), 8) + text + data);
-    Json const bindings{{"embedding", {bindingOf("embed_tokens.weight", kWeights[0])}},
-        {"layer.0", {bindingOf("w", kWeights[1])}}, {"layer.1", {bindingOf("w", kWeights[2])}},
-        {"layer.2", {bindingOf("w", kWeights[3])}},
-        {"head", {bindingOf("norm.weight", kWeights[4]), bindingOf("lm_head.weight", kWeights[0])}}};
-    write(place / "bindings.json", bindings.dump());
-    SafetensorsFile const shard(place / "model.safetensors");
-    Json file = fileEntry(place / "model.safetensors");
-    file["file"] = "model.safetensors";
-    file["header_sha256"] = shard.headerSha256();
-    file["sample_sha256"] = shard.sampleSha256();
-    std::string const zeros(64, '0');
-    auto const block = [](char const* name, char const* kind) { return Json{{"name", name}, {"kind", kind}}; };
-    Json manifest{{"sha256", zeros}, {"format", "glm-trt bundle"}, {"format_version", 5}, {"key", zeros},
-        {"versions", Json::object()}, {"config", Json::object()},
-        {"model", {{"vocab_size", kVocab}, {"hidden_size", kHidden}, {"rotary_width", 1}, {"index_topk", kSelected},
-                      {"eos_token_ids", {6}}}},
-        {"states",
-            {{"cached", {{{"name", "kv_cache"}, {"axes", {"batch", 1, "capacity", kWidth}}, {"dtype", nullptr}}}},
-                {"summed", {{{"name", "recurrent_state"}, {"axes", {"batch", kWidth}}, {"dtype", "float32"}}}}}},
-        {"dtypes", {"float32"}}, {"max_seq_len", kCapacity}, {"materialized", false},
-        {"blocks", {block("embedding", "embedding"), block("layer.0", "cached"), block("layer.1", "summed"),
-                       block("layer.2", "cached"), block("head", "head")}},
-        {"graphs", Json::array()}, {"bindings", "bindings.json"},
-        {"checkpoint", {{"directory", "."}, {"dtype", "float32"}, {"files", Json::array({file})}}},
-        {"tokenizer", Json::array()}, {"files", {{"bindings.json", fileEntry(place / "bindings.json")}}},
-        {"engines", Json::array()}};
-    std::string blank = manifest.dump();
-    Sha256 digest;
-    digest.update(blank.data(), blank.size());
-    blank.replace(blank.find(zeros), zeros.size(), digest.hex());
-    write(place / "manifest.json", blank);
-    return Bundle::open(place);
-}
-
-IoTensor io(char const* name, bool isInput, std::vector<int64_t> shape, size_t bytes = 4)
-{
-    return {name, isInput, bytes, std::move(shape)};
-}
-
-void embed(Call const& call)
-{
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const id = call.at<int64_t>("input_ids")[s];
-        auto const position = static_cast<float>(*call.at<int64_t>("past_lengths") + s);
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            call.at<float>("hidden_out")[s * kHidden + h] = call.at<float>("embed_tokens.weight")[id * kHidden + h];
-        }
-        call.at<float>("cos")[s] = position;
-        call.at<float>("sin")[s] = position / 2;
-    }
-}
-
-//! Adds the mean of all that the cache holds up to each token.
-void attend(Call const& call)
-{
-    int64_t const past = *call.at<int64_t>("past_lengths");
-    auto* cache = call.at<float>("kv_cache");
-    if (cache != call.at<float>("kv_cache_out"))
-    {
-        throw Error("a cache is to be written in place");
-    }
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const* hidden = call.at<float>("hidden") + s * kHidden;
-        for (int64_t j = 0; j < kWidth; ++j)
-        {
-            cache[(past + s) * kWidth + j] = hidden[j] * call.at<float>("w")[j] + call.at<float>("cos")[s] / 64;
-        }
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            float sum = 0;
-            for (int64_t p = 0; p <= past + s; ++p)
-            {
-                sum += cache[p * kWidth + h % kWidth];
-            }
-            call.at<float>("hidden_out")[s * kHidden + h]
-                = hidden[h] + sum / static_cast<float>(past + s + 1) + call.at<float>("sin")[s] / 64;
-        }
-        for (int64_t k = 0; k < kSelected; ++k)
-        {
-            call.at<int32_t>("topk_indices")[s * kSelected + k] = static_cast<int32_t>(past + s + k);
+            wrong += !equal(model.append({ids[i]}), expected(part(ids, 0, i + 1)));
         }
     }
-}
-
-//! A state that halves and gathers.
-void sum(Call const& call)
-{
-    if (call.at<float>("recurrent_state") == call.at<float>("recurrent_state_out")
-        || *call.at<int64_t>("lengths") != call.tokens)
+    catch (std::exception const& error)
     {
-        throw Error("a state that sums up needs two buffers, and the number of tokens");
-    }
-    std::vector<float> state(call.at<float>("recurrent_state"), call.at<float>("recurrent_state") + kWidth);
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const* hidden = call.at<float>("hidden") + s * kHidden;
-        auto const chosen = static_cast<float>(call.at<int32_t>("shared_indices")[s * kSelected + 1]);
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            float& one = state[h % kWidth];
-            one = one / 2 + hidden[h] * call.at<float>("w")[h];
-            call.at<float>("hidden_out")[s * kHidden + h] = hidden[h] + one + chosen / 64;
-        }
-    }
-    std::copy(state.begin(), state.end(), call.at<float>("recurrent_state_out"));
-}
-
-void project(Call const& call)
-{
-    for (int64_t v = 0; v < kVocab; ++v)
-    {
-        float logit = 0;
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            logit += call.at<float>("hidden")[h] * call.at<float>("norm.weight")[h]
-                * call.at<float>("lm_head.weight")[v * kHidden + h];
-        }
-        call.at<float>("logits")[v] = logit;
+        std::fprintf(stderr, "%s\n", error.what());
+        ++wrong;
     }
 }
 
-Engines makeEngines(HostDevice& device)
+//! Each in a thread of its own, and the first of this process: what a race detector is to watch.
+void testTwoBundles(fs::path const& place)
 {
-    std::vector<int64_t> const wide{1, -1, kHidden};
-    std::vector<int64_t> const angle{1, -1, 1};
-    std::vector<int64_t> const cache{1, 1, kCapacity, kWidth};
-    std::vector<int64_t> const selected{1, -1, kSelected};
-    auto const make = [&](std::vector<IoTensor> tensors, void (*body)(Call const&))
-    { return std::make_shared<HostEngine>(device, std::move(tensors), kMaxTokens, body); };
-    return {
-        {"embedding", make({io("input_ids", true, {1, -1}, 8), io("past_lengths", true, {1}, 8),
-                               io("embed_tokens.weight", true, {kVocab, kHidden}), io("hidden_out", false, wide),
-                               io("cos", false, angle), io("sin", false, angle)},
-                          embed)},
-        {"cached", make({io("hidden", true, wide), io("cos", true, angle), io("sin", true, angle),
-                            io("past_lengths", true, {1}, 8), io("kv_cache", true, cache), io("w", true, {kHidden}),
-                            io("hidden_out", false, wide), io("kv_cache_out", false, cache),
-                            io("topk_indices", false, selected)},
-                       attend)},
-        {"summed", make({io("hidden", true, wide), io("lengths", true, {1}, 8), io("shared_indices", true, selected),
-                            io("recurrent_state", true, {1, kWidth}), io("w", true, {kHidden}),
-                            io("hidden_out", false, wide), io("recurrent_state_out", false, {1, kWidth})},
-                       sum)},
-        {"head", make({io("hidden", true, wide), io("norm.weight", true, {kHidden}),
-                          io("lm_head.weight", true, {kVocab, kHidden}), io("logits", false, {1, -1, kVocab})},
-                     project)},
-    };
-}
-
-//! The logits of the last of `ids`, from nothing but the definition.
-std::vector<float> expected(std::vector<int64_t> const& ids)
-{
-    std::vector<std::vector<float>> hidden;
-    for (int64_t const id : ids)
+    std::atomic<int> ready{0};
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (char const* name : {"a", "b"})
     {
-        std::vector<float> row(kHidden);
-        for (size_t h = 0; h < row.size(); ++h)
-        {
-            row[h] = weightOf(0, static_cast<size_t>(id * kHidden) + h);
-        }
-        hidden.push_back(row);
+        writeFiles(place / name);
+        threads.emplace_back([&, name] { runOne(place / name, ready, wrong); });
     }
-    for (size_t layer = 0; layer < 3; ++layer)
+    for (auto& thread : threads)
     {
-        std::vector<float> state(kWidth, 0);
-        std::vector<std::vector<float>> cache;
-        for (size_t s = 0; s < ids.size(); ++s)
-        {
-            auto& row = hidden[s];
-            auto const position = static_cast<float>(s);
-            std::vector<float> const before = row;
-            if (layer == 1)
-            {
-                for (size_t h = 0; h < row.size(); ++h)
-                {
-                    float& one = state[h % kWidth];
-                    one = one / 2 + before[h] * weightOf(2, h);
-                    row[h] = before[h] + one + (position + 1) / 64;
-                }
-                continue;
-            }
-            cache.emplace_back(kWidth);
-            for (size_t j = 0; j < kWidth; ++j)
-            {
-                cache.back()[j] = before[j] * weightOf(layer + 1, j) + position / 64;
-            }
-            for (size_t h = 0; h < row.size(); ++h)
-            {
-                float sum = 0;
-                for (auto const& entry : cache)
-                {
-                    sum += entry[h % kWidth];
-                }
-                row[h] = before[h] + sum / (position + 1) + position / 2 / 64;
-            }
-        }
+        thread.join();
     }
-    std::vector<float> logits(kVocab);
-    for (size_t v = 0; v < logits.size(); ++v)
-    {
-        for (size_t h = 0; h < kHidden; ++h)
-        {
-            logits[v] += hidden.back()[h] * weightOf(4, h) * weightOf(0, v * kHidden + h);
-        }
-    }
-    return logits;
-}
-
-bool equal(std::vector<float> const& a, std::vector<float> const& b)
-{
-    bool good = a.size() == b.size();
-    for (size_t i = 0; good && i < a.size(); ++i)
-    {
-        good = std::abs(a[i] - b[i]) < 1e-5F;
-    }
-    return good;
-}
-
-std::vector<int64_t> tokens(size_t count)
-{
-    std::vector<int64_t> ids;
-    for (size_t i = 0; i < count; ++i)
-    {
-        ids.push_back(static_cast<int64_t>((i * i + 3 * i + 1) % kVocab));
-    }
-    return ids;
-}
-
-std::vector<int64_t> part(std::vector<int64_t> const& ids, size_t begin, size_t end)
-{
-    return {ids.begin() + static_cast<long>(begin), ids.begin() + static_cast<long>(end)};
+    CHECK(wrong == 0);
 }
 
 //! Prefill of every length (chunks, and remainders of one), then one by one, recorded and not.
@@ -331,7 +69,8 @@ void testPasses(Bundle const& bundle)
     {
         HostDevice device;
         device.canRecord = canRecord;
-        Model model(bundle, makeEngines(device), "float32", device);
+        DeviceWeights const weights(bundle, kDtype, device);
+        Model model(bundle, makeEngines(device), weights, "float32", device);
         for (size_t prefill = 1; prefill <= kCapacity; ++prefill)
         {
             model.reset();
@@ -357,7 +96,8 @@ void testSavedStates(Bundle const& bundle)
 {
     auto const ids = tokens(kCapacity);
     HostDevice device;
-    Model model(bundle, makeEngines(device), "float32", device);
+    DeviceWeights const weights(bundle, kDtype, device);
+    Model model(bundle, makeEngines(device), weights, "float32", device);
     for (size_t held : {size_t{3}, size_t{8}})
     {
         model.reset();
@@ -368,7 +108,8 @@ void testSavedStates(Bundle const& bundle)
         model.restore(saved);
         CHECK(equal(model.append(part(ids, held, held + 6)), expected(part(ids, 0, held + 6))));
         HostDevice other; // a state is of no device
-        Model second(bundle, makeEngines(other), "float32", other);
+        DeviceWeights const again(bundle, kDtype, other);
+        Model second(bundle, makeEngines(other), again, "float32", other);
         second.append({1, 2});
         second.restore(saved);
         CHECK(equal(second.append({ids[held]}), expected(part(ids, 0, held + 1))));
@@ -393,13 +134,90 @@ void testMemory(Bundle const& bundle)
     // Rounded up to 256: five weights, of which the head shares the embedding; two caches and two turns of a state.
     CHECK(of.at("weights") == 5 * 256 && of.at("states") == 2 * 256 + 2 * 256 && of.at("engines' scratch") == 1024);
     device.free = needed - 1;
-    auto const text
-        = thrownBy<MissingCapabilityError>([&] { Model(bundle, engines, "float32", device); });
+    auto const text = thrownBy<MissingCapabilityError>(
+        [&]
+        {
+            CurrentDevice const current(device);
+            requireMemory(device, plan);
+        });
     CHECK(text.find("too little memory: " + std::to_string(needed) + " bytes are needed") != std::string::npos);
-    CHECK(text.find("weights 1280") != std::string::npos && device.allocations == 0);
-    device.free = needed;
-    Model const fits(bundle, engines, "float32", device);
-    CHECK(fits.length() == 0);
+    CHECK(text.find("weights 1280") != std::string::npos);
+    // A sequence needs no room for weights that are there.
+    DeviceWeights const weights(bundle, kDtype, device);
+    CHECK(device.allocations == 5 && device.uploads == 5);
+    device.free = needed - 5 * 256;
+    {
+        Model const first(bundle, engines, weights, "float32", device);
+        Model const second(bundle, engines, weights, "float32", device);
+        CHECK(first.length() == 0 && second.length() == 0 && device.uploads == 5);
+    }
+    CHECK(device.live() == 5);
+    device.free -= 1;
+    CHECK(thrownBy<MissingCapabilityError>([&] { Model(bundle, engines, weights, "float32", device); })
+              .find("too little memory")
+        != std::string::npos);
+}
+
+//! Whatever allocation fails, all that came before is given back.
+void testFailedOpen(Bundle const& bundle)
+{
+    size_t failed = 0;
+    for (size_t at = 0; at < 100; ++at)
+    {
+        HostDevice device;
+        device.failAt = at;
+        bool const fails = !thrownBy<MissingCapabilityError>(
+            [&]
+            {
+                DeviceWeights const weights(bundle, kDtype, device);
+                Model const model(bundle, makeEngines(device), weights, "float32", device);
+            }).empty();
+        failed += fails;
+        CHECK(device.live() == 0 && (!fails || device.allocations == at));
+    }
+    CHECK(failed > 10 && failed < 100);
+}
+
+//! The engine that takes the fewest tokens bounds a pass, whichever comes first.
+void testSmallestProfile(Bundle const& bundle)
+{
+    auto const ids = tokens(11);
+    for (char const* kind : {"embedding", "cached", "summed"})
+    {
+        for (int64_t const most : {int64_t{1}, int64_t{3}})
+        {
+            HostDevice device;
+            DeviceWeights const weights(bundle, kDtype, device);
+            Model model(bundle, makeEngines(device, {{kind, most}}), weights, "float32", device);
+            CHECK(equal(model.append(ids), expected(ids)));
+        }
+    }
+}
+
+//! Opened in one thread, called in others, closed in another still.
+void testThreads(Bundle const& bundle)
+{
+    auto const ids = tokens(9);
+    HostDevice device;
+    DeviceWeights const weights(bundle, kDtype, device);
+    std::unique_ptr<Model> model;
+    auto const elsewhere = [](auto work)
+    {
+        std::thread([&] { CHECK(thrownBy<std::exception>(work) == ""); }).join();
+    };
+    elsewhere([&] { model = std::make_unique<Model>(bundle, makeEngines(device), weights, "float32", device); });
+    elsewhere([&] { model->append(part(ids, 0, 4)); });
+    SavedStates saved;
+    elsewhere([&] { saved = model->save(); });
+    elsewhere([&] { model->reset(); });
+    elsewhere([&] { model->restore(saved); });
+    for (size_t i = 4; i < ids.size(); ++i)
+    {
+        elsewhere([&] { CHECK(equal(model->append({ids[i]}), expected(part(ids, 0, i + 1)))); });
+    }
+    CHECK(model->isRecorded() && device.launches > 0 && device.recordings == 2);
+    elsewhere([&] { model.reset(); });
+    CHECK(device.recordings == 0 && device.live() == 5); // the weights
 }
 
 } // namespace
@@ -409,10 +227,14 @@ int main()
     auto const place = fs::temp_directory_path() / ("glm_trt_test_model_" + std::to_string(::getpid()));
     try
     {
+        testTwoBundles(place / "two");
         Bundle const bundle = writeBundle(place);
         testPasses(bundle);
         testSavedStates(bundle);
         testMemory(bundle);
+        testFailedOpen(bundle);
+        testSmallestProfile(bundle);
+        testThreads(bundle);
     }
     catch (std::exception const& error)
     {

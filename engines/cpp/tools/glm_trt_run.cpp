@@ -147,7 +147,7 @@ int main(int count, char** arguments)
 {
     if (count == 2 && std::strcmp(arguments[1], "--version") == 0)
     {
-        std::printf("glm-trt-run %s\n", glm_trt::version());
+        std::printf("glm-trt-run %s, for %s\n", glm_trt::version(), glm_trt::defaultBackend());
         return 0;
     }
     if (count < 2 || std::strcmp(arguments[1], "--help") == 0)

@@ -12,7 +12,7 @@ from glm_trt.engines.build_runtime import build_runtime
 ROOT = Path(__file__).parents[3]
 
 
-def built(name: str, *, sanitize: bool) -> Path:
+def built(name: str, *, sanitize: str = "") -> Path:
     """The directory `name` under `build`, with the tests; workers build it in turn."""
     output = ROOT / "build" / name
     output.mkdir(parents=True, exist_ok=True)
@@ -24,17 +24,20 @@ def built(name: str, *, sanitize: bool) -> Path:
 @pytest.fixture(scope="session")
 def runtime_build() -> Path:
     """As `make runtime` builds it, and the tests."""
-    return built("runtime-tests", sanitize=False)
+    return built("runtime-tests")
 
 
 @pytest.fixture(scope="session", params=[
-    "plain", pytest.param("sanitized", marks=pytest.mark.slow),
+    "plain", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sanitized", "threads")),
 ])  # fmt: skip
 def tests_build(request: pytest.FixtureRequest) -> Path:
-    """The same, and what `make runtime-test` makes: with AddressSanitizer and UBSan."""
+    """The same, and what `make runtime-test` makes: with AddressSanitizer and UBSan, or with
+    ThreadSanitizer.
+    """
+    sanitizers = {"sanitized": "address", "threads": "thread"}
     if request.param == "plain":
-        return built("runtime-tests", sanitize=False)
-    return built("runtime-sanitized", sanitize=True)
+        return built("runtime-tests")
+    return built(f"runtime-{request.param}", sanitize=sanitizers[request.param])
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 #ifndef GLM_TRT_H
 #define GLM_TRT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -19,9 +20,11 @@ extern "C"
 typedef struct glm_trt_runtime glm_trt_runtime;
 typedef struct glm_trt_session glm_trt_session;
 
-/* As glm_trt::GenerateOptions; fill it with glm_trt_default_options first. */
+/* As glm_trt::GenerateOptions. Set size to sizeof(glm_trt_options), then glm_trt_default_options fills in the rest:
+ * the size says which fields the caller knows, as later releases may add some at the end. */
 typedef struct glm_trt_options
 {
+    size_t size;
     int64_t max_new_tokens;
     double temperature;
     int64_t top_k;
@@ -37,12 +40,14 @@ typedef int (*glm_trt_on_token)(int64_t token, void* user);
 GLM_TRT_C_API char const* glm_trt_version(void);
 /* Of this thread's latest call that failed; never NULL. */
 GLM_TRT_C_API char const* glm_trt_last_error(void);
-GLM_TRT_C_API void glm_trt_default_options(glm_trt_options* options);
+/* The backend that the library was built for: "tensorrt" or "tensorrt-rtx". */
+GLM_TRT_C_API char const* glm_trt_default_backend(void);
+GLM_TRT_C_API int glm_trt_default_options(glm_trt_options* options);
 
-/* backend: "tensorrt" or "tensorrt-rtx"; checkpoint: NULL, or where the weights lie if they moved. */
+/* backend: "tensorrt" or "tensorrt-rtx", or NULL for the default; checkpoint: NULL, or where the weights lie if they moved. */
 GLM_TRT_C_API int glm_trt_load(
     char const* bundle, char const* backend, char const* checkpoint, glm_trt_runtime** runtime);
-GLM_TRT_C_API void glm_trt_free(glm_trt_runtime* runtime); /* after its sessions */
+GLM_TRT_C_API void glm_trt_free(glm_trt_runtime* runtime); /* its sessions may go on */
 GLM_TRT_C_API int64_t glm_trt_vocab_size(glm_trt_runtime const* runtime);
 GLM_TRT_C_API int64_t glm_trt_max_seq_len(glm_trt_runtime const* runtime);
 

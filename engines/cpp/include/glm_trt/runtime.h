@@ -12,8 +12,9 @@
 // | a session's state | opaque   |         | length() tokens, at most maxSeqLen()                        |
 //
 // Everything throws glm_trt::Error or a class derived from it (errors.h), with the texts of the Python runtime. A
-// runtime and its sessions belong to one thread at a time. A session holds its states on the GPU; the runtime holds the
-// weights' files open and must outlive its sessions.
+// runtime and its sessions are called from any thread, one at a time; several runtimes from several at once. The weights
+// lie on the GPU once for all sessions of a runtime, and a session's states beside them. A session keeps alive what it
+// needs of its runtime.
 #pragma once
 
 #include "errors.h"
@@ -29,9 +30,9 @@ namespace glm_trt
 
 struct LoadOptions
 {
-    std::string backend{"tensorrt-rtx"}; // or "tensorrt"
-    std::string checkpoint;              // where the weights lie, if they moved
-    std::string dtype;                   // of the engines; empty: the checkpoint's
+    std::string backend;    // "tensorrt" or "tensorrt-rtx"; empty: defaultBackend()
+    std::string checkpoint; // where the weights lie, if they moved
+    std::string dtype;      // of the engines; empty: the checkpoint's
 };
 
 //! How a token is drawn; a seed means the same tokens as in Python. The defaults are greedy.
@@ -93,23 +94,27 @@ private:
 class GLM_TRT_API Runtime
 {
 public:
-    //! Opens a bundle, every hash checked, and its engines for the GPU that is present.
+    //! Opens a bundle, every hash checked, and its engines for the GPU that is present, with the weights on it.
     static Runtime load(std::string const& bundle, LoadOptions const& options = {});
     Runtime(Runtime&&) noexcept;
     Runtime& operator=(Runtime&&) noexcept;
     ~Runtime();
 
-    //! An empty sequence, with the weights on the GPU.
+    //! An empty sequence.
     Session session();
     int64_t maxSeqLen() const;
     int64_t vocabSize() const;
     std::vector<int64_t> const& endTokens() const;
 
 private:
+    friend class Session;
     struct Impl;
-    explicit Runtime(std::unique_ptr<Impl> impl);
-    std::unique_ptr<Impl> mImpl;
+    explicit Runtime(std::shared_ptr<Impl> impl);
+    std::shared_ptr<Impl> mImpl;
 };
+
+//! The backend that this library was built for, by the headers it was built with: the only one that it opens.
+GLM_TRT_API char const* defaultBackend();
 
 //! The release, such as "0.1.0".
 GLM_TRT_API char const* version();
