@@ -185,6 +185,11 @@ class Harness:
         found = {entry["target"] for entry in self._described.values()}
         return sorted(found, key=lambda target: int(target.removeprefix("sm")))
 
+    def renew_context(self) -> None:
+        """Another context in place of this one, of which nothing is left."""
+        assert self._shim is not None
+        self._shim.shimRenewContext()
+
     def build(
         self,
         contract: Contract,

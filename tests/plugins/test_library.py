@@ -46,6 +46,14 @@ def test_engine_of_another_version_is_refused(harness: Harness) -> None:
         harness.enqueue(built, inputs, outputs, 80, None)
 
 
+def test_kernels_are_loaded_into_each_context(harness: Harness) -> None:
+    """Also into one whose handle an earlier one had."""
+    plan, case, inputs, outputs = _routing()
+    for _ in range(2):
+        harness.run(plan.contract, inputs, case.attributes, outputs, 80)
+        harness.renew_context()
+
+
 def test_attributes_must_be_there(harness: Harness) -> None:
     plan, case, inputs, outputs = _routing()
     attributes = {k: v for k, v in case.attributes.items() if k != "top_k"}

@@ -131,6 +131,7 @@ void testMemory(Bundle const& bundle)
         needed += use.bytes;
         of[use.what] = use.bytes;
     }
+    CHECK(of.size() == plan.size() && of.size() == 4);
     // Rounded up to 256: five weights, of which the head shares the embedding; two caches and two turns of a state.
     CHECK(of.at("weights") == 5 * 256 && of.at("states") == 2 * 256 + 2 * 256 && of.at("engines' scratch") == 1024);
     device.free = needed - 1;

@@ -17,7 +17,7 @@ namespace
 //! The functions of libcuda.so.1 that are used; `problem` is not empty where they are not there.
 struct Driver
 {
-    CUresult (*ctxGetCurrent)(CUcontext*);
+    CUresult (*ctxGetId)(CUcontext, unsigned long long*);
     CUresult (*ctxGetDevice)(CUdevice*);
     CUresult (*deviceGetAttribute)(int*, CUdevice_attribute, CUdevice);
     CUresult (*moduleLoadData)(CUmodule*, void const*);
@@ -36,7 +36,7 @@ struct Driver
             problem = "the CUDA driver is missing: libcuda.so.1 cannot be loaded";
             return;
         }
-        find(library, "cuCtxGetCurrent", ctxGetCurrent);
+        find(library, "cuCtxGetId", ctxGetId);
         find(library, "cuCtxGetDevice", ctxGetDevice);
         find(library, "cuDeviceGetAttribute", deviceGetAttribute);
         find(library, "cuModuleLoadData", moduleLoadData);
@@ -75,14 +75,16 @@ Driver const& driver()
     return instance;
 }
 
-//! Kernels stay loaded as long as their context: unloading could race with work on a stream.
+//! Kernels stay loaded as long as their context: unloading could race with work on a stream. Contexts are told apart by
+//! their ids, which are never used again; a handle may be that of a later context.
 Error loaded(Kernel const& kernel, CUfunction& function)
 {
     static std::mutex mutex;
-    static std::map<std::pair<CUcontext, Kernel const*>, CUfunction> functions;
+    static std::map<std::pair<unsigned long long, Kernel const*>, CUfunction> functions;
     Driver const& cuda = driver();
-    CUcontext context = nullptr;
-    if (Error error = cuda.explain("cuCtxGetCurrent", cuda.ctxGetCurrent(&context)); !error.empty())
+    unsigned long long context = 0;
+    CUcontext const current = nullptr; // in place of a handle
+    if (Error error = cuda.explain("cuCtxGetId", cuda.ctxGetId(current, &context)); !error.empty())
     {
         return error;
     }
@@ -136,10 +138,14 @@ Error currentTarget(int32_t& target) noexcept
         int major = 0;
         int minor = 0;
         Error error = cuda.explain("cuCtxGetDevice", cuda.ctxGetDevice(&device));
-        if (error.empty())
+        std::pair<int*, CUdevice_attribute> const wanted[]{{&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR},
+            {&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR}};
+        for (auto const& [value, attribute] : wanted)
         {
-            cuda.deviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
-            cuda.deviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device);
+            if (error.empty())
+            {
+                error = cuda.explain("cuDeviceGetAttribute", cuda.deviceGetAttribute(value, attribute, device));
+            }
         }
         if (!error.empty())
         {

@@ -20,13 +20,14 @@ struct Function
 {
     void const* image;
     std::string entry;
+    unsigned long long context; //!< its id
     int sharedLimit = 48 * 1024;
 };
 
 LaunchCallback gCallback = nullptr;
 int gCapability = 90;
 std::vector<std::unique_ptr<Function>> gFunctions;
-int gContext = 0;
+unsigned long long gContext = 1;
 
 //! Bytes of an ELF image: its section headers come last.
 uint64_t imageBytes(void const* image)
@@ -48,10 +49,23 @@ void shimSet(int capability, LaunchCallback callback)
     gCallback = callback;
 }
 
+//! Destroy the context and make another, whose handle is the same and whose id is not.
+void shimRenewContext()
+{
+    ++gContext;
+}
+
 CUresult cuCtxGetCurrent(CUcontext* context)
 {
     *context = reinterpret_cast<CUcontext>(&gContext);
     return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetId(CUcontext context, unsigned long long* id)
+{
+    *id = gContext;
+    bool const isOurs = context == nullptr || context == reinterpret_cast<CUcontext>(&gContext);
+    return isOurs ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
 CUresult cuCtxGetDevice(CUdevice* device)
@@ -75,7 +89,7 @@ CUresult cuModuleLoadData(CUmodule* module, void const* image)
 
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, char const* name)
 {
-    gFunctions.push_back(std::make_unique<Function>(Function{module, name}));
+    gFunctions.push_back(std::make_unique<Function>(Function{module, name, gContext}));
     *function = reinterpret_cast<CUfunction>(gFunctions.back().get());
     return CUDA_SUCCESS;
 }
@@ -90,6 +104,10 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
     unsigned blockY, unsigned blockZ, unsigned sharedBytes, CUstream, void** parameters, void**)
 {
     auto const& known = *reinterpret_cast<Function*>(function);
+    if (known.context != gContext)
+    {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
     if (gCallback == nullptr || blockY != 1 || blockZ != 1 || static_cast<int>(sharedBytes) > known.sharedLimit)
     {
         return CUDA_ERROR_INVALID_VALUE;
