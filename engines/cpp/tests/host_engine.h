@@ -4,6 +4,7 @@
 #include "device.h"
 #include "engine.h"
 #include "glm_trt/errors.h"
+#include "small_blocks.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -218,19 +219,6 @@ private:
     std::vector<std::function<void()>> mQueue;
     std::vector<std::function<void()>>* mKept{nullptr};
     std::string mError;
-};
-
-//! What a run sees.
-struct Call
-{
-    std::map<std::string, std::byte*> addresses;
-    int64_t tokens;
-
-    template <typename T>
-    T* at(std::string const& name) const
-    {
-        return reinterpret_cast<T*>(addresses.at(name));
-    }
 };
 
 //! An engine that does `body`, in profiles of one token and of 2 ... maxTokens.

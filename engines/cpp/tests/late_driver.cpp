@@ -13,12 +13,14 @@
 #include "late_state.h"
 
 using namespace late;
+using Lock = std::lock_guard<std::recursive_mutex>;
 
 extern "C"
 {
 
 CUresult cuInit(unsigned)
 {
+    Lock const lock(state.mutex);
     if (char const* memory = std::getenv("STAND_IN_MEMORY"))
     {
         state.memory = std::strtoull(memory, nullptr, 10);
@@ -40,6 +42,7 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice)
 {
+    Lock const lock(state.mutex);
     ++state.retained;
     *context = kPrimary;
     return CUDA_SUCCESS;
@@ -47,6 +50,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice)
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice)
 {
+    Lock const lock(state.mutex);
     if (--state.retained < 0)
     {
         state.violated("the primary context was released too often");
@@ -56,6 +60,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice)
 
 CUresult cuCtxPushCurrent_v2(CUcontext context)
 {
+    Lock const lock(state.mutex);
     current.push_back(context);
     return context == kPrimary && state.retained > 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
@@ -73,6 +78,7 @@ CUresult cuCtxPopCurrent_v2(CUcontext* context)
 
 CUresult cuMemGetInfo_v2(size_t* free, size_t* total)
 {
+    Lock const lock(state.mutex);
     size_t used = 0;
     for (auto const& [memory, bytes] : state.live)
     {
@@ -85,6 +91,7 @@ CUresult cuMemGetInfo_v2(size_t* free, size_t* total)
 
 CUresult cuMemAlloc_v2(CUdeviceptr* memory, size_t bytes)
 {
+    Lock const lock(state.mutex);
     size_t free = 0;
     size_t total = 0;
     if (CUresult const result = cuMemGetInfo_v2(&free, &total); result != CUDA_SUCCESS)
@@ -105,6 +112,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, size_t bytes)
 
 CUresult cuMemFree_v2(CUdeviceptr memory)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -120,6 +128,7 @@ CUresult cuMemFree_v2(CUdeviceptr memory)
 
 CUresult cuMemHostAlloc(void** memory, size_t bytes, unsigned)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -134,6 +143,7 @@ CUresult cuMemHostAlloc(void** memory, size_t bytes, unsigned)
 
 CUresult cuMemFreeHost(void* memory)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -143,21 +153,25 @@ CUresult cuMemFreeHost(void* memory)
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, void const* from, size_t bytes, CUstream stream)
 {
+    Lock const lock(state.mutex);
     return copy(pointer(to), true, from, false, bytes, stream);
 }
 
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
+    Lock const lock(state.mutex);
     return copy(to, false, pointer(from), true, bytes, stream);
 }
 
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
+    Lock const lock(state.mutex);
     return copy(pointer(to), true, pointer(from), true, bytes, stream);
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream)
 {
+    Lock const lock(state.mutex);
     return queue(stream,
         [=]
         {
@@ -168,6 +182,7 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 
 CUresult cuStreamCreate(CUstream* stream, unsigned)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -182,6 +197,7 @@ CUresult cuStreamCreate(CUstream* stream, unsigned)
 
 CUresult cuStreamSynchronize(CUstream handle)
 {
+    Lock const lock(state.mutex);
     Stream* const stream = find(handle);
     if (!isCurrent() || stream == nullptr)
     {
@@ -197,11 +213,13 @@ CUresult cuStreamSynchronize(CUstream handle)
 
 CUresult cuStreamDestroy_v2(CUstream stream)
 {
+    Lock const lock(state.mutex);
     return destroy(state.streams, stream, "stream");
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -216,11 +234,13 @@ CUresult cuEventCreate(CUevent* event, unsigned)
 
 CUresult cuEventDestroy_v2(CUevent event)
 {
+    Lock const lock(state.mutex);
     return destroy(state.events, event, "event");
 }
 
 CUresult cuEventRecord(CUevent handle, CUstream stream)
 {
+    Lock const lock(state.mutex);
     auto* const event = reinterpret_cast<Event*>(handle);
     event->stream = find(stream);
     if (!isCurrent() || event->stream == nullptr)
@@ -233,6 +253,7 @@ CUresult cuEventRecord(CUevent handle, CUstream stream)
 
 CUresult cuEventSynchronize(CUevent handle)
 {
+    Lock const lock(state.mutex);
     auto* const event = reinterpret_cast<Event*>(handle);
     if (!isCurrent())
     {
@@ -249,20 +270,32 @@ CUresult cuEventSynchronize(CUevent handle)
     return CUDA_SUCCESS;
 }
 
+CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status)
+{
+    Lock const lock(state.mutex);
+    Stream* const stream = find(handle);
+    bool const is = stream != nullptr && stream->captured != nullptr;
+    *status = is ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode)
 {
+    Lock const lock(state.mutex);
     Stream* const stream = find(handle);
     if (!isCurrent() || stream == nullptr || stream->captured != nullptr)
     {
         return CUDA_ERROR_ILLEGAL_STATE;
     }
     stream->captured = std::make_shared<Works>();
+    stream->capturer = std::this_thread::get_id();
     stream->isInvalid = false;
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph)
 {
+    Lock const lock(state.mutex);
     Stream* const stream = find(handle);
     *graph = nullptr;
     if (!isCurrent() || stream == nullptr || stream->captured == nullptr)
@@ -280,6 +313,7 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph)
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, unsigned long long)
 {
+    Lock const lock(state.mutex);
     if (!isCurrent())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -296,6 +330,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, uns
 
 CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream)
 {
+    Lock const lock(state.mutex);
     auto* const executable = reinterpret_cast<std::shared_ptr<Works>*>(handle);
     if (state.executables.count(executable) == 0)
     {
@@ -314,11 +349,13 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream)
 
 CUresult cuGraphDestroy(CUgraph graph)
 {
+    Lock const lock(state.mutex);
     return destroy(state.graphs, graph, "graph");
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec executable)
 {
+    Lock const lock(state.mutex);
     return destroy(state.executables, executable, "executable graph");
 }
 
@@ -329,6 +366,32 @@ CUresult cuGetErrorName(CUresult result, char const** name)
         : result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
                                                   : nullptr;
     return *name != nullptr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+//! For stand-ins of libraries that work on a stream: work that runs when the stream reaches it, each replay too.
+int standInQueue(CUstream stream, char const*, void (*work)(void*), void (*destroy)(void*), void* data)
+{
+    Lock const lock(state.mutex);
+    std::shared_ptr<void> const kept(data, destroy);
+    return queue(stream, [work, kept] { work(kept.get()); });
+}
+
+//! Inside of one live allocation? Else a violation.
+int standInHolds(CUdeviceptr address, size_t bytes)
+{
+    Lock const lock(state.mutex);
+    bool const does = holds(state.live, pointer(address), bytes);
+    if (!does)
+    {
+        state.violated("work on device memory that is not allocated");
+    }
+    return does;
+}
+
+void standInViolated(char const* what)
+{
+    Lock const lock(state.mutex);
+    state.violated(what);
 }
 
 } // extern "C"

@@ -9,8 +9,10 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -27,6 +29,7 @@ struct Stream
     Works queue;
     size_t done{0}; // of all that were queued
     std::shared_ptr<Works> captured;
+    std::thread::id capturer;
     bool isInvalid{false};
 };
 
@@ -55,6 +58,7 @@ struct State
     std::set<std::shared_ptr<Works>*> executables;
     std::map<std::string, int> calls;
     bool isWrong{false};
+    std::recursive_mutex mutex; // one call at a time
 };
 
 inline State state;
@@ -130,13 +134,13 @@ inline void runAll()
     }
 }
 
-//! Whether a call that no capture allows is refused; the capture is invalid then.
+//! Whether a call that this thread's captures do not allow is refused; they are invalid then.
 inline bool isForbidden()
 {
     bool found = false;
     for (Stream* stream : state.streams)
     {
-        if (stream->captured != nullptr)
+        if (stream->captured != nullptr && stream->capturer == std::this_thread::get_id())
         {
             stream->isInvalid = true;
             found = true;

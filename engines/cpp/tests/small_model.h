@@ -16,13 +16,6 @@ namespace glm_trt::test
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kVocab = 7;
-constexpr int64_t kHidden = 4;
-constexpr int64_t kWidth = 3;    // of the states
-constexpr int64_t kCapacity = 20;
-constexpr int64_t kSelected = 2;
-constexpr int64_t kMaxTokens = 5;
-
 inline float weightOf(size_t tensor, size_t i)
 {
     return static_cast<float>((tensor * 37 + i * 11) % 17) / 16 - 0.5F;
@@ -61,6 +54,51 @@ inline Json bindingOf(char const* name, Weight const& weight)
 {
     return {{"name", name}, {"tensors", {weight.name}}, {"shape", weight.shape}, {"transform", "none"},
         {"arguments", Json::object()}, {"dtype", nullptr}};
+}
+
+//! What late_tensorrt.cpp reads: a block, the plugin that it needs, its profiles, the last of which needs the least scratch
+//! where the most is needed, and the first of which takes several tokens in one.
+inline std::string planOf(SmallBlock const& block)
+{
+    std::string const kind = block.kind;
+    std::string plan = kind + (kind == "summed" ? " Summing\n" : " -\n");
+    std::string const one = kind == "head" ? "profile 1 1 900\n" : kind == "cached" ? "profile 1 1 1100\n"
+                                                                                    : "profile 1 1 1300\n";
+    std::string const several = "profile 2 " + std::to_string(kMaxTokens) + " 700\n";
+    plan += kind == "head" ? one : kind == "cached" ? several + one : one + several;
+    for (auto const& tensor : block.io)
+    {
+        plan += "io " + tensor.name + (tensor.isInput ? " in " : " out ") + std::to_string(tensor.elementBytes);
+        for (int64_t const size : tensor.shape)
+        {
+            plan += ' ' + std::to_string(size);
+        }
+        plan += '\n';
+    }
+    return plan;
+}
+
+//! Entries of the manifest for the engines, which are written.
+inline Json writeEngines(fs::path const& place, Json& files)
+{
+    std::string const zeros(64, '0');
+    fs::create_directories(place / "engines");
+    fs::create_directories(place / "plugins");
+    std::string const library = "plugins/libglm_trt_plugins.so";
+    write(place / library, "Summing\n");
+    files[library] = fileEntry(place / library);
+    Json entries = Json::array();
+    for (auto const& block : smallBlocks())
+    {
+        std::string const file = std::string("engines/") + block.kind + ".plan";
+        write(place / file, planOf(block));
+        files[file] = fileEntry(place / file);
+        entries.push_back({{"backend", "tensorrt"}, {"backend_version", "10"}, {"target", "sm90"},
+            {"kind", block.kind}, {"dtype", "float32"}, {"file", file}, {"key", zeros}, {"graph_sha256", zeros},
+            {"bytes", fs::file_size(place / file)}, {"seconds", 1}, {"peak_memory_bytes", 1}, {"layers", 1},
+            {"profiles", Json::object()}, {"plugins", Json::array()}, {"plugin_library", zeros}});
+    }
+    return entries;
 }
 
 //! Blocks: embedding, a cached layer, a layer with a state that sums up, another cached one, a tied head.
@@ -108,8 +146,8 @@ inline void writeFiles(fs::path const& place)
                        block("layer.2", "cached"), block("head", "head")}},
         {"graphs", Json::array()}, {"bindings", "bindings.json"},
         {"checkpoint", {{"directory", "."}, {"dtype", "float32"}, {"files", Json::array({file})}}},
-        {"tokenizer", Json::array()}, {"files", {{"bindings.json", fileEntry(place / "bindings.json")}}},
-        {"engines", Json::array()}};
+        {"tokenizer", Json::array()}, {"files", {{"bindings.json", fileEntry(place / "bindings.json")}}}};
+    manifest["engines"] = writeEngines(place, manifest["files"]);
     std::string blank = manifest.dump();
     Sha256 digest;
     digest.update(blank.data(), blank.size());
@@ -123,128 +161,17 @@ inline Bundle writeBundle(fs::path const& place)
     return Bundle::open(place);
 }
 
-inline IoTensor io(char const* name, bool isInput, std::vector<int64_t> shape, size_t bytes = 4)
-{
-    return {name, isInput, bytes, std::move(shape)};
-}
-
-inline void embed(Call const& call)
-{
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const id = call.at<int64_t>("input_ids")[s];
-        auto const position = static_cast<float>(*call.at<int64_t>("past_lengths") + s);
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            call.at<float>("hidden_out")[s * kHidden + h] = call.at<float>("embed_tokens.weight")[id * kHidden + h];
-        }
-        call.at<float>("cos")[s] = position;
-        call.at<float>("sin")[s] = position / 2;
-    }
-}
-
-//! Adds the mean of all that the cache holds up to each token.
-inline void attend(Call const& call)
-{
-    int64_t const past = *call.at<int64_t>("past_lengths");
-    auto* cache = call.at<float>("kv_cache");
-    if (cache != call.at<float>("kv_cache_out"))
-    {
-        throw Error("a cache is to be written in place");
-    }
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const* hidden = call.at<float>("hidden") + s * kHidden;
-        for (int64_t j = 0; j < kWidth; ++j)
-        {
-            cache[(past + s) * kWidth + j] = hidden[j] * call.at<float>("w")[j] + call.at<float>("cos")[s] / 64;
-        }
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            float sum = 0;
-            for (int64_t p = 0; p <= past + s; ++p)
-            {
-                sum += cache[p * kWidth + h % kWidth];
-            }
-            call.at<float>("hidden_out")[s * kHidden + h]
-                = hidden[h] + sum / static_cast<float>(past + s + 1) + call.at<float>("sin")[s] / 64;
-        }
-        for (int64_t k = 0; k < kSelected; ++k)
-        {
-            call.at<int32_t>("topk_indices")[s * kSelected + k] = static_cast<int32_t>(past + s + k);
-        }
-    }
-}
-
-//! A state that halves and gathers.
-inline void sum(Call const& call)
-{
-    if (call.at<float>("recurrent_state") == call.at<float>("recurrent_state_out")
-        || *call.at<int64_t>("lengths") != call.tokens)
-    {
-        throw Error("a state that sums up needs two buffers, and the number of tokens");
-    }
-    std::vector<float> state(call.at<float>("recurrent_state"), call.at<float>("recurrent_state") + kWidth);
-    for (int64_t s = 0; s < call.tokens; ++s)
-    {
-        auto const* hidden = call.at<float>("hidden") + s * kHidden;
-        auto const chosen = static_cast<float>(call.at<int32_t>("shared_indices")[s * kSelected + 1]);
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            float& one = state[h % kWidth];
-            one = one / 2 + hidden[h] * call.at<float>("w")[h];
-            call.at<float>("hidden_out")[s * kHidden + h] = hidden[h] + one + chosen / 64;
-        }
-    }
-    std::copy(state.begin(), state.end(), call.at<float>("recurrent_state_out"));
-}
-
-inline void project(Call const& call)
-{
-    for (int64_t v = 0; v < kVocab; ++v)
-    {
-        float logit = 0;
-        for (int64_t h = 0; h < kHidden; ++h)
-        {
-            logit += call.at<float>("hidden")[h] * call.at<float>("norm.weight")[h]
-                * call.at<float>("lm_head.weight")[v * kHidden + h];
-        }
-        call.at<float>("logits")[v] = logit;
-    }
-}
-
 //! mostTokens: of the kinds where it is not kMaxTokens.
 inline Engines makeEngines(HostDevice& device, std::map<std::string, int64_t> const& mostTokens = {})
 {
-    std::vector<int64_t> const wide{1, -1, kHidden};
-    std::vector<int64_t> const angle{1, -1, 1};
-    std::vector<int64_t> const cache{1, 1, kCapacity, kWidth};
-    std::vector<int64_t> const selected{1, -1, kSelected};
-    auto const make = [&](char const* kind, std::vector<IoTensor> tensors, void (*body)(Call const&))
+    Engines engines;
+    for (auto const& block : smallBlocks())
     {
-        auto const most = mostTokens.find(kind);
-        return std::make_pair(std::string(kind),
-            std::make_shared<HostEngine>(
-                device, std::move(tensors), most == mostTokens.end() ? kMaxTokens : most->second, body));
-    };
-    return {
-        make("embedding", {io("input_ids", true, {1, -1}, 8), io("past_lengths", true, {1}, 8),
-                               io("embed_tokens.weight", true, {kVocab, kHidden}), io("hidden_out", false, wide),
-                               io("cos", false, angle), io("sin", false, angle)},
-                          embed),
-        make("cached", {io("hidden", true, wide), io("cos", true, angle), io("sin", true, angle),
-                            io("past_lengths", true, {1}, 8), io("kv_cache", true, cache), io("w", true, {kHidden}),
-                            io("hidden_out", false, wide), io("kv_cache_out", false, cache),
-                            io("topk_indices", false, selected)},
-                       attend),
-        make("summed", {io("hidden", true, wide), io("lengths", true, {1}, 8), io("shared_indices", true, selected),
-                            io("recurrent_state", true, {1, kWidth}), io("w", true, {kHidden}),
-                            io("hidden_out", false, wide), io("recurrent_state_out", false, {1, kWidth})},
-                       sum),
-        make("head", {io("hidden", true, wide), io("norm.weight", true, {kHidden}),
-                          io("lm_head.weight", true, {kVocab, kHidden}), io("logits", false, {1, -1, kVocab})},
-                     project),
-    };
+        auto const most = mostTokens.find(block.kind);
+        engines[block.kind] = std::make_shared<HostEngine>(
+            device, block.io, most == mostTokens.end() ? kMaxTokens : most->second, block.body);
+    }
+    return engines;
 }
 
 //! The logits of the last of `ids`, from nothing but the definition.
