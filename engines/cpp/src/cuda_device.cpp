@@ -21,6 +21,13 @@ bool saysCannotBeRecorded(CUresult result)
     return result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED && result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
 }
 
+//! Once for all devices; where it fails the next one tries again.
+Driver const& opened(std::string const& what)
+{
+    static Driver const driver(what);
+    return driver;
+}
+
 class CudaGraph : public RecordedWork
 {
 public:
@@ -66,7 +73,7 @@ class CudaDevice : public Device
 {
 public:
     explicit CudaDevice(std::string const& what)
-        : mDriver(what)
+        : mDriver(opened(what))
         , mContext(mDriver, what)
     {
         CurrentDevice const current(*this);
@@ -180,7 +187,7 @@ private:
         return value;
     }
 
-    Driver mDriver;
+    Driver const& mDriver;
     PrimaryContext mContext;
     std::optional<Queue> mQueue;
 };

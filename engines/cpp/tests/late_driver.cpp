@@ -191,7 +191,7 @@ CUresult cuStreamCreate(CUstream* stream, unsigned)
     {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *stream = reinterpret_cast<CUstream>(*state.streams.insert(new Stream).first);
+    *stream = reinterpret_cast<CUstream>(newObject(state.streams));
     return CUDA_SUCCESS;
 }
 
@@ -228,7 +228,7 @@ CUresult cuEventCreate(CUevent* event, unsigned)
     {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *event = reinterpret_cast<CUevent>(*state.events.insert(new Event).first);
+    *event = reinterpret_cast<CUevent>(newObject(state.events));
     return CUDA_SUCCESS;
 }
 
@@ -307,7 +307,7 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph)
     {
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
-    *graph = reinterpret_cast<CUgraph>(*state.graphs.insert(new std::shared_ptr<Works>(captured)).first);
+    *graph = reinterpret_cast<CUgraph>(newObject(state.graphs, captured));
     return CUDA_SUCCESS;
 }
 
@@ -323,8 +323,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, uns
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     auto const& captured = *reinterpret_cast<std::shared_ptr<Works>*>(graph);
-    *executable
-        = reinterpret_cast<CUgraphExec>(*state.executables.insert(new std::shared_ptr<Works>(captured)).first);
+    *executable = reinterpret_cast<CUgraphExec>(newObject(state.executables, captured));
     return CUDA_SUCCESS;
 }
 

@@ -62,6 +62,7 @@ struct State
 };
 
 inline State state;
+inline auto* const kEver = new std::vector<void*>; // whatever was made stays, so that nothing comes twice
 inline thread_local std::vector<CUcontext> current;
 inline CUcontext const kPrimary = reinterpret_cast<CUcontext>(0x1000);
 
@@ -212,8 +213,18 @@ inline void* pointer(CUdeviceptr address)
 inline char* newMemory(std::map<char*, size_t>& pieces, size_t bytes)
 {
     auto* const made = static_cast<char*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)); // never reused
+    kEver->push_back(made);
     std::memset(made, 0xFF, bytes);
     pieces[made] = bytes;
+    return made;
+}
+
+template <typename T, typename... From>
+T* newObject(std::set<T*>& known, From const&... from)
+{
+    auto* const made = new T(from...);
+    kEver->push_back(made);
+    known.insert(made);
     return made;
 }
 

@@ -1,4 +1,4 @@
-"""Classes that answer every pure virtual function of TensorRT's interfaces by saying that it was called.
+"""Classes whose functions, all that are pure in TensorRT's interfaces, say that they were called.
 
     python stubs.py HEADER_FOLDER OUTPUT
 
