@@ -61,18 +61,19 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice)
 CUresult cuCtxPushCurrent_v2(CUcontext context)
 {
     Lock const lock(state.mutex);
-    current.push_back(context);
+    current().push_back(context);
     return context == kPrimary && state.retained > 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext* context)
 {
-    if (current.empty())
+    Lock const lock(state.mutex);
+    if (current().empty())
     {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
-    *context = current.back();
-    current.pop_back();
+    *context = current().back();
+    current().pop_back();
     return CUDA_SUCCESS;
 }
 

@@ -49,6 +49,7 @@ struct State
     }
 
     int retained{0};
+    std::map<std::thread::id, std::vector<CUcontext>> current; // of threads
     size_t memory{size_t{1} << 30};
     std::map<char*, size_t> live;   // device memory
     std::map<char*, size_t> pinned; // host memory
@@ -63,7 +64,6 @@ struct State
 
 inline State state;
 inline auto* const kEver = new std::vector<void*>; // whatever was made stays, so that nothing comes twice
-inline thread_local std::vector<CUcontext> current;
 inline CUcontext const kPrimary = reinterpret_cast<CUcontext>(0x1000);
 
 inline State::~State()
@@ -82,15 +82,24 @@ inline State::~State()
     leaked(graphs.size(), "graphs");
     leaked(executables.size(), "executable graphs");
     leaked(static_cast<size_t>(retained), "retained contexts");
+    for (auto const& [thread, contexts] : current)
+    {
+        leaked(contexts.size(), "contexts current in a thread");
+    }
     if (isWrong)
     {
         _exit(kViolated);
     }
 }
 
+inline std::vector<CUcontext>& current()
+{
+    return state.current[std::this_thread::get_id()];
+}
+
 inline bool isCurrent()
 {
-    return !current.empty() && state.retained > 0;
+    return !current().empty() && state.retained > 0;
 }
 
 inline bool mustFail(char const* name)
