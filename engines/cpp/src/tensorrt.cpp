@@ -108,9 +108,11 @@ struct TensorRt
 namespace
 {
 
-//! Its scratch is the caller's. TensorRT-RTX otherwise compiles kernels for a shape in the background and runs others
-//! meanwhile, which a recording would replay for ever.
-std::unique_ptr<nvinfer1::IExecutionContext> makeContext(nvinfer1::ICudaEngine& engine)
+//! Its scratch is the caller's. TensorRT-RTX compiles kernels for a shape in the background and runs others meanwhile,
+//! which a recording would replay for ever: where one is made it is to compile first. Where the number of tokens changes
+//! from pass to pass, waiting for each would cost more than it gives.
+std::unique_ptr<nvinfer1::IExecutionContext> makeContext(
+    nvinfer1::ICudaEngine& engine, [[maybe_unused]] bool isRecorded)
 {
     using nvinfer1::ExecutionContextAllocationStrategy;
 #ifdef TRT_MAJOR_RTX
@@ -120,8 +122,9 @@ std::unique_ptr<nvinfer1::IExecutionContext> makeContext(nvinfer1::ICudaEngine& 
         return nullptr;
     }
     config->setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy::kUSER_MANAGED);
-    config->setDynamicShapesKernelSpecializationStrategy(
-        nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    using nvinfer1::DynamicShapesKernelSpecializationStrategy;
+    config->setDynamicShapesKernelSpecializationStrategy(isRecorded ? DynamicShapesKernelSpecializationStrategy::kEAGER
+                                                                    : DynamicShapesKernelSpecializationStrategy::kLAZY);
     return std::unique_ptr<nvinfer1::IExecutionContext>(engine.createExecutionContext(config.get()));
 #else
     return std::unique_ptr<nvinfer1::IExecutionContext>(
@@ -219,7 +222,7 @@ public:
     std::unique_ptr<Execution> execution(int profile, std::byte* scratch) override
     {
         int32_t const index = mProfiles[profile];
-        auto context = makeContext(*mEngine);
+        auto context = makeContext(*mEngine, profile == 0);
         auto* stream = static_cast<cudaStream_t>(mDevice.stream());
         if (context == nullptr || !context->setOptimizationProfileAsync(index, stream))
         {
