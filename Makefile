@@ -91,8 +91,10 @@ mutations: setup ## put each known bug into a copy of the tree and see its test 
 bench: setup ## run every benchmark of the CPU backend
 	set -e; for script in benchmarks/cpu_*.py; do $(BIN)/python $$script; done
 
-gpu: ## on a machine with a GPU: check and time every kernel there; JSON to $$OUT/gpu.json
-	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu_operators.py $(if $(OUT),--json "$(OUT)/gpu.json")
+# STAND_INS=1: without a GPU. AGAIN: steps that are done again though they were ok.
+gpu: ## the bring-up on a GPU: kernels, times, engines, tokens; results in OUT (build/gpu)
+	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu --output "$(or $(OUT),build/gpu)" \
+		$(if $(LIBRARY),--library "$(LIBRARY)") $(if $(STAND_INS),--stand-ins) $(if $(AGAIN),--again $(AGAIN))
 
 lint: setup ## formatting, lint with the one-way import rule, types
 	$(BIN)/ruff check .

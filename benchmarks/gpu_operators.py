@@ -11,20 +11,24 @@ against dequantising (of experts those hit) and a bfloat16 product. What is wron
 the exit code is 1. 3 means there is no GPU.
 
     python benchmarks/gpu_operators.py [--json FILE] [--library libglm_trt_plugins.so] [--jit]
+
+With `--stand-ins` there is no GPU: Triton's interpreter runs what the plugins launch, float32 cases
+alone, and nothing is timed.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-os.environ["TRITON_INTERPRET"] = "0"
+os.environ["TRITON_INTERPRET"] = "1" if "--stand-ins" in sys.argv else "0"
 
 import argparse
 import json
 import re
 import statistics
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -35,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "plugins")]
 
 import torch
-from gpu_works import Work, works
+from gpu_works import Work, quantized_works, works
 from torch import Tensor
 
 from glm_trt.plugins import operators
@@ -65,12 +69,14 @@ class ShippedKernels:
 
     It takes the place of `glm_trt.plugins.operators.run`, behind `torch.ops.glm_trt`. With
     `poison`, outputs and workspace are NaN in any dtype, and the workspace has exactly its size.
+    With `stand_ins` a driver of the tests takes the launches, and an interpreter runs them.
     """
 
-    def __init__(self, library: Path, directory: Path) -> None:
+    def __init__(self, library: Path, directory: Path, stand_ins: bool = False) -> None:
         from plugin_harness import Harness
 
-        self._harness = Harness(library, directory, shim=False)
+        self._harness = Harness(library, directory, shim=stand_ins)
+        self.target = self._harness.targets[0]  # of the library, for stand-ins
         self._built: dict[Any, Any] = {}
         self.poison = False
 
@@ -95,7 +101,8 @@ class ShippedKernels:
         if self.poison:
             for tensor in (workspace, *outputs):
                 tensor.view(torch.uint8).fill_(0xFF)
-        stream = torch.cuda.current_stream().cuda_stream
+        on_gpu = inputs[0].device.type == "cuda"
+        stream = torch.cuda.current_stream().cuda_stream if on_gpu else 0
         capability = int(target.removeprefix("sm"))
         self._harness.enqueue(
             built, inputs, outputs, capability, workspace.data_ptr() or None, stream
@@ -103,26 +110,32 @@ class ShippedKernels:
         return outputs
 
 
-def check_cases(device: str, only: str = "") -> list[str]:
-    """Every test case of every operator against its naive reference; what is wrong, in words.
+def check_cases(
+    device: str, only: str = "", shipped: ShippedKernels | None = None
+) -> tuple[int, list[str]]:
+    """Every test case of every operator against its naive reference.
 
-    `only`: a regular expression of the operators' names.
+    `only`: a regular expression of the operators' names. `shipped` is for stand-ins: it is called
+    itself, in float32 alone. The result is how many were checked, and what is wrong, in words.
 
     On a GPU the same call recorded in a graph and replayed twice must give the same bytes.
     """
-    wrong = []
+    checked, wrong = 0, []
     for name in NAMES:
         if not re.search(only, name):
             continue
         operator = import_module(f"glm_trt.plugins.{name}")
         plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+        call = getattr(torch.ops.glm_trt, name)
+        if shipped is not None:
+            call = partial(call_shipped, shipped, plan)
         for case in import_module(f"glm_trt.plugins.{name}.cases").CASES:
-            for dtype in dtypes_of(plan):
+            for dtype in dtypes_of(plan) if shipped is None else ("float32",):
                 inputs = case.make(torch.Generator().manual_seed(2), getattr(torch, dtype))
                 expected = operator.reference(*inputs, **case.attributes)
-                call = getattr(torch.ops.glm_trt, name)
                 moved = [None if t is None else t.to(device) for t in inputs]
                 what = f"{name}, {case.name}, {dtype}"
+                checked += 1
                 try:
                     found = call(*moved, **case.attributes)
                     problem = compare(found, expected, plan.contract.tolerance[dtype])
@@ -134,7 +147,13 @@ def check_cases(device: str, only: str = "") -> list[str]:
                     problem = str(error).strip().splitlines()[0]
                 if problem:
                     wrong.append(f"{what}: {problem}")
-    return wrong
+    return checked, wrong
+
+
+def call_shipped(shipped: ShippedKernels, plan: Plan, *inputs: Any, **attributes: Any) -> Any:
+    """As the operator in `torch.ops`, which runs kernels on GPUs alone."""
+    found = shipped(plan, None, inputs, attributes, shipped.target)
+    return found if len(found) > 1 else found[0]
 
 
 def replayed_otherwise(call: Callable[[], Any], found: Any) -> str | None:
@@ -300,8 +319,11 @@ def main() -> int:
     parser.add_argument("--cases-only", action="store_true", help="no real sizes and no times")
     parser.add_argument("--no-cases", action="store_true", help="real sizes and times alone")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--compile-seconds", type=float, default=1e9, metavar="S",
+                        help="after that torch.compile is left out")  # fmt: skip
+    parser.add_argument("--stand-ins", action="store_true", help="no GPU: interpreted, no times")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not options.stand_ins and not torch.cuda.is_available():
         print("gpu_operators: error: no CUDA device is present", file=sys.stderr)
         return 3
     with tempfile.TemporaryDirectory() as directory:
@@ -313,21 +335,28 @@ def main() -> int:
                     file=sys.stderr,
                 )
                 return 2
-            shipped = ShippedKernels(options.library, Path(directory))
+            shipped = ShippedKernels(options.library, Path(directory), options.stand_ins)
             operators.run = shipped  # type: ignore[assignment]
             shipped.poison = True
-        wrong = [] if options.no_cases else check_cases("cuda", options.only)
-        for problem in wrong:
-            print(f"WRONG {problem}")
+        checked, wrong = 0, list[str]()
+        if not options.no_cases:
+            given = ("cpu", options.only, shipped) if options.stand_ins else ("cuda", options.only)
+            checked, wrong = check_cases(*given)
+            for problem in wrong:
+                print(f"WRONG {problem}")
+            print(f"{len(wrong)} of {checked} test cases are wrong", flush=True)
         if not options.jit:
             shipped.poison = False
-        if not options.no_cases:
-            print(f"{len(wrong)} test cases are wrong", flush=True)
-        return ((bool(wrong) or (not options.cases_only and report(options, wrong))) and 1) or 0
+        result: dict[str, Any] = {"jit": options.jit, "checked": checked, "wrong": wrong}
+        if not options.cases_only:
+            result |= small_report(options) if options.stand_ins else report(options)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1))
+        return int(bool(wrong) or any(row["wrong"] for row in result.get("rows", ())))
 
 
-def report(options: argparse.Namespace, wrong: list[str]) -> bool:
-    """Real sizes: checked, timed, printed and written. Whether something is wrong."""
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Real sizes: checked, timed and printed."""
     engines = load_engines(options.bundle, options.library)
     for plan, verdict in engines.items():
         print(f"{plan}: {verdict}")
@@ -335,18 +364,25 @@ def report(options: argparse.Namespace, wrong: list[str]) -> bool:
     device = torch.cuda.get_device_name()
     print(f"{device}: memory {limits[0] / 1e12:.2f} TB/s, bfloat16 {limits[1] / 1e12:.0f} TFLOP/s")
     print(f"{'bfloat16':<28}{'ours':>12}{'eager':>8}{'compile':>9}{'of limit':>9}")
-    rows = []
+    rows, ends = [], time.monotonic() + options.compile_seconds
     for work in works(torch.bfloat16):
         if re.search(options.only, work.name):
-            rows.append(measure(work, limits, options.compile))
+            compiled = options.compile and time.monotonic() < ends
+            rows.append(measure(work, limits, compiled))
             print(line_of(rows[-1]), flush=True)
-    if options.json:
-        versions = {"torch": torch.__version__, "triton": import_module("triton").__version__}
-        result = {"device": device, "memory_bytes_per_s": limits[0], "products_per_s": limits[1],
-                  "versions": versions, "jit": options.jit, "wrong": wrong, "engines": engines,
-                  "rows": rows}  # fmt: skip
-        options.json.write_text(json.dumps(result, indent=1))
-    return any(row["wrong"] for row in rows)
+    versions = {"torch": torch.__version__, "triton": import_module("triton").__version__}
+    return {"device": device, "memory_bytes_per_s": limits[0], "products_per_s": limits[1],
+            "versions": versions, "engines": engines, "rows": rows}  # fmt: skip
+
+
+def small_report(options: argparse.Namespace) -> dict[str, Any]:
+    """What is timed on a GPU, at small sizes and without times: the works agree with each other."""
+    torch.manual_seed(0)
+    rows = []
+    for work in quantized_works("cpu", torch.float32, (160, 288), (12, 288, 160), (1, 20)):
+        if re.search(options.only, work.name):
+            rows.append({"name": work.name, "wrong": compare(work.ours(), work.theirs(), 1e-5)})
+    return {"rows": rows}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_comparison_sees_differences(script: Any) -> None:
     chosen, others = torch.tensor([[4, 2, 9, 7]]), torch.tensor([[2, 4, 8, 7]])
     assert script.compare(chosen, others, 1, 0.25) is None
     assert "1 of 4" in script.compare(chosen, others, 1, 0.2)
-    assert script.check_cases("cpu") == []  # the torch operators are their references here
+    assert script.check_cases("cpu")[1] == []  # the torch operators are their references here
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

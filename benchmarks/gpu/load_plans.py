@@ -1,0 +1,56 @@
+"""What one TensorRT does with the plugin library and with plans: a JSON on the last line.
+
+    python load_plans.py MODULE LIBRARY [PLAN ...]
+
+MODULE is tensorrt, tensorrt_rtx or tensorrt_lean. The library is loaded into the registry of one
+runtime; another has none of it, as registries are a runtime's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def load(module: str) -> Any:
+    """The Python module, which the lean runtime's wheel has under the name of its bindings."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if module != "tensorrt_lean" or error.name != module:
+            raise
+        return importlib.import_module("tensorrt_lean_bindings")
+
+
+def creators(runtime: Any) -> list[str]:
+    """The plugins in a runtime's registry, as namespace::name."""
+    found = runtime.get_plugin_registry().all_creators
+    return sorted(f"{c.plugin_namespace}::{c.name}" for c in found)
+
+
+def main() -> int:
+    """Load, list, print."""
+    module, library, *plans = sys.argv[1:]
+    trt = load(module)
+    logger = trt.Logger(trt.Logger.WARNING)
+    one, other = trt.Runtime(logger), trt.Runtime(logger)
+    before = creators(one)
+    handle = one.get_plugin_registry().load_library(library)
+    added = sorted({*creators(one)} - {*before})
+    found: dict[str, Any] = {
+        "version": str(trt.__version__), "loaded": handle is not None, "creators": added,
+        "in_another_runtime": sorted({*creators(other)} & {*added}), "plans": {},
+    }  # fmt: skip
+    for plan in plans:
+        engine = one.deserialize_cuda_engine(Path(plan).read_bytes())
+        context = None if engine is None else engine.create_execution_context()
+        found["plans"][plan] = context is not None
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
