@@ -17,13 +17,14 @@ help: ## this list
 
 setup: .venv/.complete ## make .venv with everything; nothing to do the second time
 
-# kernel-lens is there for the TensorRT headers in it: what it depends on is not needed.
+# kernel-lens is there for the TensorRT headers in it, TensorRT 11's bindings for their names: what they
+# depend on is not needed.
 .venv/.complete: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "glm-trt needs Python 3.11 or newer; none of python3.13, python3.12, python3.11, python3 in PATH is. Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens tensorrt-cu13-bindings
 	touch $@
 
 plugins: setup ## build build/plugins/libglm_trt_plugins.so, every kernel: no GPU and no CUDA toolkit needed
