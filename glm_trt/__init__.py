@@ -80,5 +80,7 @@ def load(
     if provider is not None:
         raise GlmTrtError(f"provider {provider!r}: for the backend onnxruntime, not for {backend}")
     from glm_trt.engines.python.tensorrt_backend import open_backend
+    from glm_trt.engines.python.tensorrt_engine import require_tensorrt
 
+    require_tensorrt(backend)  # before gigabytes are hashed
     return Runtime(open_backend(Bundle.open(bundle, checkpoint), backend))

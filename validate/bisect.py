@@ -19,7 +19,7 @@ from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
 from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
-from glm_trt.validate.subjects import Subject, open_subject
+from glm_trt.validate.subjects import Subject, open_subject, require_subject
 from glm_trt.validate.validation import ValidationOptions, all_blocks, open_bundle, walk
 from glm_trt.validate.verdict import (
     PROBLEMS_SHOWN,
@@ -64,6 +64,7 @@ def bisect_bundle(
         As in a validation.
     """
     progress("loading")
+    require_subject(options.backend)
     bundle = open_bundle(directory, options.checkpoint)
     reference = Reference(bundle, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype, options.provider)

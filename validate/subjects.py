@@ -14,6 +14,7 @@ from torch import Tensor
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.backend import Backend
 from glm_trt.engines.python.tensorrt_backend import open_backend
+from glm_trt.engines.python.tensorrt_engine import require_tensorrt
 from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
@@ -72,8 +73,7 @@ def open_subject(
     MissingCapabilityError
         If the machine lacks what it needs.
     """
-    if name not in SUBJECTS:
-        raise GlmTrtError(f"backend {name!r}: expected one of {', '.join(SUBJECTS)}")
+    require_subject(name)
     checkpoints: str = bundle.manifest["checkpoint"]["dtype"]
     if name.startswith("onnxruntime"):
         provider = provider or "cpu"
@@ -95,6 +95,16 @@ def open_subject(
         have = ", ".join(bundle.manifest["dtypes"])
         raise GlmTrtError(f"backend {name!r}: no graphs in {dtype}; the bundle has {have}")
     return GraphSubject(bundle, dtype, KernelOperators() if name == "kernels" else None)
+
+
+def require_subject(name: str) -> None:
+    """Raise what `open_subject` would, as far as it can be told without a bundle: before one is
+    opened, which hashes gigabytes.
+    """
+    if name not in SUBJECTS:
+        raise GlmTrtError(f"backend {name!r}: expected one of {', '.join(SUBJECTS)}")
+    if name in TENSORRT:
+        require_tensorrt(name)
 
 
 def as_backend(subject: Subject) -> Backend | None:

@@ -21,7 +21,7 @@ from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.report import assemble
 from glm_trt.validate.report_files import read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
-from glm_trt.validate.subjects import Subject, as_backend, open_subject
+from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
 from glm_trt.validate.verdict import ALLOWED_RATIO, Report, tolerances
 from glm_trt.validate.walk import (
     Flow,
@@ -91,6 +91,7 @@ def validate_bundle(
     began = time.monotonic()
     earlier = read_report(options.baseline) if options.baseline else None
     progress("loading")
+    require_subject(options.backend)
     bundle = open_bundle(directory, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype, options.provider)
     with closing(subject), fitting_threads(bundle):

@@ -7,20 +7,25 @@ with its own states and as many tokens as it has: nothing is padded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
-from glm_trt.engines.python.device import Device, DeviceMemory, Gpu
+from glm_trt.engines.python.device import Device, DeviceMemory
+from glm_trt.engines.python.gpu import Gpu
 from glm_trt.engines.python.tensorrt_batch import HEAD_TOKENS, TensorrtBatch
-from glm_trt.engines.python.tensorrt_engine import Engine, Stage, load_engines, load_marked
-from glm_trt.engines.tensorrt_flavours import BACKENDS
+from glm_trt.engines.python.tensorrt_engine import (
+    Engine,
+    Engines,
+    Stage,
+    TensorrtEngines,
+    require_tensorrt,
+)
 from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
-from glm_trt.model.errors import GlmTrtError
 
 Array = NDArray[Any]
 
@@ -31,25 +36,28 @@ class TensorrtBackend:
     Parameters
     ----------
     bundle : an opened bundle.
-    engines : by kind, for `device`.
+    engines : for `device`; closed with the backend.
     dtype : of the engines.
     device : where they run; closed with the backend.
-    make_marked : makes the engine of a kind with inner values as outputs, for `mark`.
+
+    Raises
+    ------
+    MissingCapabilityError
+        If they need more memory than there is; the caller closes engines and device then.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        engines: dict[str, Engine],
+        engines: Engines,
         dtype: str,
         device: Device,
-        make_marked: Callable[[str, tuple[str, ...]], Engine],
     ) -> None:
-        self.bundle, self.engines, self.dtype, self.device = bundle, engines, dtype, device
-        self._make_marked = make_marked
+        self.bundle, self.dtype, self.device = bundle, dtype, device
+        self._all_engines, self.engines = engines, engines.by_kind
         self._marked: dict[str, Engine] = {}
         self._batches: weakref.WeakSet[TensorrtBatch] = weakref.WeakSet()
-        used = [engines[block.kind] for block in bundle.blocks if block.kind != "head"]
+        used = [self.engines[block.kind] for block in bundle.blocks if block.kind != "head"]
         self.max_tokens = min(engine.max_tokens for engine in used)
         self._weights = DeviceMemory(device, self.weight_sizes(), "the weights")
         for block in (*bundle.blocks, *bundle.prediction_blocks):
@@ -133,6 +141,7 @@ class TensorrtBackend:
             x.name: x.bytes(tokens) for x in bound if x.name.removesuffix("_out") not in caches
             or x.name in inputs_of
         }, f"a run of {block.name}")  # fmt: skip
+        stage = None
         try:
             addresses = memory.addresses | {f"{x}_out": memory.addresses[x] for x in caches}
             for x in bound:
@@ -143,7 +152,8 @@ class TensorrtBackend:
                     elif x.name == "shared_indices":
                         given = _widened(given, x.shape_for(tokens), -1)
                     self.device.upload(addresses[x.name], np.ascontiguousarray(given))
-            self.stage(block, addresses, engine).run(tokens, {})
+            stage = self.stage(block, addresses, engine)
+            stage.run(tokens, {})
             results = {}
             for x in bound:
                 if not x.is_input:
@@ -155,21 +165,25 @@ class TensorrtBackend:
                     results[x.name] = array
             return results
         finally:
+            if stage is not None:
+                stage.close()
             memory.free()
 
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
         """As in `Backend`: an engine is built anew, in which TensorRT may fuse otherwise."""
         self._marked.pop(kind, None)
         if names:
-            self._marked[kind] = self._make_marked(kind, names)
+            self._marked[kind] = self._all_engines.marked(kind, names)
 
     def release(self, block: BundleBlock) -> None:
         """As in `Backend`: nothing, as weights are uploaded once."""
 
     def close(self) -> None:
-        """As in `Backend`: with the states of batches that are still there."""
-        for batch in self._batches:
+        """As in `Backend`: with batches that are still there; the device last."""
+        for batch in list(self._batches):
             batch.free()
+        self._marked.clear()
+        self._all_engines.close()
         self._shared.free()
         self._weights.free()
         self.device.close()
@@ -201,16 +215,15 @@ def open_backend(bundle: Bundle, backend: str) -> TensorrtBackend:
     BundleError
         If the bundle has no such engines.
     """
-    if backend not in BACKENDS:
-        raise GlmTrtError(f"backend {backend!r}: expected onnxruntime or {' or '.join(BACKENDS)}")
-    device, dtype = Gpu(f"backend {backend!r}", backend), bundle.manifest["checkpoint"]["dtype"]
-    make_marked = partial(load_marked, bundle, backend, dtype, device)
-    try:
-        engines = load_engines(bundle, backend, dtype, device)
-        return TensorrtBackend(bundle, engines, dtype, device, make_marked)
-    except BaseException:
-        device.close()
-        raise
+    flavour, dtype = require_tensorrt(backend), bundle.manifest["checkpoint"]["dtype"]
+    with ExitStack() as undo:
+        device = Gpu(f"backend {backend!r}", backend)
+        undo.callback(device.close)
+        engines = TensorrtEngines(bundle, flavour, dtype, device)
+        undo.callback(engines.close)
+        opened = TensorrtBackend(bundle, engines, dtype, device)
+        undo.pop_all()
+    return opened
 
 
 def _key(binding: Binding) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
-from glm_trt.engines.python.device import DeviceMemory
+from glm_trt.engines.python.device import DeviceMemory, RecordedWork
 from glm_trt.engines.python.tensorrt_engine import Stage
 from glm_trt.model.bindings import NUMPY_DTYPES
 from glm_trt.model.errors import GlmTrtError
@@ -46,7 +46,7 @@ class _Row:
         for name, size in sizes.items():  # what was there may be NaN
             backend.device.clear(self.memory.addresses[name], size)
         self.turn = 0
-        self.recorded: dict[int, Callable[[], None] | None] = {}
+        self.recorded: dict[int, RecordedWork | None] = {}
 
     def _dtype(self, spec: StateSpec) -> np.dtype[Any]:
         return NUMPY_DTYPES[input_dtype(spec.name, self._backend.dtype)]
@@ -59,6 +59,14 @@ class _Row:
             found[spec.name] = self.memory.addresses[f"{block.name} {spec.name} {read}"]
             found[f"{spec.name}_out"] = self.memory.addresses[f"{block.name} {spec.name} {written}"]
         return found
+
+    def free(self) -> None:
+        """Give its memory back, and first what was recorded with the addresses of it."""
+        for recorded in self.recorded.values():
+            if recorded is not None:
+                recorded.close()
+        self.recorded.clear()
+        self.memory.free()
 
     def clear(self) -> None:
         """Begin anew. Caches stay: what lies behind the length is never read."""
@@ -105,29 +113,43 @@ class TensorrtBatch:
         self._prediction_lengths = np.zeros(rows, np.int64)
         prediction = bundle.prediction_blocks[:2] if predict else []
         states = [block for block in (*bundle.blocks, *prediction) if bundle.states(block)]
-        self._rows = [_Row(backend, states, predict) for _ in range(rows)]
+        self._rows: list[_Row] = []
+        self._all_stages: list[Stage] = []
+        with ExitStack() as undo:
+            undo.callback(self.free)
+            for _ in range(rows):
+                self._rows.append(_Row(backend, states, predict))
+            self._make_stages(prediction)
+            undo.pop_all()
         self._has_turns = any(
             not spec.has_capacity for block in states for spec in bundle.states(block)
         )
         self._wide = bundle.config.hidden_size * NUMPY_DTYPES[backend.dtype].itemsize
-        shared = backend.shared
-        hidden = [shared["hidden_0"], shared["hidden_1"]]
-        *blocks, head = bundle.blocks
-        self._stages = [
-            backend.stage(block, {"hidden": hidden[i % 2], "hidden_out": hidden[1 - i % 2]})
-            for i, block in enumerate(blocks)
-        ]
-        self._hidden = hidden[len(blocks) % 2]
-        self._head = backend.stage(head, {})
-        if predict:
-            layer, prediction_head = prediction
-            embedded = {"hidden_out": shared["embedded"]}
-            self._embedding = backend.stage(blocks[0], embedded)
-            self._layer = backend.stage(layer, {"hidden_out": shared["predicted"]})
-            self._prediction_head = backend.stage(prediction_head, {})
         # Of the latest step, by its rows: their number, past lengths and ids.
         self._latest: tuple[slice, Array, list[Array]] = (slice(0, 0), self.lengths[:0], [])
         self._past = self.lengths[:0]
+
+    def _make_stages(self, prediction: list[BundleBlock]) -> None:
+        """Of the blocks of a pass, and of the prediction layer and its head, if there are any."""
+        shared = self._backend.shared
+        hidden = [shared["hidden_0"], shared["hidden_1"]]
+        *blocks, head = self._backend.bundle.blocks
+        self._stages = [
+            self._stage(block, {"hidden": hidden[i % 2], "hidden_out": hidden[1 - i % 2]})
+            for i, block in enumerate(blocks)
+        ]
+        self._hidden = hidden[len(blocks) % 2]
+        self._head = self._stage(head, {})
+        if prediction:
+            layer, prediction_head = prediction
+            self._embedding = self._stage(blocks[0], {"hidden_out": shared["embedded"]})
+            self._layer = self._stage(layer, {"hidden_out": shared["predicted"]})
+            self._prediction_head = self._stage(prediction_head, {})
+
+    def _stage(self, block: BundleBlock, addresses: dict[str, int]) -> Stage:
+        made = self._backend.stage(block, addresses)
+        self._all_stages.append(made)
+        return made
 
     def step(
         self, ids: Array, lengths: Array | None = None, *, first: int = 0, logits: Kept = "last"
@@ -266,9 +288,11 @@ class TensorrtBatch:
         self._project(self._prediction_head, predicted, len(ids) - 1, logits)
 
     def free(self) -> None:
-        """Give the states' memory back."""
+        """Give back the states' memory and what the stages hold."""
         for row in self._rows:
-            row.memory.free()
+            row.free()
+        for stage in self._all_stages:
+            stage.close()
 
     def align(self, count: int, *, first: int = 0) -> None:
         """As in `Batch`: nothing to do, as each row has passes of its own."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +17,13 @@ import numpy as np
 from glm_trt.engines.build import build_marked
 from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.device import Device
-from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.engines.python.specialised_kernels import SpecialisedKernels
+from glm_trt.engines.tensorrt_flavours import BACKENDS, Flavour, load_flavour, present_target
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
+from glm_trt.model.requirements import require
 
 PLUGIN_LIBRARY = "plugins/libglm_trt_plugins.so"
+RECORDED_PROFILE = 0  # that of one token
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ class Execution(Protocol):
         """Queue a run on the device's stream."""
         ...
 
+    def close(self) -> Any:
+        """Give back what it holds, when nothing that it queued is left; again does nothing."""
+        ...
+
 
 class Engine(Protocol):
     """The engine of a kind: profile 0 takes one token, profile 1 from 2 to `max_tokens`."""
@@ -63,6 +73,27 @@ class Engine(Protocol):
 
     def execution(self, profile: int, scratch: int) -> Execution:
         """An execution that works in `scratch`, which those that run in turns may share."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds, its executions first."""
+        ...
+
+
+class Engines(Protocol):
+    """The engines that a backend runs."""
+
+    @property
+    def by_kind(self) -> Mapping[str, Engine]:
+        """Those of the bundle."""
+        ...
+
+    def marked(self, kind: str, names: tuple[str, ...]) -> Engine:
+        """The engine of a kind once more, built here with inner values of its graph as outputs."""
+        ...
+
+    def close(self) -> None:
+        """Give back what all of them hold."""
         ...
 
 
@@ -94,70 +125,125 @@ class Stage:
                 execution.set_address(name, address)
         execution.run()
 
+    def close(self) -> None:
+        """Give back what its executions hold."""
+        for execution in self._executions:
+            execution.close()
 
-def load_engines(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[str, Engine]:
-    """The bundle's engines for the device, by kind; each plan is read once.
+
+def require_tensorrt(backend: str) -> Flavour:
+    """The flavour, where this machine has the GPU and the libraries to run it: nothing is read yet.
+
+    Raises
+    ------
+    GlmTrtError
+        If `backend` is not a flavour of TensorRT.
+    MissingCapabilityError
+        If there is no driver, GPU or library, or TensorRT does not run on such a GPU.
+    """
+    if backend not in BACKENDS:
+        raise GlmTrtError(f"backend {backend!r}: expected onnxruntime or {' or '.join(BACKENDS)}")
+    target = present_target(f"backend {backend!r}", instead="")
+    require(f"backend {backend!r}", backend, "cuda.bindings.driver")
+    flavour = load_flavour(backend)
+    if flavour.ahead_of_time and target not in flavour.known_targets():
+        raise MissingCapabilityError(
+            f"backend {backend!r}: TensorRT-RTX {flavour.version} does not run on a GPU of "
+            f"{target}, only on {', '.join(flavour.known_targets())}; the backend tensorrt "
+            "is for data-centre GPUs"
+        )
+    return flavour
+
+
+class TensorrtEngines:
+    """The bundle's engines for the device, by kind, each plan read once; see `Engines`.
+
+    All of them, and those built later with inner values as outputs, belong to one runtime of
+    TensorRT's: a plugin library is loaded into the registry of one, and unknown to any other.
 
     Raises
     ------
     BundleError
         If an engine is missing, of another TensorRT version, or cannot be loaded.
     MissingCapabilityError
-        If TensorRT itself is missing, or does not run on such a GPU.
+        If TensorRT gives no runtime.
     """
-    flavour = load_flavour(backend)
-    if flavour.ahead_of_time and device.target not in flavour.known_targets():
-        raise MissingCapabilityError(
-            f"backend {backend!r}: TensorRT-RTX {flavour.version} does not run on a GPU of "
-            f"{device.target}, only on {', '.join(flavour.known_targets())}; the backend tensorrt "
-            "is for data-centre GPUs"
-        )
-    entries = _entries(bundle, backend, dtype, device)
-    missing = [kind for kind in bundle.kinds if kind not in entries]
-    if missing:
-        raise BundleError(
-            f"{bundle.directory}: no engine of {missing[0]} in {dtype} for {device.target} "
-            f"({backend}); build it: glm-trt build {bundle.directory} --backend {backend} "
-            f"--target {device.target}"
-        )
-    for kind, entry in entries.items():
-        if entry["backend_version"] != flavour.version:
+
+    def __init__(self, bundle: Bundle, flavour: Flavour, dtype: str, device: Device) -> None:
+        self._bundle, self._flavour, self._device = bundle, flavour, device
+        self._entries = _entries(bundle, flavour.backend, dtype, device)
+        self._check(dtype)
+        self._runtime: Any = None
+        self._marked: list[TensorrtEngine] = []
+        self.by_kind: dict[str, TensorrtEngine] = {}
+        with device.current(), ExitStack() as undo:
+            undo.callback(self.close)
+            trt = flavour.trt
+            self._logger = trt.Logger(trt.Logger.WARNING)
+            self._runtime = trt.Runtime(self._logger)
+            if self._runtime is None:
+                raise MissingCapabilityError(
+                    f"backend {flavour.backend!r}: TensorRT gives no runtime here"
+                )
+            self._load_plugins()
+            for kind, entry in self._entries.items():
+                path = bundle.directory / entry["file"]
+                self.by_kind[kind] = TensorrtEngine(flavour, self._runtime, entry, path, device)
+            undo.pop_all()
+
+    def _check(self, dtype: str) -> None:
+        backend, directory = self._flavour.backend, self._bundle.directory
+        missing = [kind for kind in self._bundle.kinds if kind not in self._entries]
+        if missing:
+            target = self._device.target
             raise BundleError(
-                f"{bundle.directory / entry['file']}: engine of {kind}: built with {backend} "
-                f"{entry['backend_version']}, this is {flavour.version}; build it again"
+                f"{directory}: no engine of {missing[0]} in {dtype} for {target} ({backend}); "
+                f"build it: glm-trt build {directory} --backend {backend} --target {target}"
             )
-    runtime = _runtime(flavour)
-    if any(entry["plugin_library"] for entry in entries.values()):
-        library = bundle.directory / PLUGIN_LIBRARY
-        if PLUGIN_LIBRARY not in bundle.manifest["files"]:
+        for kind, entry in self._entries.items():
+            if entry["backend_version"] != self._flavour.version:
+                raise BundleError(
+                    f"{directory / entry['file']}: engine of {kind}: built with {backend} "
+                    f"{entry['backend_version']}, this is {self._flavour.version}; build it again"
+                )
+
+    def _load_plugins(self) -> None:
+        if not any(entry["plugin_library"] for entry in self._entries.values()):
+            return
+        library = self._bundle.directory / PLUGIN_LIBRARY
+        if PLUGIN_LIBRARY not in self._bundle.manifest["files"]:
             raise BundleError(
                 f"{library}: missing, though engines of the bundle were built with it"
             )
-        if runtime.get_plugin_registry().load_library(str(library)) is None:
+        if self._runtime.get_plugin_registry().load_library(str(library)) is None:
             raise BundleError(f"{library}: TensorRT cannot load it")
-    return {
-        kind: _TensorrtEngine(
-            flavour.trt, runtime, entry, bundle.directory / entry["file"], device
-        )
-        for kind, entry in entries.items()
-    }  # fmt: skip
 
+    def marked(self, kind: str, names: tuple[str, ...]) -> TensorrtEngine:
+        """As in `Engines`.
 
-def load_marked(
-    bundle: Bundle, backend: str, dtype: str, device: Device, kind: str, names: tuple[str, ...]
-) -> Engine:
-    """The engine of a kind once more, built here with inner values of its graph as outputs; the
-    plugin library has been loaded with the bundle's engines.
+        Raises
+        ------
+        GlmTrtError
+            If TensorRT refuses the graph or crashes.
+        """
+        entry = self._entries[kind]
+        with tempfile.TemporaryDirectory(prefix="glm-trt-marked-") as directory:
+            plan = build_marked(self._bundle.directory, entry, names, Path(directory))
+            with self._device.current():
+                engine = TensorrtEngine(
+                    self._flavour, self._runtime, entry, plan, self._device, keep_cache=False
+                )
+        self._marked.append(engine)
+        return engine
 
-    Raises
-    ------
-    GlmTrtError
-        If TensorRT refuses the graph or crashes.
-    """
-    flavour, entry = load_flavour(backend), _entries(bundle, backend, dtype, device)[kind]
-    with tempfile.TemporaryDirectory(prefix="glm-trt-marked-") as directory:
-        plan = build_marked(bundle.directory, entry, names, Path(directory))
-        return _TensorrtEngine(flavour.trt, _runtime(flavour), entry, plan, device)
+    def close(self) -> None:
+        """As in `Engines`: what engines execute first, the runtime last."""
+        with self._device.current():
+            for engine in (*self._marked, *self.by_kind.values()):
+                engine.close()
+            self._marked.clear()
+            self.by_kind.clear()
+            self._runtime = None
 
 
 def _entries(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[str, Any]:
@@ -169,24 +255,38 @@ def _entries(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[s
     }  # fmt: skip
 
 
-def _runtime(flavour: Flavour) -> Any:
-    runtime = flavour.trt.Runtime(flavour.trt.Logger(flavour.trt.Logger.WARNING))
-    if runtime is None:
-        raise MissingCapabilityError(f"backend {flavour.backend!r}: TensorRT gives no runtime here")
-    return runtime
+class TensorrtEngine:
+    """See `Engine`.
 
+    Parameters
+    ----------
+    flavour : of TensorRT.
+    runtime : TensorRT's, with the plugins that the plan needs.
+    entry : the engine's, of the manifest.
+    path : of the plan.
+    device : where it runs; current.
+    keep_cache : whether what TensorRT-RTX compiles here is kept beside the plan.
 
-class _TensorrtEngine:
-    """See `Engine`."""
+    Raises
+    ------
+    BundleError
+        If TensorRT cannot load the plan.
+    """
 
     def __init__(
-        self, trt: Any, runtime: Any, entry: dict[str, Any], path: Path, device: Device
-    ) -> None:
-        self._trt, self._runtime, self._device, self._kind = trt, runtime, device, entry["kind"]
+        self, flavour: Flavour, runtime: Any, entry: dict[str, Any], path: Path, device: Device,
+        *, keep_cache: bool = True,
+    ) -> None:  # fmt: skip
+        trt = flavour.trt
+        self._trt, self._device, self._kind = trt, device, entry["kind"]
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT cannot load it (its log says why)")
         engine = self._engine
+        self._executions: weakref.WeakSet[TensorrtExecution] = weakref.WeakSet()
+        self._specialised = SpecialisedKernels.of(
+            flavour, engine, path if keep_cache else None, device
+        )
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.io = {
             name: Io(
@@ -208,39 +308,79 @@ class _TensorrtEngine:
             return np.dtype(ml_dtypes.bfloat16)
         return np.dtype(self._trt.nptype(dtype))
 
-    def execution(self, profile: int, scratch: int) -> _TensorrtExecution:
+    def execution(self, profile: int, scratch: int) -> TensorrtExecution:
         """As in `Engine`."""
         # One context for each profile: switching one to and fro would wait for the stream, and a
         # recorded step belongs to a context as it was.
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
-        if context is None:
-            raise GlmTrtError(f"{self._kind}: TensorRT gives no execution context")
-        context.set_optimization_profile_async(profile, self._device.stream)
-        context.set_device_memory(
-            scratch, self._engine.get_device_memory_size_for_profile_v2(profile)
-        )
-        return _TensorrtExecution(context, self._device, self._kind)
+        with self._device.current():
+            if self._specialised is None:
+                context = self._engine.create_execution_context(strategy)
+            else:
+                config = self._specialised.config(strategy, recorded=profile == RECORDED_PROFILE)
+                context = self._engine.create_execution_context(config)
+            if context is None:
+                raise GlmTrtError(f"{self._kind}: TensorRT gives no execution context")
+            execution = TensorrtExecution(context, self._device, self._kind)
+            self._executions.add(execution)
+            execution.expect(
+                context.set_optimization_profile_async(profile, self._device.stream),
+                f"profile {profile}",
+            )
+            size = self._engine.get_device_memory_size_for_profile_v2(profile)
+            context.set_device_memory(scratch, size)
+        return execution
+
+    def close(self) -> None:
+        """As in `Engine`: executions before the engine that they are of."""
+        for execution in list(self._executions):
+            execution.close()
+        if self._specialised is not None:
+            self._specialised.close()
+        self._specialised = self._engine = None
 
 
-class _TensorrtExecution:
+class TensorrtExecution:
     """See `Execution`."""
 
     def __init__(self, context: Any, device: Device, kind: str) -> None:
-        self._context, self._device, self._kind = context, device, kind
+        self._held, self._device, self._kind = [context], device, kind
+        # TensorRT frees device memory with a context, which the collector may do in any thread.
+        self.close = weakref.finalize(self, _let_go, device, self._held)
+        self.close.atexit = False  # the process ends, and the driver with it
+
+    @property
+    def _context(self) -> Any:
+        return self._held[0]
 
     def set_address(self, name: str, address: int) -> None:
         """As in `Execution`."""
-        self._expect(self._context.set_tensor_address(name, address), f"the address of {name}")
+        with self._device.current():
+            self.expect(self._context.set_tensor_address(name, address), f"the address of {name}")
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """As in `Execution`."""
-        self._expect(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
+        with self._device.current():
+            self.expect(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
 
     def run(self) -> None:
         """As in `Execution`."""
-        self._expect(self._context.execute_async_v3(self._device.stream), "a run")
+        with self._device.current():
+            self.expect(self._context.execute_async_v3(self._device.stream), "a run")
 
-    def _expect(self, good: bool, what: str) -> None:
+    def expect(self, good: bool, what: str) -> None:
+        """Raise GlmTrtError unless TensorRT agreed."""
         if not good:
             raise GlmTrtError(f"{self._kind}: TensorRT refused {what} (its log says why)")
+
+
+def _let_go(device: Device, held: list[Any]) -> None:
+    """Destroy what is held, when the stream has passed all that it queued."""
+
+    def work() -> None:
+        try:
+            device.synchronize()
+        finally:
+            held.clear()
+
+    device.release(work)

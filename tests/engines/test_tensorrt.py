@@ -25,13 +25,21 @@ from tensorrt_double import MAX_TOKENS, HostDevice, open_double
 import glm_trt
 from glm_trt.cli import main
 from glm_trt.engines.bundle import Bundle
-from glm_trt.engines.python import tensorrt_engine
+from glm_trt.engines.python import (
+    cuda_driver,
+    gpu,
+    specialised_kernels,
+    staging,
+    tensorrt_engine,
+)
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
-from glm_trt.engines.python.tensorrt_engine import Engine, load_engines
+from glm_trt.engines.python.tensorrt_engine import Engine, TensorrtEngines
+from glm_trt.engines.tensorrt_flavours import Flavour
+from glm_trt.export import manifest
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.export.manifest import read_manifest, write_manifest
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
@@ -111,6 +119,7 @@ def test_validation(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         subjects, "open_backend", lambda opened, _: open_double(opened, HostDevice())
     )
+    monkeypatch.setattr(subjects, "require_tensorrt", lambda _: None)
     shorter = cases.CaseOptions(longest=80)  # more than index_topk and than an engine takes
     report = validate_bundle(bundle, ValidationOptions(backend="tensorrt-rtx", cases=shorter))
     assert report["ok"], report["end_to_end"]["problems"]
@@ -207,26 +216,49 @@ def with_engines(tmp_path: Path, version: str, library: bool) -> Bundle:
 
 def test_engines_that_cannot_be_used(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="the texts name its version")
-    device = HostDevice()
+    flavour, device = Flavour("tensorrt-rtx", trt), HostDevice()
     device.target = "sm89"
     missing = "no engine of embedding in float32 for sm89.*glm-trt build"
     with pytest.raises(BundleError, match=missing):
-        load_engines(small(tmp_path / "none"), "tensorrt-rtx", "float32", device)
+        TensorrtEngines(small(tmp_path / "none"), flavour, "float32", device)
     old = with_engines(tmp_path / "old", "0.9", False)
     both = rf"built with tensorrt-rtx 0.9, this is {trt.__version__}"
     with pytest.raises(BundleError, match=both):
-        load_engines(old, "tensorrt-rtx", "float32", device)
+        TensorrtEngines(old, flavour, "float32", device)
 
 
-def test_a_gpu_that_rtx_does_not_run_on(tmp_path: Path) -> None:
+def test_a_gpu_that_rtx_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an H100 is: the builder makes engines for it, the runtime refuses them."""
     pytest.importorskip("tensorrt_rtx", reason="it says which it knows")
-    device = HostDevice()
-    device.target = "sm90"
+    monkeypatch.setattr(tensorrt_engine, "present_target", lambda *_, **__: "sm90")
     with pytest.raises(
         MissingCapabilityError, match="not run on a GPU of sm90, only on sm75, sm80"
     ):
-        load_engines(small(tmp_path), "tensorrt-rtx", "float32", device)
+        tensorrt_engine.require_tensorrt("tensorrt-rtx")
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "bisect"])
+def test_the_gpu_is_looked_for_before_files_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path,
+) -> None:  # fmt: skip
+    """A bundle of hundreds of gigabytes takes minutes to hash."""
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    read: list[Path] = []
+
+    def sha256_of(path: Path) -> str:
+        read.append(path)
+        return ""
+
+    def no_gpu(what: str = "", instead: str = "") -> str:
+        raise MissingCapabilityError(f"{what} needs a GPU: none here")
+
+    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
+    monkeypatch.setattr(tensorrt_engine, "present_target", no_gpu)
+    options = ["--input-ids", "1"] if command == "run" else []
+    code = main([command, str(tmp_path / "b"), "--backend", "tensorrt", *options])
+    assert code == 3 and "needs a GPU: none here" in capsys.readouterr().err
+    assert not read
 
 
 def test_without_a_gpu(
@@ -248,34 +280,42 @@ def test_without_a_gpu(
     assert json.loads((tiny_bundle / "manifest.json").read_text())["format_version"] == 5
 
 
+def attributes_of(*modules: Any) -> Iterator[tuple[str, str]]:
+    """Each `of.attribute` in the source: the last name of `of`, and the attribute."""
+    for module in modules:
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            if isinstance(node, ast.Attribute):
+                of = node.value
+                yield (of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")), node.attr
+
+
 def test_tensorrt_has_what_is_called() -> None:
-    """Every attribute that the engine module asks of TensorRT's objects is there."""
+    """Every attribute that the engine modules ask of TensorRT's objects is there."""
     trt = pytest.importorskip("tensorrt_rtx", reason="its module is asked")
-    tree = ast.parse(Path(str(tensorrt_engine.__file__)).read_text())
-    objects = {"engine": trt.ICudaEngine, "_engine": trt.ICudaEngine, "runtime": trt.Runtime,
-               "_context": trt.IExecutionContext, "context": trt.IExecutionContext, "trt": trt,
-               "_trt": trt}  # fmt: skip
-    asked = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            of = node.value
-            name = of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")
-            if name in objects and node.attr not in Engine.__annotations__ | {"execution": 0}:
-                asked.add((name.lstrip("_"), node.attr))
-                assert hasattr(objects[name], node.attr), f"{name}.{node.attr}"
-    assert len(asked) > 15
+    objects = {"engine": trt.ICudaEngine, "_engine": trt.ICudaEngine, "_runtime": trt.Runtime,
+               "runtime": trt.Runtime, "_context": trt.IExecutionContext, "trt": trt, "_trt": trt,
+               "context": trt.IExecutionContext, "config": trt.IRuntimeConfig,
+               "_cache": trt.IRuntimeCache}  # fmt: skip
+    ours = Engine.__annotations__.keys() | {"execution", "close"}
+    asked = {
+        (name, attribute)
+        for name, attribute in attributes_of(tensorrt_engine, specialised_kernels)
+        if name in objects and attribute not in ours
+    }
+    for name, attribute in asked:
+        assert hasattr(objects[name], attribute), f"{name}.{attribute}"
+    assert len(asked) > 20
     assert hasattr(trt.IPluginRegistry, "load_library")
 
 
 def test_the_driver_has_what_is_called() -> None:
     driver = pytest.importorskip("cuda.bindings.driver", reason="its module is asked")
-    from glm_trt.engines.python import device
-
-    tree = ast.parse(Path(str(device.__file__)).read_text())
     calls = {
-        node.value for node in ast.walk(tree)
+        node.value
+        for module in (cuda_driver, gpu, staging)
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
         if isinstance(node, ast.Constant) and re.fullmatch("cu[A-Z][A-Za-z0-9]+", str(node.value))
-    }  # fmt: skip
-    assert len(calls) > 14
+    }
+    assert len(calls) > 25
     for call in calls:
         assert hasattr(driver, call), call

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.tensorrt_backend import TensorrtBackend
-from glm_trt.engines.python.tensorrt_engine import Engine, Io
+from glm_trt.engines.python.tensorrt_engine import Io
 from glm_trt.model.states import STATE_AXES
 
 MAX_TOKENS = 24
@@ -22,10 +23,23 @@ NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)"
          "tensor(int8)": np.int8}  # fmt: skip
 
 
+class HostRecorded:
+    """See `RecordedWork`."""
+
+    def __init__(self, replay: Callable[[], None]) -> None:
+        self._replay = replay
+
+    def __call__(self) -> None:
+        self._replay()
+
+    def close(self) -> None:
+        pass
+
+
 class HostDevice:
     """See `Device`. Memory that nothing was written to is NaN."""
 
-    stream, target = 0, "sm00"
+    stream, target, name = 0, "sm00", "host"
 
     def __init__(self, can_record: bool = True, memory: int = 1 << 34) -> None:
         self.can_record, self.left = can_record, memory
@@ -41,8 +55,18 @@ class HostDevice:
         self.left -= size
         return address
 
+    def current(self) -> nullcontext[None]:
+        return nullcontext()
+
     def free(self, address: int) -> None:
-        self.left += self.memory.pop(address)[1]
+        if address in self.memory:
+            self.left += self.memory.pop(address)[1]
+
+    def release(self, work: Callable[[], None]) -> None:
+        work()
+
+    def synchronize(self) -> None:
+        pass
 
     def view(self, address: int, size: int) -> Any:
         inside = any(a <= address and address + size <= a + n for a, (_, n) in self.memory.items())
@@ -74,7 +98,7 @@ class HostDevice:
     def free_bytes(self) -> int:
         return self.left
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None] | None:
+    def record(self, work: Callable[[], None]) -> HostRecorded | None:
         if not self.can_record:
             return None
         assert self._recording is None, "a recording was not ended"
@@ -87,7 +111,7 @@ class HostDevice:
             for item in recorded:
                 item()
 
-        return replay
+        return HostRecorded(replay)
 
     def abandon(self) -> None:
         self._recording = None
@@ -145,6 +169,9 @@ class GraphEngine:
     def execution(self, profile: int, scratch: int) -> GraphExecution:
         return GraphExecution(self, profile)
 
+    def close(self) -> None:
+        pass
+
 
 class GraphExecution:
     """See `Execution`; it refuses what TensorRT would."""
@@ -153,6 +180,9 @@ class GraphExecution:
         self.engine, self.profile = engine, profile
         self.addresses: dict[str, int] = {}
         self.tokens: dict[str, int] = {}
+
+    def close(self) -> None:
+        pass
 
     def set_address(self, name: str, address: int) -> None:
         assert name in self.engine.io and address % 256 == 0, (name, address)
@@ -190,9 +220,19 @@ class GraphExecution:
             target[:] = contiguous.reshape(-1).view(np.uint8)
 
 
+class GraphEngines:
+    """See `Engines`."""
+
+    def __init__(self, bundle: Bundle, device: HostDevice) -> None:
+        self._bundle, self._device = bundle, device
+        self.by_kind = {kind: GraphEngine(bundle, kind, device) for kind in bundle.kinds}
+
+    def marked(self, kind: str, names: tuple[str, ...]) -> GraphEngine:
+        return GraphEngine(self._bundle, kind, self._device, names)
+
+    def close(self) -> None:
+        pass
+
+
 def open_double(bundle: Bundle, device: HostDevice) -> TensorrtBackend:
-    engines: dict[str, Engine] = {k: GraphEngine(bundle, k, device) for k in bundle.kinds}
-    return TensorrtBackend(
-        bundle, engines, "float32", device,
-        lambda kind, names: GraphEngine(bundle, kind, device, names),
-    )  # fmt: skip
+    return TensorrtBackend(bundle, GraphEngines(bundle, device), "float32", device)
