@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import stand_ins
 from outcome import ROOT, Settings
 from record import check_record, make_record, table
 from runner import run_step
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         output, options.library.resolve(), (options.bundle or output / "bundle").resolve(),
         backend, options.stand_ins, options.lean and options.lean.resolve(),
     )  # fmt: skip
+    if settings.stand_ins:
+        stand_ins.environment(settings)  # built before a step's time begins
     versions = {name: installed(name) for name in PACKAGES}
     key = key_of(settings, target, versions)
     began, started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import stand_ins
 from outcome import Settings
 from steps import Step
 
@@ -39,7 +40,7 @@ def run_step(step: Step, settings: Settings, key: str, again: bool) -> dict[str,
     result.unlink(missing_ok=True)
     if status is None:
         found = _failed("timed out", f"not done after {step.limit_s} s; see {log.name}")
-    elif found is None:
+    elif found is None or status:
         found = _failed("WRONG", f"ended with status {status}: {_last_line(log)}")
     entry = {"name": step.name, "title": step.title, **found, "seconds": seconds,
              "limit_s": step.limit_s, "kept": False}  # fmt: skip
@@ -57,6 +58,8 @@ def _run(step: Step, settings: Settings, result: Path) -> int | None:
     file.write_text(json.dumps(settings.as_json()))
     command = [sys.executable, str(HERE / "one_step.py"), step.module, str(file), str(result)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if settings.stand_ins:
+        environment |= stand_ins.environment(settings)
     with (settings.output / f"{step.name}.log").open("w") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
-MODULES = ("outcome", "steps", "runner", "record", "commands", "step_device")
+MODULES = ("outcome", "stand_ins", "steps", "runner", "record", "commands", "step_device")
 GOOD = """
 from outcome import Outcome
 def run(settings):
@@ -26,6 +26,7 @@ BODIES = {
     "good": GOOD,
     "wrong": "from outcome import Outcome\ndef run(s): return Outcome('no', problems=['2 + 2'])",
     "crash": "import os\ndef run(s):\n print('the last words', flush=True)\n os._exit(7)",
+    "late": GOOD + "import atexit, os\natexit.register(lambda: os._exit(86))",
     "slow": "import time\ndef run(s): time.sleep(60)",
     "absent": "import no_such_module_at_all",
     "skip": "from outcome import Skipped\ndef run(s): raise Skipped('there is none')",
@@ -43,7 +44,7 @@ def bring_up(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def settings_of(bring_up: Any, output: Path) -> Any:
     library = output / "library.so"
-    return bring_up["outcome"].Settings(output, library, output / "bundle", "tensorrt", True)
+    return bring_up["outcome"].Settings(output, library, output / "bundle", "tensorrt", False)
 
 
 def entries_of(bring_up: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -67,7 +68,8 @@ def test_verdicts_and_their_record(
         "good": ("ok", "all well"),
         "wrong": ("WRONG", "no"),
         "crash": ("WRONG", "ended with status 7: the last words"),
-        "slow": ("timed out", "not done after 1 s; see sanitizer.log"),
+        "late": ("WRONG", "ended with status 86: it printed nothing"),
+        "slow": ("timed out", "not done after 1 s; see times.log"),
         "absent": ("skipped", "the Python module no_such_module_at_all is not installed"),
         "skip": ("skipped", "there is none"),
     }
@@ -78,7 +80,7 @@ def test_verdicts_and_their_record(
     record = make(settings, {"torch": "2", "onnx": None}, entries, "2026-01-02T03:04:05Z", 1.0)
     assert check(record) is None and not record["ok"]
     table = bring_up["record"].table(record).splitlines()
-    assert len(table) == 1 + len(BODIES) and "timed out" in table[4]
+    assert len(table) == 1 + len(BODIES) and "timed out" in table[5]
     for path, value, said in (
         (("steps", 1, "problems"), [], "steps/1/problems"),
         (("steps", 0, "seconds"), -1, "steps/0/seconds"),
