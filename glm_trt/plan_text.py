@@ -174,6 +174,7 @@ def _print_recommended(plan: Plan) -> None:
              f"{choice['max_context']:,} tokens at this batch", indent=4)  # fmt: skip
         if choice["missing"]:
             _say(f"glm-trt cannot do this yet: {'; '.join(choice['missing'])}", indent=4)
+        _say(f"not tried: {'; '.join(choice['untried'])}", indent=4)
 
 
 def _print_decode(plan: Plan) -> None:

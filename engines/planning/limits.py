@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.engines.planning.gpus import Gpu
+from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
 
 # Architectures whose engines, or kernels for engines of the data-centre flavour, are built.
 # Blackwell Ultra (sm103) does not take sm100's kernels, which use what sm100 alone has.
@@ -19,3 +20,13 @@ def missing(gpu: Gpu, gpus: int, batch: int) -> list[str]:
     if gpu.target not in BUILT_TARGETS:
         found.append(f"kernels for {gpu.target}")
     return found
+
+
+def untried(gpu: Gpu) -> list[str]:
+    """What has not been done on such a GPU yet, each a phrase."""
+    if gpu.target in RTX_TARGETS:
+        return [f"engines for {gpu.target} are built by tensorrt-rtx, and have not run on a GPU"]
+    return [
+        f"engines for {gpu.target} are built by tensorrt 11 on such a GPU itself, where none has "
+        "been built"
+    ]

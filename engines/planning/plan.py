@@ -13,7 +13,7 @@ from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound
 from glm_trt.engines.planning.gpus import GPUS, Gpu, find_gpu
-from glm_trt.engines.planning.limits import missing
+from glm_trt.engines.planning.limits import missing, untried
 from glm_trt.engines.planning.source import Source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
 from glm_trt.model.config import ModelConfig
@@ -197,6 +197,7 @@ def _fit(weights: Weights, gpu: Gpu, contexts: tuple[int, ...], batch: int) -> d
                 "max_batch": m.largest_batch(weights, gpu, count, context),
                 "max_context": m.largest_context(weights, gpu, count, batch),
                 "missing": missing(gpu, count, batch),
+                "untried": untried(gpu),
             }
         rows.append(row)
     return {

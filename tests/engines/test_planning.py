@@ -14,7 +14,7 @@ from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound, step_state_bytes
 from glm_trt.engines.planning.gpus import GPUS, find_gpu
-from glm_trt.engines.planning.limits import BUILT_TARGETS, missing
+from glm_trt.engines.planning.limits import BUILT_TARGETS, missing, untried
 from glm_trt.engines.planning.plan import CONTEXTS, PlanOptions, make_plan
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
@@ -141,6 +141,7 @@ def test_recommends_for_fp8_at_195k(plan: dict[str, Any]) -> None:
     plan = make_plan(find_source("glm-5.1"), PlanOptions(gpus=smaller, precisions=("fp8",)))
     choice = {entry["precision"]: entry for entry in plan["recommended"]}["fp8"]
     assert (choice["gpus"], choice["gpu"], choice["context"]) == (8, "h200", 195_000)
+    assert choice["untried"] == untried(GPUS["h200"])
     assert choice["used_bytes"] + choice["free_bytes"] == choice["usable_bytes"] == 126_900_000_000
     parts = ("weights_bytes", "state_bytes", "workspace_bytes")
     assert choice["used_bytes"] == sum(choice[part] for part in parts)
@@ -178,6 +179,15 @@ def test_what_cannot_be_done_yet() -> None:
     built = {*TARGETS, *RTX_TARGETS}
     assert built == set(BUILT_TARGETS)
     assert all(missing(gpu, 1, 1) == [] for gpu in GPUS.values() if gpu.target in built)
+
+
+def test_what_was_not_tried() -> None:
+    """Engines for data centres come from a library that builds on the GPU itself."""
+    for name in ("h100", "h200", "b200", "b300"):
+        (said,) = untried(GPUS[name])
+        assert said.startswith(f"engines for {GPUS[name].target} are built by tensorrt 11 on such")
+    ahead = {gpu.target for gpu in GPUS.values() if "tensorrt-rtx" in untried(gpu)[0]}
+    assert ahead == {gpu.target for gpu in GPUS.values()} & {*RTX_TARGETS}
 
 
 def test_counts_of_gpus() -> None:

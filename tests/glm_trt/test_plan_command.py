@@ -34,7 +34,7 @@ def test_table(
     out = capsys.readouterr().out
     for text in ("743,911,218,432", "753,864,139,008", "109,824 B a token", "746,130,054,912",
                  "fp8 at 195,000 tokens, batch 1: 4 × B300",
-                 "cannot do this yet: a model split over 4 devices",
+                 "cannot do this yet: a model split over 4 devices", "not tried: engines for sm1",
                  "5 engines a target"):  # fmt: skip
         assert text in out
     lines = out.splitlines()
