@@ -15,4 +15,4 @@ round_to_nearest()  # as GPUs do, in every test of a kernel
 @pytest.fixture(scope="session")
 def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:
     """The library over the stand-in for the driver."""
-    return Harness(library, tmp_path_factory.mktemp("shim"))
+    return Harness(library, tmp_path_factory.mktemp("harness"))

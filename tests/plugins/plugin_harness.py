@@ -1,8 +1,9 @@
-"""Runs plugins of the library on host memory: launches go to Triton's interpreter.
+"""Runs plugins of the library on the stand-in driver: launches go to Triton's interpreter.
 
-The driver shim is loaded as libcuda.so.1 before the library looks for one. Its launch call hands
-over the compiled image; `kernels.json` says which Triton function that is, with which types and
-constants, and the interpreter runs it on the addresses that `enqueue` gave.
+The stand-in (tests/stand_ins) is loaded as libcuda.so.1 before the library looks for one. When its
+stream comes to a launch it says which compiled image that is; `kernels.json` says which Triton
+function, with which types and constants, and the interpreter runs it on the addresses that
+`enqueue` gave. Tensors lie in the stand-in's memory, each between guards.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,25 @@ import torch
 import triton
 from torch import Tensor
 
-from glm_trt.plugins import build
+# Benchmarks that use this module know this folder alone.
+sys.path.append(str(Path(__file__).parent.parent / "stand_ins"))
+
+from interpreted import described, launch
+from stand_in_device import StandIn
+from stand_in_tensors import OnDevice
+
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import Launch, Plan
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
-SOURCES = Path(__file__).parent / "shim"
+SOURCES = Path(__file__).parent / "host"
 # nvinfer1::DataType
 TENSORRT_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3,
                   torch.bfloat16: 7, torch.int64: 8}  # fmt: skip
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
-               "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}  # fmt: skip
 # nvinfer1::PluginFieldType
 _FLOAT, _INTEGER, _TEXT = 1, 5, 6
-WORKSPACE, MARGIN = "workspace", 8192
+WORKSPACE = "workspace"
 # Shared memory that a block may have.
 SHARED_KB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 # Bytes a thread that kernels keep beside the registers, at sizes that are multiples of 16, where
@@ -53,10 +58,6 @@ SPILLS_THAT_PAY = {
     ("scan_chunks", "sm90"): 56,
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-LAUNCH = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p,
-    ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p),
-)  # fmt: skip
 
 
 def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
@@ -152,26 +153,20 @@ def up_to(
 
 
 class Harness:
-    """The library, with the driver shim under it or, without `shim`, the machine's own driver."""
+    """The library on the stand-in driver or, without `shim`, on the machine's own."""
 
     def __init__(self, library: Path, directory: Path, shim: bool = True) -> None:
         harness = compile_shared("harness.cpp", directory / "harness.so")
-        self._shim: ctypes.CDLL | None = None
-        if shim:
-            name = "libcuda.so.1"
-            path = compile_shared("driver_shim.cpp", directory / name, f"-Wl,-soname,{name}")
-            self._shim = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        self._described = described(library.parent / "kernels.json")
+        self._device = StandIn(self._launched) if shim else None
+        if self._device is not None:
+            self._device.configure(memory=4 << 30, kernels=library.parent / "kernels.json")
         self._harness = ctypes.CDLL(str(harness))
         self._harness.harnessBuild.restype = ctypes.c_int64
         self._harness.harnessRun.restype = ctypes.c_int64
-        self._callback = LAUNCH(self._launched)
-        self._described = json.loads((library.parent / "kernels.json").read_text())
         self._narrow = {
             _form(entry) for entry in self._described.values() if not _is_wide(entry["signature"])
         }
-        self._functions: dict[str, Any] = {}
-        for name in build.OPERATORS:
-            self._functions |= vars(import_module(f"glm_trt.plugins.{name}.kernel"))
         self.launches: list[Launched] = []
         self._places: list[tuple[int, int, str]] = []
         self.error: Exception | None = None
@@ -187,8 +182,8 @@ class Harness:
 
     def renew_context(self) -> None:
         """Another context in place of this one, of which nothing is left."""
-        assert self._shim is not None
-        self._shim.shimRenewContext()
+        assert self._device is not None
+        self._device.renew_context()
 
     def build(
         self,
@@ -230,32 +225,54 @@ class Harness:
     ) -> None:
         """Queue it on `stream`, in the workspace at this address.
 
-        Raises RuntimeError with what it logged.
+        On the stand-in, tensors are the host's: they are copied there, the plugin is queued between
+        the copies, and the outputs are copied back. The workspace lies there too, of exactly the
+        size that the plugin asked for, and as far from a multiple of 16 as this address.
+
+        Raises RuntimeError with what it logged, AssertionError with the driver's violations.
         """
-        if self._shim is not None:
-            self._shim.shimSet(capability, self._callback)
         self.launches.clear()
         self.error = None
-        tensors = (_Tensor * (len(inputs) + len(outputs)))(
+        if self._device is None:
+            tensors = [(t, t.data_ptr()) for t in (*inputs, *outputs)]
+            self._queue(built, tensors, len(outputs), workspace, stream)
+            return
+        self._device.configure(target=f"sm{capability}")
+        with OnDevice(self._device, inputs, outputs) as there:
+            if workspace is not None:
+                workspace = there.take(built.workspace_bytes, workspace % 16)
+            self._places = [
+                (there.address(t), t.nbytes, f"{kind} {i}")
+                for kind, of in (("input", inputs), ("output", outputs))
+                for i, t in enumerate(of)
+            ]
+            if workspace is not None:
+                self._places.append((workspace, built.workspace_bytes, WORKSPACE))
+            tensors = [(t, there.address(t)) for t in (*inputs, *outputs)]
+            stream = self._device.stream.value or 0
+            self._queue(built, tensors, len(outputs), workspace, stream)
+            there.bring_back()
+            if self.error is not None:
+                raise self.error
+
+    def _queue(
+        self,
+        built: Built,
+        placed: Sequence[tuple[Tensor, int]],
+        outputs: int,
+        workspace: int | None,
+        stream: int,
+    ) -> None:
+        tensors = (_Tensor * len(placed))(
             *(
-                _Tensor(TENSORRT_TYPES[t.dtype], t.ndim, _sizes(t.shape), _sizes(t.shape),
-                        t.data_ptr())
-                for t in (*inputs, *outputs)
+                _Tensor(TENSORRT_TYPES[t.dtype], t.ndim, _sizes(t.shape), _sizes(t.shape), address)
+                for t, address in placed
             )
-        )  # fmt: skip
-        self._places = [
-            (t.data_ptr(), t.nbytes, f"{kind} {i}")
-            for kind, of in (("input", inputs), ("output", outputs))
-            for i, t in enumerate(of)
-        ]
-        if workspace is not None:
-            self._places.append((workspace, built.workspace_bytes, WORKSPACE))
+        )
         result = self._harness.harnessRun(
-            built.plan, tensors, len(inputs), len(outputs), ctypes.c_void_p(workspace),
+            built.plan, tensors, len(placed) - outputs, outputs, ctypes.c_void_p(workspace),
             ctypes.c_void_p(stream), self._message,
         )  # fmt: skip
-        if self.error is not None:
-            raise self.error
         if result < 0:
             raise RuntimeError(self._message.value.decode())
 
@@ -271,40 +288,26 @@ class Harness:
     ) -> None:
         """Build for a profile from these sizes to `larger`, by axis, and run in what it asked for.
 
-        The workspace is NaN in any dtype, with a margin that must stay as it is.
+        The workspace is NaN in any dtype; nothing lies beside it.
         """
         built = self.build(contract, up_to(contract, (*inputs, *outputs), larger), attributes)
-        whole = torch.full(
-            (built.workspace_bytes + 2 * MARGIN,), 0xFF, dtype=torch.uint8, device=inputs[0].device
-        )
-        start = MARGIN - whole.data_ptr() % 256
-        self.enqueue(built, inputs, outputs, capability, whole.data_ptr() + start)
-        assert bool((whole[start + built.workspace_bytes :] == 0xFF).all())
-        assert bool((whole[:start] == 0xFF).all())
+        self.enqueue(built, inputs, outputs, capability, 0)
 
-    def _launched(self, image: int, size: int, entry: bytes, grid: Any, threads: int,
-                  shared: int, parameters: Any) -> int:  # fmt: skip
+    def _launched(self, image: bytes, entry: bytes, grid: Any, threads: int, shared: int,
+                  parameters: Any) -> int:  # fmt: skip
         try:
-            digest = hashlib.sha256(ctypes.string_at(image, size)).hexdigest()
-            kernel = self._described[digest]
-            assert kernel["function"] == entry.decode()
-            options = dict(kernel["options"])
-            assert threads == 32 * options["num_warps"]
-            assert shared == kernel["shared_bytes"]
-            kinds = [kind for _, kind in kernel["signature"]]
-            arguments = [_argument(kind, parameters[i]) for i, kind in enumerate(kinds)]
-            constants = dict(kernel["constants"])
+            kernel = self._described[image.decode()]
+            sizes = tuple(grid[:3])
+            arguments = launch(kernel, entry.decode(), sizes, threads, shared, parameters)
             wide = _is_wide(kernel["signature"])
             wide = wide if not wide or _form(kernel) in self._narrow else None
             self.launches.append(
                 Launched(
-                    entry.decode(), tuple(grid[:3]),
+                    entry.decode(), sizes,
                     tuple(self._place(a) if isinstance(a, Tensor) else a for a in arguments),
-                    constants | options, wide,
+                    dict(kernel["constants"]) | dict(kernel["options"]), wide,
                 )
             )  # fmt: skip
-            function = self._functions[kernel["function"]]
-            function[tuple(grid[:3])](*arguments, **constants, **options)
         except Exception as error:
             self.error = error
             return 1
@@ -371,19 +374,6 @@ def _field(name: str, kind: Any, value: Any) -> _Field:
     if isinstance(value, str):
         return _Field(name.encode(), _TEXT, 0, 0.0, value.encode())
     return _Field(name.encode(), _FLOAT if kind is float else _INTEGER, int(value), value, None)
-
-
-def _argument(kind: str, address: int) -> Any:
-    if kind.startswith("i32"):
-        return ctypes.c_int32.from_address(address).value
-    if kind == "fp32":
-        return ctypes.c_float.from_address(address).value
-    target = ctypes.c_void_p.from_address(address).value
-    dtype = TORCH_TYPES[kind.removeprefix("*")]
-    if target is None:
-        return torch.empty(0, dtype=dtype)
-    # The interpreter uses the address of a tensor alone.
-    return torch.frombuffer((ctypes.c_char * 8).from_address(target), dtype=dtype, count=1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from plugin_harness import Harness, up_to
+from stand_in_device import LAUNCH
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,6 +54,22 @@ def test_kernels_are_loaded_into_each_context(harness: Harness) -> None:
     for _ in range(2):
         harness.run(plan.contract, inputs, case.attributes, outputs, 80)
         harness.renew_context()
+
+
+def test_the_executor_does_what_kernels_do(harness: Harness) -> None:
+    """In another process, on the same memory."""
+    plan, case, inputs, outputs = _routing()
+    again = [torch.zeros_like(of) for of in outputs]
+    harness.run(plan.contract, inputs, case.attributes, outputs, 80)
+    device = harness._device
+    assert device is not None
+    device.library.standInOnLaunch(LAUNCH())
+    try:
+        harness.run(plan.contract, inputs, case.attributes, again, 80)
+    finally:
+        device.library.standInOnLaunch(device._callback)
+    assert harness.launches == []  # none was done here
+    assert all(map(torch.equal, outputs, again))
 
 
 def test_attributes_must_be_there(harness: Harness) -> None:
@@ -93,22 +111,21 @@ def test_library_stands_alone(library: Path) -> None:
 
 
 def test_without_a_driver_enqueue_says_so(library: Path, tmp_path: Path) -> None:
-    """In a fresh process, where no libcuda.so.1 is loaded."""
+    """In a fresh process, where what is found as libcuda.so.1 cannot be loaded."""
+    (tmp_path / "libcuda.so.1").write_text("no library")
     script = f"""
-import sys
+import pathlib, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import plugin_harness, test_library, pathlib
-from plugin_harness import Harness, without_gaps
-compile_shared = plugin_harness.compile_shared
-plugin_harness.compile_shared = lambda source, output, *flags: compile_shared(
-    source, output.with_name("other-" + output.name))
-harness = Harness(pathlib.Path({str(library)!r}), pathlib.Path({str(tmp_path)!r}))
+import test_library
+from plugin_harness import Harness
+harness = Harness(pathlib.Path({str(library)!r}), pathlib.Path({str(tmp_path)!r}), shim=False)
 plan, case, inputs, outputs = test_library._routing()
 try:
     harness.run(plan.contract, inputs, case.attributes, outputs, 80)
 except RuntimeError as error:
     print(error)
 """
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                            check=True)  # fmt: skip
+                            check=True, env=environment)  # fmt: skip
     assert "libcuda.so.1 cannot be loaded" in result.stdout

@@ -18,7 +18,7 @@ constexpr unsigned kThreadsOfBlock = 1024;
 //! cuLaunchKernel: the sizes of a grid.
 constexpr unsigned kGrid[3] = {0x7FFFFFFF, 65535, 65535};
 
-constexpr Limits kLimits[] = {{80, 163 * 1024}, {86, 99 * 1024}, {89, 99 * 1024}, {90, 227 * 1024}, {100, 227 * 1024},
+constexpr Limits kLimits[] = {{75, 64 * 1024}, {80, 163 * 1024}, {86, 99 * 1024}, {89, 99 * 1024}, {90, 227 * 1024}, {100, 227 * 1024},
     {103, 227 * 1024}, {120, 99 * 1024}};
 
 inline Limits const* limitsOf(int capability)
