@@ -47,19 +47,18 @@ class Gpu:
         call, api = self._driver.call, self._driver.api
         with ExitStack() as undo:
             call("cuInit", 0)
-            device = call("cuDeviceGet", 0)
-            raw = (
-                bytes(call("cuDeviceGetName", 256, device)).split(b"\0")[0].decode(errors="ignore")
-            )
-            self.name = re.sub(r"[^a-z0-9]+", "-", raw.lower()).strip("-")
-            self._context = call("cuDevicePrimaryCtxRetain", device)
-            undo.callback(self._driver.attempt, "cuDevicePrimaryCtxRelease", device)
-            with self.current():
+            self._device = call("cuDeviceGet", 0)
+            raw = bytes(call("cuDeviceGetName", 256, self._device)).split(b"\0")[0]
+            self.name = re.sub(r"[^a-z0-9]+", "-", raw.decode(errors="ignore").lower()).strip("-")
+            self._context = call("cuDevicePrimaryCtxRetain", self._device)
+            undo.callback(self._driver.attempt, "cuDevicePrimaryCtxRelease", self._device)
+            with self.current(), ExitStack() as inside:  # what is undone while it is current
                 self._stream = call("cuStreamCreate", api.CUstream_flags.CU_STREAM_NON_BLOCKING)
-                undo.callback(self._driver.attempt, "cuStreamDestroy", self._stream)
+                inside.callback(self._driver.attempt, "cuStreamDestroy", self._stream)
                 self._staging = Staging(self._driver, self._stream)
-            self.stream = int(self._stream)
-            self._end = undo.pop_all()
+                inside.pop_all()
+            undo.pop_all()
+        self.stream = int(self._stream)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -209,8 +208,9 @@ class Gpu:
                 for address in list(self._memory):
                     self._free(address)
                 self._staging.close()
+                self._driver.attempt("cuStreamDestroy", self._stream)
+            self._driver.attempt("cuDevicePrimaryCtxRelease", self._device)
             self._closed = True
-            self._end.close()
 
 
 class Recorded:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from glm_trt.engines.python import staging
+from glm_trt.engines.python.cuda_driver import CudaDriver, DeviceMemoryError
 from glm_trt.engines.python.device import DeviceMemory
 from glm_trt.engines.python.gpu import Gpu
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
@@ -106,6 +106,8 @@ def threads() -> None:
         held = [memory]
         del memory
         in_thread(held.clear)
+        driver = CudaDriver("this program", "tensorrt")
+        assert not int(driver.call("cuCtxGetCurrent")), "a context was left current"
 
 
 def recording() -> None:
@@ -149,8 +151,9 @@ def freed_while_recording() -> None:
     """What the collector frees in the midst of a recording does not break it off."""
     with gpu() as device:
         kept = DeviceMemory(device, {"a": 64}, "kept")
+        free = device.free_bytes()
         old = device.record(lambda: device.clear(kept.addresses["a"], 64))
-        held: list[Any] = [DeviceMemory(device, {"b": 64}, "let go"), old]
+        held: list[Any] = [DeviceMemory(device, {"b": 1 << 26}, "let go"), old]
         del old
 
         def work() -> None:
@@ -161,6 +164,7 @@ def freed_while_recording() -> None:
         recorded = device.record(work)
         assert recorded is not None
         recorded()
+        assert device.free_bytes() >= free, "what was put off is freed after the recording"
 
 
 def too_little_memory() -> None:
@@ -179,16 +183,36 @@ def too_little_memory() -> None:
 
 
 def failed_open() -> None:
-    """Without memory that can be pinned there is no device, and nothing is left of it."""
-    slots, staging.SLOT_BYTES = staging.SLOT_BYTES, 1 << 46
-    try:
-        Gpu("this program")
-    except MissingCapabilityError as error:
-        assert "cuMemHostAlloc" in str(error)
-    else:
-        raise AssertionError("there was so much")
-    finally:
-        staging.SLOT_BYTES = slots
+    """Whichever call fails while a device is opened, the error says so, and nothing is left."""
+    real, count = CudaDriver.call, 0
+
+    def open_with_failure(at: int) -> bool:
+        """Whether it came so far."""
+        nonlocal count
+        count = 0
+
+        def call(driver: CudaDriver, name: str, *arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise DeviceMemoryError(f"no memory for {name}")
+            return real(driver, name, *arguments)
+
+        CudaDriver.call = call  # type: ignore[method-assign]
+        try:
+            device = Gpu("this program")
+        except MissingCapabilityError as error:
+            assert str(error).startswith("no memory for cu")
+            return True
+        finally:
+            CudaDriver.call = real  # type: ignore[method-assign]
+        device.close()
+        return False
+
+    at = 1
+    while open_with_failure(at):
+        at += 1
+    assert at > 20
 
 
 def closed_before() -> None:
