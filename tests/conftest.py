@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +84,28 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     export_checkpoint(TINY, bundle, ExportOptions(materialize=True))
     return bundle
+
+
+@pytest.fixture(scope="session")
+def float32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in float32, with engines for both of the stand-ins for TensorRT (sm80).
+
+    Copy it before changing it.
+    """
+    from on_stand_ins import glm_trt_on_stand_ins
+
+    place = tmp_path_factory.mktemp("float32")
+    shutil.copytree(TINY, place / "c")
+    config = json.loads((place / "c" / "config.json").read_text())
+    (place / "c" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    options = ExportOptions(dtypes=("float32",), max_seq_len=150, materialize=True)
+    export_checkpoint(place / "c", place / "b", options)
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        done = glm_trt_on_stand_ins(
+            "build", str(place / "b"), "--backend", backend, "--target", "sm80", "--no-plugins"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return place / "b"
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
     python tests/stand_ins/nvinfer/build_tensorrt.py FOLDER
 
-A build is kept by what it is made of, under `build/stand_ins`; only g++ is needed.
+A build is kept by what it is made of, under `build/stand-ins`; only g++ is needed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -22,16 +21,15 @@ from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 STUBS = ROOT / "engines" / "cpp" / "tests" / "stubs.py"
-PYTHON = HERE / "python"
 # Library, flavour, version: as the Python modules have them.
 LIBRARIES = (("libnvinfer.so.10", "tensorrt", "11.4.0.106"),
              ("libtensorrt_rtx.so.1", "tensorrt_rtx", "1.7.1.116"))  # fmt: skip
-OPTIONS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations",
+OPTIONS = ("-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations",
            "-Wno-unused-parameter", "-fPIC", "-fvisibility=hidden")  # fmt: skip
 
 
 def build_tensorrt(directory: Path | None = None) -> Path:
-    """The folder with both libraries: `directory`, or one under `build/stand_ins`.
+    """The folder with both libraries: `directory`, or one under `build/stand-ins`.
 
     Raises
     ------
@@ -42,7 +40,7 @@ def build_tensorrt(directory: Path | None = None) -> Path:
     key = hashlib.sha256(repr((OPTIONS, LIBRARIES, str(tensorrt_headers()))).encode())
     for path in (*sources, *sorted(HERE.glob("*.h")), STUBS):
         key.update(path.read_bytes())
-    place = directory or ROOT / "build" / "stand_ins" / f"tensorrt-{key.hexdigest()[:16]}"
+    place = directory or ROOT / "build" / "stand-ins" / f"tensorrt-{key.hexdigest()[:16]}"
     place.mkdir(parents=True, exist_ok=True)
     with (place / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -79,21 +77,6 @@ def _compile(sources: list[Path], place: Path) -> None:
                  scratch / library, "-ldl"], check=True,
             )  # fmt: skip
             shutil.move(scratch / library, place / library)
-
-
-def environment(driver: Path) -> dict[str, str]:
-    """For a process on stand-ins: libraries found by name, and the Python modules first.
-
-    Parameters
-    ----------
-    driver : the folder of the stand-in for libcuda.so.1.
-    """
-    libraries = [str(driver), str(build_tensorrt()), os.environ.get("LD_LIBRARY_PATH", "")]
-    modules = [str(PYTHON), os.environ.get("PYTHONPATH", "")]
-    return {
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
-    }
 
 
 if __name__ == "__main__":

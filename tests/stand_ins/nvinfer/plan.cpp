@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 
 namespace stand_in

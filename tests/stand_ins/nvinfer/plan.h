@@ -4,7 +4,7 @@
 #include <NvInferRuntime.h>
 #include <cstddef>
 #include <map>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 

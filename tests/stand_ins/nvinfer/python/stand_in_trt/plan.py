@@ -189,8 +189,10 @@ def _io(model: onnx.ModelProto, ends: list[list[Values]]) -> list[dict[str, Any]
 def _profile(
     ranges: Ranges, pair: list[Values], io: set[str], workspaces: list[int]
 ) -> dict[str, Any]:
-    at, values = 0, {}
     low, high = pair
+    # Segments take some too, more on a larger profile.
+    at = ALIGNMENT * (1 + sum(max(high[name].shape) for name in ranges))
+    values = {}
     for name, most in high.items():
         values[name] = {"dtype": data_type(most.dtype), "least": low[name].shape,
                         "most": most.shape, "offset": at}  # fmt: skip

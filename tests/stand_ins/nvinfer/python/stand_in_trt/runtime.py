@@ -125,8 +125,8 @@ class IRuntimeCache:
     def serialize(self) -> bytes:
         return CACHE
 
-    def deserialize(self, cache: Any) -> bool:
-        return bytes(cache) == CACHE
+    def deserialize(self, blob: Any) -> bool:
+        return bytes(blob) == CACHE
 
 
 class ICudaEngine:
