@@ -20,7 +20,8 @@ RANKS = (64, 512)
 # sm89 and sm120 they do not fit, on sm100 they spill.
 SMALL = {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
 CONFIGS = {
-    "sm80": {"BLOCK_M": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 4},
+    # sm86 runs it too, and has 99 KB of shared memory: two stages are 96.
+    "sm80": {"BLOCK_M": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "sm90": {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "sm100": {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5},
 }

@@ -47,8 +47,8 @@ TENSORRT_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32
 # nvinfer1::PluginFieldType
 _FLOAT, _INTEGER, _TEXT = 1, 5, 6
 WORKSPACE = "workspace"
-# Shared memory that a block may have.
-SHARED_KB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
+# Shared memory that a block may have; sm86, which runs the kernels of sm80, has less than that.
+SHARED_KB = {"sm80": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 # Bytes a thread that kernels keep beside the registers, at sizes that are multiples of 16, where
 # that was faster on such a GPU than what keeps none (docs/measurements.md).
 SPILLS_THAT_PAY = {

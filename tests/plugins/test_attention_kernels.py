@@ -17,7 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from plugin_harness import SPILLS_THAT_PAY, by_turns, compiled_kernels, mostly_slow
+from plugin_harness import SHARED_KB, SPILLS_THAT_PAY, by_turns, compiled_kernels, mostly_slow
 from torch import Tensor
 
 from glm_trt.plugins import indexer_topk, sparse_mla
@@ -33,8 +33,6 @@ from glm_trt.plugins.sparse_mla import plan as mla_plan
 ROOT = Path(__file__).parent.parent.parent
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GUARD, ROOM = 64, 8192  # elements before a buffer and behind it
-# Bytes of shared memory a block may have.
-SHARED = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 POISON = {torch.int32: 1 << 30, torch.int64: 1 << 60}
 
 
@@ -326,7 +324,7 @@ def test_kernels_fit_on_every_target(tmp_path: Path) -> None:
         (usage,) = re.findall(r"REG:\d+ STACK:(\d+) .*?LOCAL:(\d+)", printed)
         spilled, most = sum(map(int, usage)), SPILLS_THAT_PAY.get((kernel, target), 0)
         assert spilled <= most, f"{kernel} on {path.stem} spills: {printed}"
-        assert shared <= SHARED[target] * 1024, f"{kernel} on {path.stem}: {shared} bytes"
+        assert shared <= SHARED_KB[target] * 1024, f"{kernel} on {path.stem}: {shared} bytes"
         seen += 1
     plans = (indexer_plan.PLAN, mla_plan.PLAN, causal_plan.PLAN)
     assert seen == len(COMPILED) * (sum(len(plan.launches) for plan in plans) - 1)

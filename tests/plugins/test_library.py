@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_harness import Harness, up_to
+from plugin_harness import Harness, up_to, without_gaps
 from stand_in_device import LAUNCH
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,6 +70,23 @@ def test_the_executor_does_what_kernels_do(harness: Harness) -> None:
         device.library.standInOnLaunch(device._callback)
     assert harness.launches == []  # none was done here
     assert all(map(torch.equal, outputs, again))
+
+
+@pytest.mark.parametrize("name", ["causal_mla", "sparse_mla"])
+def test_sm86_has_the_shared_memory_of_kernels_of_sm80(harness: Harness, name: str) -> None:
+    """99 KB, not 163: the widest case, in a context that has no kernels yet."""
+    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    cases = import_module(f"glm_trt.plugins.{name}.cases").CASES
+    case = next(of for of in cases if of.name == "wide")
+    inputs = case.make(torch.Generator().manual_seed(0), torch.bfloat16)
+    wanted = import_module(f"glm_trt.plugins.{name}").reference(*inputs, **case.attributes)
+    given = without_gaps(plan.contract, inputs, case.attributes)
+    found = torch.zeros_like(wanted)
+    harness.renew_context()
+    harness.run(plan.contract, given, case.attributes, [found], 86)
+    difference = (found.double() - wanted.double()).norm()
+    assert difference <= plan.contract.tolerance["bfloat16"] * wanted.double().norm()
+    harness.renew_context()
 
 
 def test_attributes_must_be_there(harness: Harness) -> None:
