@@ -109,6 +109,23 @@ def float32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def plugin_bundle(
+    float32_bundle: Path, library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same, with engines that keep our operators."""
+    from on_stand_ins import glm_trt_on_stand_ins
+
+    place = tmp_path_factory.mktemp("plugins") / "b"
+    shutil.copytree(float32_bundle, place)
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        done = glm_trt_on_stand_ins(
+            "build", str(place), "--backend", backend, "--target", "sm80", "--plugins", str(library)
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return place
+
+
+@pytest.fixture(scope="session")
 def library() -> Path:
     """The library with the kernels of sm80 alone: what tests of every kernel need."""
     return build_plugins("--target", "sm80")

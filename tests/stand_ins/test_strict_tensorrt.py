@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,26 +122,10 @@ def test_validation(float32_bundle: Path, backend: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def with_plugins(
-    float32_bundle: Path, library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The bundle with engines that keep our operators."""
-
-    place = tmp_path_factory.mktemp("plugins") / "b"
-    shutil.copytree(float32_bundle, place)
-    done = glm_trt_on_stand_ins(
-        "build", str(place), "--backend", "tensorrt-rtx", "--target", "sm80", "--plugins",
-        str(library),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return place
-
-
 @pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.slow)])
-def test_the_same_tokens_with_plugins(with_plugins: Path, library: Path, count: int) -> None:
+def test_the_same_tokens_with_plugins(plugin_bundle: Path, library: Path, count: int) -> None:
     """Each plugin enqueues its kernels, which the interpreter does when the stream gets there."""
-    prompt = ("run", str(with_plugins), "--input-ids", "456,224", "--max-new-tokens", str(count),
+    prompt = ("run", str(plugin_bundle), "--input-ids", "456,224", "--max-new-tokens", str(count),
               "--json")  # fmt: skip
     expected = tokens(glm_trt_on_stand_ins(*prompt))
     done = glm_trt_on_stand_ins(
@@ -151,9 +134,9 @@ def test_the_same_tokens_with_plugins(with_plugins: Path, library: Path, count: 
     assert tokens(done) == expected
 
 
-def test_a_plugin_belongs_to_one_registry(with_plugins: Path, library: Path) -> None:
+def test_a_plugin_belongs_to_one_registry(plugin_bundle: Path, library: Path) -> None:
     """A plan is loaded by the runtime that has its plugins, not by another beside it."""
-    plan = with_plugins / "engines/tensorrt-rtx/sm80/float32/dense_indexed.plan"
+    plan = plugin_bundle / "engines/tensorrt-rtx/sm80/float32/dense_indexed.plan"
     script = f"""
 import tensorrt_rtx as trt
 from glm_trt.engines.python.gpu import Gpu
@@ -171,3 +154,12 @@ gpu.close()
     done = python("-c", script)
     assert done.returncode == 0, done.stderr
     assert "Plugin not found, are the plugin name, version, and namespace correct?" in done.stderr
+
+
+def test_marked_engines_find_their_plugins(plugin_bundle: Path, library: Path) -> None:
+    """Bisect builds engines anew: they belong to the runtime that has the plugin library."""
+    done = python(
+        str(HERE / "marked_program.py"), str(plugin_bundle), "dense_indexed",
+        STAND_IN_KERNELS=str(library.parent / "kernels.json"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
