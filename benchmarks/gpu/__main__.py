@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if target is None and not options.stand_ins:
         print("gpu: error: no CUDA device is present; --stand-ins runs without", file=sys.stderr)
         return 3
-    backend = options.backend or default_backend(target)
+    backend = options.backend or default_backend(target or "sm90")
     settings = Settings(
         output, options.library.resolve(), (options.bundle or output / "bundle").resolve(),
         backend, options.stand_ins, options.lean and options.lean.resolve(),
@@ -98,7 +98,7 @@ def present_target() -> str | None:
     return None if found is None else str(found["target"])
 
 
-def default_backend(target: str | None) -> str:
+def default_backend(target: str) -> str:
     """The flavour of TensorRT for such a GPU: data centres' of sm90 and sm100 have `tensorrt`."""
     return "tensorrt" if target in ("sm90", "sm100", "sm103") else "tensorrt-rtx"
 

@@ -16,7 +16,6 @@ from outcome import ROOT, Settings, Skipped
 
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 TOKENS = 24
-DOUBLES = str(ROOT / "tests/support")
 
 
 def need_engines(settings: Settings) -> None:
@@ -25,55 +24,41 @@ def need_engines(settings: Settings) -> None:
         raise Skipped(f"no engines of {settings.backend} are in {settings.bundle}")
 
 
-def glm_trt(settings: Settings, *arguments: str) -> tuple[int, str]:
-    """The command `glm-trt` with these arguments."""
-    from commands import run_python
+class Counted:
+    """Recorded work that counts how often any was replayed."""
 
-    if settings.stand_ins:
-        return run_python(Path(__file__), "cli", "--stand-ins", *arguments)
-    return run_python("-P", "-m", "glm_trt.cli", *arguments)
+    replays = 0
 
+    def __init__(self, work: Any) -> None:
+        self.work = work
 
-def use_stand_ins() -> None:
-    """Backends opened from now on are the tests' own: host memory, onnxruntime for engines."""
-    sys.path.insert(0, DOUBLES)
-    from tensorrt_double import MAX_TOKENS, HostDevice, open_double
+    def __call__(self) -> None:
+        """Queue it once more."""
+        Counted.replays += 1
+        self.work()
 
-    import glm_trt.engines.python.tensorrt_backend as backend
-    from glm_trt.validate import cases, subjects
-
-    def opened(bundle: Any, _name: str) -> Any:
-        return open_double(bundle, HostDevice())
-
-    cases.MOST_TOKENS = MAX_TOKENS
-    backend.open_backend = subjects.open_backend = opened
+    def close(self) -> Any:
+        """Destroy it."""
+        return self.work.close()
 
 
 def tokens(bundle: str, backend: str, record: bool = True) -> tuple[list[int], int]:
     """Greedy tokens, and how many steps were replayed."""
     import glm_trt
 
-    replays = 0
+    Counted.replays = 0
     with glm_trt.load(bundle, backend) as runtime:
         device = getattr(runtime.backend, "device", None)
         if device is not None:
             recorded = device.record
 
-            def counted(work: Callable[[], None]) -> Callable[[], None] | None:
+            def counted(work: Callable[[], None]) -> Any:
                 replay = recorded(work) if record else None
-                if replay is None:
-                    return None
-
-                def again() -> None:
-                    nonlocal replays
-                    replays += 1
-                    replay()
-
-                return again
+                return None if replay is None else Counted(replay)
 
             device.record = counted
         made = runtime.generate([PROMPT], max_new_tokens=TOKENS, eos_token_ids=())[0]
-    return [int(token) for token in made], replays
+    return [int(token) for token in made], Counted.replays
 
 
 def decode(bundle: str, backend: str, file: str) -> int:
@@ -90,17 +75,10 @@ def decode(bundle: str, backend: str, file: str) -> int:
 def main() -> int:
     """See the module; exit codes are those of `glm-trt`."""
     sys.path.insert(0, str(ROOT))
-    arguments = [x for x in sys.argv[1:] if x != "--stand-ins"]
-    if "--stand-ins" in sys.argv:
-        use_stand_ins()
-    if arguments[0] == "cli":
-        from glm_trt.cli import main as command
-
-        return command(arguments[1:])
     from glm_trt.model.errors import GlmTrtError
 
     try:
-        return decode(*arguments[1:])
+        return decode(*sys.argv[1:])
     except GlmTrtError as error:
         print(f"decode: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,10 +17,7 @@ def run(settings: Settings) -> Outcome:
     need_engines(settings)
     file = settings.output / "tokens.json"
     file.unlink(missing_ok=True)
-    flags = ("--stand-ins",) if settings.stand_ins else ()
-    status, said = run_python(
-        HERE / "on_backend.py", "decode", settings.bundle, settings.backend, file, *flags
-    )
+    status, said = run_python(HERE / "on_backend.py", settings.bundle, settings.backend, file)
     skip_if_missing(status, said)
     if status or not file.is_file():
         problem = f"ended with status {status}: {last_line(said)}"

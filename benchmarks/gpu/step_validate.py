@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from commands import last_line, skip_if_missing
-from on_backend import glm_trt, need_engines
+from commands import last_line, run_python, skip_if_missing
+from on_backend import need_engines
 from outcome import Outcome, Settings
 
 
@@ -11,10 +11,9 @@ def run(settings: Settings) -> Outcome:
     """`glm-trt validate`; what was seen is kept, for `glm-trt diff` on another machine."""
     need_engines(settings)
     saved = settings.output / "validated"
-    status, said = glm_trt(
-        settings, "validate", str(settings.bundle), "--backend", settings.backend, "--save",
-        str(saved),
-    )  # fmt: skip
+    shorter = ("--longest", "24") if settings.stand_ins else ()
+    status, said = run_python("-P", "-m", "glm_trt.cli", "validate", settings.bundle, "--backend",
+                              settings.backend, "--save", saved, *shorter)  # fmt: skip
     skip_if_missing(status, said)
     verdicts = [line for line in said.splitlines() if f" on {settings.backend} in " in line]
     if status or not verdicts:
