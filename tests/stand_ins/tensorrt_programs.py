@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,23 @@ def keeps(gpu: Gpu, plan: bytes) -> None:
         opened.end()
 
 
+def in_threads(gpu: Gpu, plan: bytes) -> None:
+    """One after another, none of which is there any more when the next comes."""
+    results = []
+
+    def work() -> None:
+        with gpu.current():
+            opened = Opened(gpu, plan)
+            results.append(opened.run() and bool((opened.y() == 2 * opened.x).all()))
+            opened.end()
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert results == [True] * 3
+
+
 def _expect(good: bool) -> None:
     assert good
 
@@ -260,9 +278,9 @@ def violations() -> list[str]:
 def main() -> None:
     plan, found = built(), {}
     gpu = Gpu("this program")
-    programs = (keeps, what_is_refused, no_memory, aliased_undeclared, too_little_scratch,
-                first_run_recorded, recorded_before_specialised, context_gone_too_early,
-                engine_before_context, runtime_before_engine)  # fmt: skip
+    programs = (in_threads, keeps, what_is_refused, no_memory, aliased_undeclared,
+                too_little_scratch, first_run_recorded, recorded_before_specialised,
+                context_gone_too_early, engine_before_context, runtime_before_engine)  # fmt: skip
     for program in programs:
         with gpu.current():
             program(gpu, plan)

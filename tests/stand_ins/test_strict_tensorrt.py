@@ -17,6 +17,7 @@ from on_stand_ins import environment, glm_trt_on_stand_ins
 HERE = Path(__file__).parent
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 RULES = {
+    "in_threads": [],
     "keeps": [],
     "what_is_refused": [],
     "aliased_undeclared": [],
