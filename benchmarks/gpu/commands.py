@@ -44,6 +44,8 @@ def skip_if_missing(status: int, said: str) -> None:
         raise Skipped(last_line(said).removeprefix("glm-trt: error: "))
     if status and "ModuleNotFoundError" in said:
         raise Skipped(last_line(said).removeprefix("ModuleNotFoundError: "))
+    if status and "PackageNotFoundError" in said:  # it is run from the tree, and was not installed
+        raise Skipped(f"{last_line(said).rpartition(' ')[2]} is not installed: pip install -e .")
 
 
 def operators(settings: Settings, *arguments: str, **variables: str) -> tuple[int, dict[str, Any]]:
