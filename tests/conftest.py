@@ -22,6 +22,7 @@ from traces import trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.validate.reference import Reference
 
 # Side by side, each worker has one core: threads of several would wait for one another.
@@ -92,19 +93,10 @@ def float32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Copy it before changing it.
     """
-    from on_stand_ins import glm_trt_on_stand_ins
-
     place = tmp_path_factory.mktemp("float32")
     shutil.copytree(TINY, place / "c")
-    config = json.loads((place / "c" / "config.json").read_text())
-    (place / "c" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
-    options = ExportOptions(dtypes=("float32",), max_seq_len=150, materialize=True)
-    export_checkpoint(place / "c", place / "b", options)
-    for backend in ("tensorrt", "tensorrt-rtx"):
-        done = glm_trt_on_stand_ins(
-            "build", str(place / "b"), "--backend", backend, "--target", "sm80", "--no-plugins"
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    export_float32(place)
+    build_on_stand_ins(place / "b", "--no-plugins")
     return place / "b"
 
 
@@ -113,16 +105,39 @@ def plugin_bundle(
     float32_bundle: Path, library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The same, with engines that keep our operators."""
-    from on_stand_ins import glm_trt_on_stand_ins
-
     place = tmp_path_factory.mktemp("plugins") / "b"
     shutil.copytree(float32_bundle, place)
+    build_on_stand_ins(place, "--plugins", str(library))
+    return place
+
+
+@pytest.fixture(scope="session")
+def hybrid_bundle(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a hybrid, whose linear layers have states that are read and written by turns."""
+    place = tmp_path_factory.mktemp("hybrid")
+    make_checkpoint(CheckpointOptions("glm-5.1-hybrid", "tiny"), place / "c")
+    export_float32(place)
+    build_on_stand_ins(place / "b", "--plugins", str(library))
+    return place / "b"
+
+
+def export_float32(place: Path) -> None:
+    """`b` of `c`, as if the checkpoint had been in float32, which onnxruntime computes in."""
+    config = json.loads((place / "c" / "config.json").read_text())
+    (place / "c" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    options = ExportOptions(dtypes=("float32",), max_seq_len=150, materialize=True)
+    export_checkpoint(place / "c", place / "b", options)
+
+
+def build_on_stand_ins(bundle: Path, *options: str) -> None:
+    """Engines for both flavours."""
+    from on_stand_ins import glm_trt_on_stand_ins
+
     for backend in ("tensorrt", "tensorrt-rtx"):
         done = glm_trt_on_stand_ins(
-            "build", str(place), "--backend", backend, "--target", "sm80", "--plugins", str(library)
+            "build", str(bundle), "--backend", backend, "--target", "sm80", *options
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    return place
 
 
 @pytest.fixture(scope="session")

@@ -123,11 +123,16 @@ def test_validation(float32_bundle: Path, backend: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.slow)])
-def test_the_same_tokens_with_plugins(plugin_bundle: Path, library: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("hybrid_bundle", 3), pytest.param("plugin_bundle", 12, marks=pytest.mark.slow)],
+)
+def test_the_same_tokens_with_plugins(
+    name: str, count: int, library: Path, request: pytest.FixtureRequest
+) -> None:
     """Each plugin enqueues its kernels, which the interpreter does when the stream gets there."""
-    prompt = ("run", str(plugin_bundle), "--input-ids", "456,224", "--max-new-tokens", str(count),
-              "--json")  # fmt: skip
+    bundle: Path = request.getfixturevalue(name)
+    prompt = ("run", str(bundle), "--input-ids", "5,6", "--max-new-tokens", str(count), "--json")
     expected = tokens(glm_trt_on_stand_ins(*prompt))
     done = glm_trt_on_stand_ins(
         *prompt, "--backend", "tensorrt-rtx", STAND_IN_KERNELS=str(library.parent / "kernels.json")

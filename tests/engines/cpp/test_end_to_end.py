@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from on_stand_ins import glm_trt_on_stand_ins, library_path
 
-PROMPT = "456,224,325"
+PROMPT = "5,6,7"
 
 
 def expect_the_same(bundle: Path, runtime_build: Path, count: int, **settings: str) -> None:
@@ -34,8 +34,10 @@ def test_the_same_tokens(float32_bundle: Path, runtime_build: Path, seeds: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["plugin_bundle", "hybrid_bundle"])
 def test_the_same_tokens_with_plugins(
-    plugin_bundle: Path, library: Path, runtime_build: Path
+    name: str, library: Path, runtime_build: Path, request: pytest.FixtureRequest
 ) -> None:
+    bundle: Path = request.getfixturevalue(name)
     kernels = library.parent / "kernels.json"
-    expect_the_same(plugin_bundle, runtime_build, 4, STAND_IN_KERNELS=str(kernels))
+    expect_the_same(bundle, runtime_build, 4, STAND_IN_KERNELS=str(kernels))

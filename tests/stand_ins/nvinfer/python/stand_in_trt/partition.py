@@ -32,20 +32,29 @@ def space_of(node: onnx.NodeProto) -> str:
 
 
 def partition(graph: onnx.GraphProto) -> list[Part]:
-    """The parts in an order in which each has its inputs; initializers are no inputs."""
+    """The parts in an order in which each has its inputs.
+
+    Initializers are no inputs of segments; those of plugins are made by a segment, as all that a
+    plugin reads is device memory.
+    """
+    of_plugins = {name for node in graph.node if is_plugin(node) for name in node.input}
+    constants = {x.name for x in graph.initializer} - of_plugins
+    made_first = [
+        onnx.helper.make_node("Constant", [], [x.name], value=x)
+        for x in graph.initializer if x.name in of_plugins
+    ]  # fmt: skip
     runs: list[list[onnx.NodeProto]] = []
-    for node in graph.node:
+    for node in (*made_first, *graph.node):
         if not runs or is_plugin(node) or is_plugin(runs[-1][0]):
             runs.append([])
         runs[-1].append(node)
-    constants = {x.name for x in graph.initializer}
     wanted_later = {x.name for x in graph.output}
     parts = []
     for nodes in reversed(runs):
         plugin = is_plugin(nodes[0])
         made = [name for node in nodes for name in node.output if name]
-        used = list(dict.fromkeys(name for node in nodes for name in _used(node)))
-        inputs = tuple(x for x in used if x not in made and (plugin or x not in constants))
+        used = list(dict.fromkeys(name for node in nodes for name in used_by(node)))
+        inputs = tuple(x for x in used if x not in made and (x not in constants))
         outputs = tuple(made if plugin else (x for x in made if x in wanted_later))
         wanted_later |= set(inputs)
         if outputs:
@@ -53,14 +62,14 @@ def partition(graph: onnx.GraphProto) -> list[Part]:
     return parts[::-1]
 
 
-def _used(node: onnx.NodeProto) -> list[str]:
+def used_by(node: onnx.NodeProto) -> list[str]:
     """Names that a node reads, in subgraphs too."""
     found = [name for name in node.input if name]
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             inner = {name for x in attribute.g.node for name in x.output}
             inner |= {x.name for x in (*attribute.g.input, *attribute.g.initializer)}
-            found += [x for n in attribute.g.node for x in _used(n) if x not in inner]
+            found += [x for n in attribute.g.node for x in used_by(n) if x not in inner]
             found += [x.name for x in attribute.g.output if x.name not in inner]
     return found
 

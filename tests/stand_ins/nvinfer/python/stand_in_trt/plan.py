@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from stand_in_trt.enums import NUMPY, DataType, data_type
-from stand_in_trt.partition import Part, aliases, partition, space_of
+from stand_in_trt.partition import Part, aliases, partition, space_of, used_by
 from stand_in_trt.runtime import IPluginRegistry
 
 MAGIC = b"glm-trt stand-in plan 1\n"
@@ -108,7 +108,7 @@ def _shape(x: onnx.ValueInfoProto) -> Shape:
 
 def _segment(model: onnx.ModelProto, part: Part, values: Values) -> onnx.ModelProto:
     """The part as a model of its own, with whatever rank and type its inputs have."""
-    used = {name for node in model.graph.node for name in node.input}
+    used = {name for node in part.nodes for name in used_by(node)} - {*part.inputs}
     graph = onnx.helper.make_graph(
         part.nodes, "segment",
         [
