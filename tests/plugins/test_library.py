@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,20 +58,48 @@ def test_kernels_are_loaded_into_each_context(harness: Harness) -> None:
         harness.renew_context()
 
 
+@contextmanager
+def in_executor(harness: Harness) -> Iterator[None]:
+    """Kernels are done by the stand-in's child process meanwhile."""
+    device = harness._device
+    assert device is not None
+    device.library.standInOnLaunch(LAUNCH())
+    try:
+        yield
+    finally:
+        device.library.standInOnLaunch(device._callback)
+
+
 def test_the_executor_does_what_kernels_do(harness: Harness) -> None:
     """In another process, on the same memory."""
     plan, case, inputs, outputs = _routing()
     again = [torch.zeros_like(of) for of in outputs]
     harness.run(plan.contract, inputs, case.attributes, outputs, 80)
-    device = harness._device
-    assert device is not None
-    device.library.standInOnLaunch(LAUNCH())
-    try:
+    with in_executor(harness):
         harness.run(plan.contract, inputs, case.attributes, again, 80)
-    finally:
-        device.library.standInOnLaunch(device._callback)
     assert harness.launches == []  # none was done here
     assert all(map(torch.equal, outputs, again))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(
+    ("missing", "rule"), [(248, "out-of-bounds: .* wrote beside"),
+                          (256, "out-of-bounds: .* touched 0x"),
+                          (2048, "not-allocated: .* p_stats")],
+)  # fmt: skip
+def test_work_beyond_the_workspace_is_told(
+    harness: Harness, elsewhere: bool, missing: int, rule: str
+) -> None:
+    plan = import_module("glm_trt.plugins.sparse_mla.plan").PLAN
+    cases = import_module("glm_trt.plugins.sparse_mla.cases").CASES
+    case = next(of for of in cases if of.name == "split")
+    inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
+    found = import_module("glm_trt.plugins.sparse_mla").reference(*inputs, **case.attributes)
+    built = harness.build(plan.contract, up_to(plan.contract, (*inputs, found)), case.attributes)
+    built.workspace_bytes -= missing  # of what it was built for, and believes to have
+    where = in_executor(harness) if elsewhere else nullcontext()
+    with where, pytest.raises(AssertionError, match=rule):
+        harness.enqueue(built, inputs, [torch.zeros_like(found)], 80, 0)
 
 
 @pytest.mark.parametrize("name", ["causal_mla", "sparse_mla"])

@@ -108,6 +108,7 @@ bool execute(std::string const& request, std::string& reply)
         }
         straysFound(addresses, request.substr(0, 200));
     }
+    checkPads(request.substr(0, 200));
     JsonValue const* const error = read.find("error");
     if (error != nullptr)
     {

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
-#include <map>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <utility>
@@ -166,6 +165,20 @@ std::string named(Table::Entry const& entry)
     return std::to_string(entry.bytes) + " bytes at " + hex(entry.start);
 }
 
+//! The memory is open now.
+void checkPad(Table::Entry const& entry, std::string const& what)
+{
+    if (isPadSound(entry))
+    {
+        return;
+    }
+    violated("out-of-bounds", what + ": wrote beside " + named(entry));
+    fault(CUDA_ERROR_ILLEGAL_ADDRESS);
+    std::memset(reinterpret_cast<void*>(firstPage(entry)), kFilling, entry.start - firstPage(entry));
+    uint64_t const end = entry.start + entry.bytes;
+    std::memset(reinterpret_cast<void*>(end), kFilling, endPage(entry) - end);
+}
+
 void closeWork()
 {
     for (size_t i = 0; i < gOpenedCount; ++i)
@@ -175,23 +188,12 @@ void closeWork()
         {
             continue;
         }
-        if (!isPadSound(entry))
-        {
-            violated("out-of-bounds", gWhat + ": wrote beside " + named(entry));
-            fault(CUDA_ERROR_ILLEGAL_ADDRESS);
-            std::memset(reinterpret_cast<void*>(firstPage(entry)), kFilling, entry.start - firstPage(entry));
-            uint64_t const end = entry.start + entry.bytes;
-            std::memset(reinterpret_cast<void*>(end), kFilling, endPage(entry) - end);
-        }
+        checkPad(entry, gWhat);
         protect(firstPage(entry), endPage(entry), PROT_NONE);
     }
     gOpenedCount = 0;
     straysFound(takeStrays(), gWhat);
 }
-
-// Made for good: what is left of them is told of late in the process' end.
-auto& gPinned = *new std::map<uint64_t, uint64_t>;
-auto& gPinnedBefore = *new std::map<uint64_t, uint64_t>;
 
 } // namespace
 
@@ -368,6 +370,20 @@ void alwaysDevice()
     gIsExecutor = true;
 }
 
+void checkPads(std::string const& what)
+{
+    for (uint64_t i = 0; i < gTable->count; ++i)
+    {
+        Table::Entry const& entry = gTable->entries[i];
+        if (entry.isLive != 0)
+        {
+            protect(firstPage(entry), endPage(entry), PROT_READ | PROT_WRITE);
+            checkPad(entry, what);
+            protect(firstPage(entry), endPage(entry), PROT_NONE);
+        }
+    }
+}
+
 void straysFound(std::vector<uint64_t> const& addresses, std::string const& what)
 {
     for (uint64_t const address : addresses)
@@ -375,74 +391,6 @@ void straysFound(std::vector<uint64_t> const& addresses, std::string const& what
         violated("out-of-bounds", what + ": touched " + describe(address));
         fault(CUDA_ERROR_ILLEGAL_ADDRESS);
     }
-}
-
-void* allocatePinned(size_t bytes)
-{
-    uint64_t const rounded = roundUp(bytes, kAlignment);
-    uint64_t const whole = roundUp(rounded, kPage);
-    void* const made
-        = mmap(nullptr, whole + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (made == MAP_FAILED)
-    {
-        return nullptr;
-    }
-    uint64_t const first = reinterpret_cast<uint64_t>(made) + kPage;
-    protect(first, first + whole, PROT_READ | PROT_WRITE);
-    std::memset(reinterpret_cast<void*>(first), kFilling, whole);
-    uint64_t const start = first + whole - rounded;
-    gPinned[start] = bytes;
-    return reinterpret_cast<void*>(start);
-}
-
-bool releasePinned(void* address)
-{
-    auto const found = gPinned.find(reinterpret_cast<uint64_t>(address));
-    if (found == gPinned.end())
-    {
-        return false;
-    }
-    uint64_t const first = found->first / kPage * kPage;
-    uint64_t const end = roundUp(found->first + found->second, kPage);
-    // It stays mapped, so that no other memory comes there.
-    madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
-    protect(first, end, PROT_NONE);
-    gPinnedBefore.insert(*found);
-    gPinned.erase(found);
-    return true;
-}
-
-HostKind hostKind(void const* address, size_t bytes)
-{
-    auto const at = reinterpret_cast<uint64_t>(address);
-    auto const within = [at](std::map<uint64_t, uint64_t> const& pieces) {
-        auto const after = pieces.upper_bound(at);
-        bool const isIn = after != pieces.begin() && at < std::prev(after)->first + std::prev(after)->second;
-        return isIn ? std::prev(after) : pieces.end();
-    };
-    if (auto const found = within(gPinned); found != gPinned.end())
-    {
-        return at + bytes <= found->first + found->second ? HostKind::kPINNED : HostKind::kBEYOND;
-    }
-    return within(gPinnedBefore) != gPinnedBefore.end() ? HostKind::kFREED : HostKind::kPAGEABLE;
-}
-
-bool isMapped(void const* address, size_t bytes)
-{
-    auto const first = reinterpret_cast<uint64_t>(address) / kPage * kPage;
-    auto const end = roundUp(reinterpret_cast<uint64_t>(address) + bytes, kPage);
-    // msync: ENOMEM where "the indicated memory (or part of it) was not mapped".
-    return bytes == 0 || msync(reinterpret_cast<void*>(first), end - first, MS_ASYNC) == 0;
-}
-
-std::vector<Range> livePinned()
-{
-    std::vector<Range> found;
-    for (auto const& [start, bytes] : gPinned)
-    {
-        found.push_back({start, bytes});
-    }
-    return found;
 }
 
 } // namespace stand_in

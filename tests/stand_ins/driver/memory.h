@@ -55,6 +55,8 @@ bool isDevice();
 std::vector<uint64_t> takeStrays();
 //! Lay bare for an executor, which does nothing but device work.
 void alwaysDevice();
+//! The bytes beside every allocation, after another process worked on some.
+void checkPads(std::string const& what);
 void straysFound(std::vector<uint64_t> const& addresses, std::string const& what);
 
 //! Pinned host memory, which is never used twice either.
