@@ -281,6 +281,7 @@ def measure(work: Work, limits: tuple[float, float], compiled: bool) -> dict[str
             row |= {"ours_s": time_of(work.ours), "eager_s": time_of(work.theirs)}
             if compiled:
                 try:
+                    torch.compiler.reset()  # else works of one function soon run uncompiled
                     row["compiled_s"] = time_of(torch.compile(work.theirs))
                 except Exception as error:  # what torch.compile cannot do is no fault of ours
                     row["compiled_s"] = None
