@@ -153,7 +153,8 @@ def freed_while_recording() -> None:
         kept = DeviceMemory(device, {"a": 64}, "kept")
         free = device.free_bytes()
         old = device.record(lambda: device.clear(kept.addresses["a"], 64))
-        held: list[Any] = [DeviceMemory(device, {"b": 1 << 26}, "let go"), old]
+        size = 1 << 26  # more than what a graph takes
+        held: list[Any] = [DeviceMemory(device, {"b": size}, "let go"), old]
         del old
 
         def work() -> None:
@@ -164,7 +165,7 @@ def freed_while_recording() -> None:
         recorded = device.record(work)
         assert recorded is not None
         recorded()
-        assert device.free_bytes() >= free, "what was put off is freed after the recording"
+        assert device.free_bytes() > free - size, "what was put off is freed after the recording"
 
 
 def too_little_memory() -> None:

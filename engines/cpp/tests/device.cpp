@@ -1,4 +1,4 @@
-// cuda_device.cpp on the machine's libcuda.so.1, or on a stand-in (late_driver.cpp) that is found before it.
+// cuda_device.cpp on the machine's libcuda.so.1, or on the strict one of tests/stand_ins that is found before it.
 //
 //     device            everything; 77 where there is no driver
 //     device failing    openGpu must find no memory

@@ -1,5 +1,6 @@
-// A libnvinfer for the tests of tensorrt.cpp, on late_driver.cpp. Its engines are the blocks of small_blocks.h; a plan is
-// text (planOf in small_model.h). Whatever a program calls that is not modelled here is an error (stubs.py).
+// A libnvinfer for the tests of tensorrt.cpp, on the strict driver (tests/stand_ins). Its engines are the
+// blocks of small_blocks.h; a plan is text (planOf in small_model.h). Whatever a program calls that is not modelled here is
+// an error (stubs.py).
 //
 // Rules, by NvInferRuntime.h unless said otherwise:
 // - A registry belongs to one runtime, and a plan whose plugin is not in it is refused (tried on tensorrt-rtx 1.7.1).
@@ -38,7 +39,7 @@ Function* driver(char const* name)
 
 void violated(std::string const& what)
 {
-    driver<void(char const*)>("standInViolated")(("TensorRT: " + what).c_str());
+    driver<void(char const*, char const*)>("standInViolated")("tensorrt", what.c_str());
 }
 
 void expectCurrent(char const* call)

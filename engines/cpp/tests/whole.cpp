@@ -1,4 +1,4 @@
-// The library as a user has it, on stand-ins for the driver and for TensorRT (late_driver.cpp, late_tensorrt.cpp).
+// The library as a user has it, on the strict driver of tests/stand_ins and a stand-in for TensorRT (late_tensorrt.cpp).
 //
 //     whole                    everything
 //     whole failing            load and session must find no memory

@@ -1,7 +1,7 @@
-"""The C++ runtime on a driver that does work late and counts what is left, and a TensorRT on it.
+"""The C++ runtime on the strict driver of `tests/stand_ins`, and a TensorRT on it.
 
-The tests are `device.cpp` and `whole.cpp` in `engines/cpp/tests`; `late_driver.cpp` and
-`late_tensorrt.cpp` beside them are the stand-ins, each with its rules and where they are from.
+The tests are `device.cpp` and `whole.cpp` in `engines/cpp/tests`; `late_tensorrt.cpp` beside them is
+built with whatever headers there are, and says its rules and where they are from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run(
     place = build / "tests" / "driver"
     done = subprocess.run(
         [build / "tests" / program, *arguments], capture_output=True, text=True, check=False,
-        env=os.environ | {"LD_LIBRARY_PATH": str(place)} | settings,
+        env=os.environ | {"LD_LIBRARY_PATH": str(place), "STAND_IN_TARGET": "sm90"} | settings,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -53,7 +53,9 @@ def test_a_failed_load_leaves_nothing(tests_build: Path, at: int) -> None:
 def test_the_command_makes_the_same_tokens(runtime_build: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     wanted = run(runtime_build, "write", str(place), program="whole").stdout.split()
-    environment = os.environ | {"LD_LIBRARY_PATH": str(runtime_build / "tests" / "driver")}
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(runtime_build / "tests" / "driver"), "STAND_IN_TARGET": "sm90",
+    }  # fmt: skip
     command = [str(runtime_build / "glm-trt-run"), str(place), "--input-ids", "1,2,3", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
