@@ -1,7 +1,7 @@
 """The C++ runtime on the strict driver of `tests/stand_ins`, and a TensorRT on it.
 
-The tests are `device.cpp` and `whole.cpp` in `engines/cpp/tests`; `late_tensorrt.cpp` beside them is
-built with whatever headers there are, and says its rules and where they are from.
+The tests are `device.cpp` and `whole.cpp` in `engines/cpp/tests`; `late_tensorrt.cpp` beside them
+is built with whatever headers there are, and says its rules and where they are from.
 """
 
 from __future__ import annotations

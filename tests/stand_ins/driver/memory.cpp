@@ -19,9 +19,14 @@ namespace
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kAlignment = 256; // TensorRT wants it; cuMemAlloc: "suitably aligned for any kind of variable"
 constexpr uint64_t kGuard = 256 * 1024;
-constexpr uint64_t kArenaBytes = uint64_t{1} << 40;
 // Above 4 GiB by far: an address of which 32 bits are lost is never one of these.
+#ifdef __SANITIZE_THREAD__ // it leaves programs some ranges alone
+constexpr uint64_t kArenaBytes = uint64_t{1} << 35;
+constexpr uint64_t kArenaAddress = 0x7e9000000000;
+#else
+constexpr uint64_t kArenaBytes = uint64_t{1} << 40;
 constexpr uint64_t kArenaAddress = 0x200000000000;
+#endif
 constexpr uint64_t kTableBytes = uint64_t{16} << 20;
 constexpr unsigned char kFilling = 0xFF; // a NaN in every float format, -1 in the integers
 constexpr size_t kMaxStrays = 64;
