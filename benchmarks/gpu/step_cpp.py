@@ -5,56 +5,36 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import stand_ins
 from commands import last_line, run_command, run_python, skip_if_missing
 from on_backend import need_engines
 from outcome import Outcome, Settings, Skipped
 
 
 def run(settings: Settings) -> Outcome:
-    """`glm-trt-run` on the bundle; on stand-ins its tests' bundle, driver and TensorRT."""
+    """`glm-trt-run` on the bundle."""
     place = settings.output / "runtime"
-    tests = ("--tests",) if settings.stand_ins else ()
-    status, said = run_python("-P", "-m", "glm_trt.engines.build_runtime", "--output", place,
-                              *tests)  # fmt: skip
+    status, said = run_python("-P", "-m", "glm_trt.engines.build_runtime", "--output", place)
     skip_if_missing(status, said)
     if status:
         return _wrong(f"the build ended with status {status}: {last_line(said)}")
     built = last_line(said)
-    if settings.stand_ins:
-        return _on_stand_ins(place, built)
     need_engines(settings)
     file = settings.output / "tokens.json"
     if not file.is_file():
         raise Skipped(f"built ({built}), but there are no tokens to compare with")
     made = json.loads(file.read_text())
+    variables = {}
+    if settings.stand_ins:
+        there = stand_ins.environment(settings)
+        variables = {name: there[name] for name in ("LD_LIBRARY_PATH", "STAND_IN_TARGET")}
     found, problem = _tokens(place, settings.bundle, made["prompt"], len(made["recorded"]),
-                             "--backend", settings.backend)  # fmt: skip
+                             "--backend", settings.backend, **variables)  # fmt: skip
     if problem:
         return _wrong(problem)
     if found != made["recorded"]:
         return _wrong(f"tokens {found}: expected {made['recorded']}")
     return Outcome(f"the same {len(found)} tokens", {"tokens": found, "built": built})
-
-
-def _on_stand_ins(place: Path, built: str) -> Outcome:
-    """The whole runtime, then the command on the small bundle that the program writes."""
-    driver = {"LD_LIBRARY_PATH": str(place / "tests" / "driver")}
-    for program in ("device", "whole"):
-        status, said = run_command([place / "tests" / program], **driver)
-        if status:
-            return _wrong(f"{program} ended with status {status}: {last_line(said)}")
-    bundle = place / "small-bundle"
-    status, said = run_command([place / "tests" / "whole", "write", bundle], **driver)
-    if status:
-        return _wrong(f"whole write ended with status {status}: {last_line(said)}")
-    wanted = [int(token) for token in said.split()]
-    found, problem = _tokens(place, bundle, [1, 2, 3], 32, **driver)
-    if problem:
-        return _wrong(problem)
-    if found != wanted:
-        return _wrong(f"tokens {found}: expected {wanted}")
-    line = f"the same {len(found)} tokens of a small bundle"
-    return Outcome(line, {"tokens": found, "built": built})
 
 
 def _tokens(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 
-from commands import last_line, run_command
+import stand_ins
+from commands import last_line, run_command, run_python
 from outcome import ROOT, Outcome, Settings, Skipped
 
 TOOLS = ("memcheck", "initcheck", "synccheck")
+# Programs of tests/stand_ins/programs.py, each with a fault of this kind.
+PLANTED = ("write behind", "write before", "write behind odd size", "copy beyond",
+           "freed twice", "replay of a moved buffer")  # fmt: skip
 SECONDS_LEFT = 100  # what the slowest tool took, with room
 REPORTED = re.compile(r"ERROR SUMMARY: (\d+) error")
 
@@ -19,7 +25,7 @@ REPORTED = re.compile(r"ERROR SUMMARY: (\d+) error")
 def run(settings: Settings) -> Outcome:
     """Each tool that there is time for; the first always is."""
     if settings.stand_ins:
-        raise Skipped("it needs a GPU")
+        return _strict_driver(settings)
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.isfile(program):
         raise Skipped("compute-sanitizer is not installed; it comes with the CUDA toolkit")
@@ -49,3 +55,20 @@ def run(settings: Settings) -> Outcome:
     if left:
         line += f"; no time for {', '.join(left)}"
     return Outcome("; ".join(problems) if problems else line, {"errors": found}, problems)
+
+
+def _strict_driver(settings: Settings) -> Outcome:
+    """In its place the stand-in, which the step before ran on: it finds what is planted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        status, said = run_python(
+            ROOT / "tests/stand_ins/programs.py", scratch, **stand_ins.environment(settings)
+        )
+    if status:
+        problem = f"programs.py ended with status {status}: {last_line(said)}"
+        return Outcome(problem, problems=[problem])
+    found = json.loads(said.splitlines()[-1])
+    problems = [f"{name}: not found" for name in PLANTED if not found[name]["rules"]]
+    if rules := found["rightly"]["rules"]:
+        problems.append(f"a right program: {', '.join(rules)}")
+    line = f"in its place the strict driver: {len(PLANTED)} planted faults found, no other"
+    return Outcome("; ".join(problems) or line, {"planted": list(PLANTED)}, problems)
