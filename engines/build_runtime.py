@@ -96,7 +96,7 @@ def build_runtime(output: Path, *, sanitize: str = "", tests: bool = False) -> P
         "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitize else "Release",
     }
     options["TENSORRT_INCLUDE_DIR"] = str(find_headers().place)
-    options["Python3_EXECUTABLE"] = sys.executable
+    options["Python3_EXECUTABLE"] = python()[0]
     options["CUDA_INCLUDE_DIR"] = str(cuda_headers())
     spec = find_spec("nlohmann_json")
     if spec is not None and spec.origin is not None:

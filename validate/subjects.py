@@ -73,7 +73,7 @@ def open_subject(
     MissingCapabilityError
         If the machine lacks what it needs.
     """
-    require_subject(name)
+    _require_name(name)
     checkpoints: str = bundle.manifest["checkpoint"]["dtype"]
     if name.startswith("onnxruntime"):
         provider = provider or "cpu"
@@ -101,10 +101,14 @@ def require_subject(name: str) -> None:
     """Raise what `open_subject` would, as far as it can be told without a bundle: before one is
     opened, which hashes gigabytes.
     """
-    if name not in SUBJECTS:
-        raise GlmTrtError(f"backend {name!r}: expected one of {', '.join(SUBJECTS)}")
+    _require_name(name)
     if name in TENSORRT:
         require_tensorrt(name)
+
+
+def _require_name(name: str) -> None:
+    if name not in SUBJECTS:
+        raise GlmTrtError(f"backend {name!r}: expected one of {', '.join(SUBJECTS)}")
 
 
 def as_backend(subject: Subject) -> Backend | None:

@@ -1,6 +1,6 @@
 // A libnvinfer for the tests of tensorrt.cpp, on the strict driver (tests/stand_ins). Its engines are the
 // blocks of small_blocks.h; a plan is text (planOf in small_model.h). Whatever a program calls that is not modelled here is
-// an error (stubs.py).
+// an error (header_stubs.py).
 //
 // Rules, by NvInferRuntime.h unless said otherwise:
 // - A registry belongs to one runtime, and a plan whose plugin is not in it is refused (tried on tensorrt-rtx 1.7.1).

@@ -20,7 +20,7 @@ from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-STUBS = ROOT / "engines" / "cpp" / "tests" / "stubs.py"
+STUBS = ROOT / "tests" / "stand_ins" / "header_stubs.py"
 # Library, flavour, version: as the Python modules have them.
 LIBRARIES = (("libnvinfer.so.10", "tensorrt", "11.4.0.106"),
              ("libtensorrt_rtx.so.1", "tensorrt_rtx", "1.7.1.116"))  # fmt: skip

@@ -1,6 +1,6 @@
 """Classes whose functions, all that are pure in TensorRT's interfaces, say that they were called.
 
-    python stubs.py HEADER_FOLDER OUTPUT
+    python header_stubs.py HEADER_FOLDER OUTPUT
 
 A stand-in derives from them and overrides what it models, so that what a program uses beyond it is
 an error, in any version of the headers.
