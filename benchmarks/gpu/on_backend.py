@@ -1,8 +1,4 @@
-"""The package on TensorRT, or with `--stand-ins` on the tests' own device and engines.
-
-python on_backend.py decode BUNDLE BACKEND FILE [--stand-ins]
-python on_backend.py cli --stand-ins ARGUMENTS ...
-"""
+"""Greedy tokens on TensorRT, replayed and queued: `python on_backend.py BUNDLE BACKEND FILE`."""
 
 from __future__ import annotations
 

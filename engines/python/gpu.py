@@ -168,9 +168,13 @@ class Gpu:
             finally:
                 self._driver.attempt("cuGraphDestroy", graph)
         finally:
-            self._is_recording = False
-            while self._put_off:
-                self._put_off.pop(0)()
+            self._end_recording()
+
+    def _end_recording(self) -> None:
+        """Do what was put off."""
+        self._is_recording = False
+        while self._put_off:
+            self._put_off.pop(0)()
 
     def abandon(self) -> None:
         """As in `Device`: Ctrl-C may come between any two lines of `record`."""
@@ -181,7 +185,7 @@ class Gpu:
                 with suppress(GlmTrtError):  # a capture that is invalid ends with an error
                     graph = self._driver.call("cuStreamEndCapture", self._stream)
                     self._driver.attempt("cuGraphDestroy", graph)
-        self._is_recording = False
+            self._end_recording()
 
     def launch(self, executable: Any) -> None:
         """Queue what was recorded."""

@@ -12,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glm_trt.engines.python.device import Device
 from glm_trt.engines.tensorrt_flavours import Flavour
 from glm_trt.model.errors import BundleError
-from glm_trt.model.files import write_atomically
+from glm_trt.model.files import locked, write_atomically
 
 
 class SpecialisedKernels:
@@ -27,11 +26,10 @@ class SpecialisedKernels:
     engine : of TensorRT's; its device is current.
     file : of the cache, None for none. What another GPU, driver or version wrote is refused by
         TensorRT-RTX itself, and replaced.
-    device : where the engine runs.
     """
 
-    def __init__(self, trt: Any, engine: Any, file: Path | None, device: Device) -> None:
-        self._trt, self._engine, self._file, self._device = trt, engine, file, device
+    def __init__(self, trt: Any, engine: Any, file: Path | None) -> None:
+        self._trt, self._engine, self._file = trt, engine, file
         self._read = b""
         self._cache = engine.create_runtime_config().create_runtime_cache()
         if file is not None:
@@ -42,16 +40,19 @@ class SpecialisedKernels:
 
     @classmethod
     def of(
-        cls, flavour: Flavour, engine: Any, plan: Path | None, device: Device
+        cls, flavour: Flavour, engine: Any, plan: Path | None, gpu: str
     ) -> SpecialisedKernels | None:
-        """Those of an engine; None where everything was compiled when it was built."""
+        """Those of an engine on a GPU of that name, kept beside the plan if one is given.
+
+        None where everything was compiled when the engine was built.
+        """
         if not flavour.ahead_of_time:
             return None
         file = None
         if plan is not None:
-            name = f"{plan.stem}.{flavour.version}.{device.name}.kernels"
+            name = f"{plan.stem}.{flavour.version}.{gpu}.kernels"
             file = plan.with_name(name)
-        return cls(flavour.trt, engine, file, device)
+        return cls(flavour.trt, engine, file)
 
     def config(self, strategy: Any, *, recorded: bool) -> Any:
         """For a context of the engine; `recorded`: whether its runs are to be recorded."""
@@ -67,11 +68,14 @@ class SpecialisedKernels:
         return config
 
     def close(self) -> None:
-        """Keep what is new; where that cannot be written, the next start compiles it again."""
+        """Keep what is new; where it cannot be written, or another process writes it now, the next
+        start compiles it again.
+        """
         if self._cache is None:
             return
         content = bytes(self._cache.serialize())
         self._cache = None
         if self._file is not None and content and content != self._read:
-            with suppress(OSError, BundleError):
+            lock = self._file.with_name(f".{self._file.name}.lock")
+            with suppress(OSError, BundleError), locked(lock, "runtime that keeps its kernels"):
                 write_atomically(self._file, content)

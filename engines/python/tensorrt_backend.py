@@ -171,7 +171,9 @@ class TensorrtBackend:
 
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
         """As in `Backend`: an engine is built anew, in which TensorRT may fuse otherwise."""
-        self._marked.pop(kind, None)
+        before = self._marked.pop(kind, None)
+        if before is not None:
+            before.close()
         if names:
             self._marked[kind] = self._all_engines.marked(kind, names)
 

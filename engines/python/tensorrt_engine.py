@@ -6,7 +6,7 @@ import math
 import tempfile
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,7 +174,7 @@ class TensorrtEngines:
         self._entries = _entries(bundle, flavour.backend, dtype, device)
         self._check(dtype)
         self._runtime: Any = None
-        self._marked: list[TensorrtEngine] = []
+        self._marked: weakref.WeakSet[TensorrtEngine] = weakref.WeakSet()
         self.by_kind: dict[str, TensorrtEngine] = {}
         with device.current(), ExitStack() as undo:
             undo.callback(self.close)
@@ -233,7 +233,7 @@ class TensorrtEngines:
                 engine = TensorrtEngine(
                     self._flavour, self._runtime, entry, plan, self._device, keep_cache=False
                 )
-        self._marked.append(engine)
+        self._marked.add(engine)
         return engine
 
     def close(self) -> None:
@@ -285,7 +285,7 @@ class TensorrtEngine:
         engine = self._engine
         self._executions: weakref.WeakSet[TensorrtExecution] = weakref.WeakSet()
         self._specialised = SpecialisedKernels.of(
-            flavour, engine, path if keep_cache else None, device
+            flavour, engine, path if keep_cache else None, device.name
         )
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.io = {
@@ -335,9 +335,10 @@ class TensorrtEngine:
         """As in `Engine`: executions before the engine that they are of."""
         for execution in list(self._executions):
             execution.close()
-        if self._specialised is not None:
-            self._specialised.close()
-        self._specialised = self._engine = None
+        with self._device.current():
+            if self._specialised is not None:
+                self._specialised.close()
+            self._specialised = self._engine = None
 
 
 class TensorrtExecution:
@@ -378,9 +379,8 @@ def _let_go(device: Device, held: list[Any]) -> None:
     """Destroy what is held, when the stream has passed all that it queued."""
 
     def work() -> None:
-        try:
+        with suppress(GlmTrtError):  # a device that failed does nothing any more
             device.synchronize()
-        finally:
-            held.clear()
+        held.clear()
 
     device.release(work)

@@ -23,6 +23,7 @@ import numpy as np
 from glm_trt.engines.python.cuda_driver import CudaDriver, DeviceMemoryError
 from glm_trt.engines.python.device import DeviceMemory
 from glm_trt.engines.python.gpu import Gpu
+from glm_trt.engines.python.tensorrt_engine import TensorrtExecution
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 
 # Of no bytes more than a slot, of several slots, and of more than there are.
@@ -168,6 +169,20 @@ def freed_while_recording() -> None:
         assert device.free_bytes() > free - size, "what was put off is freed after the recording"
 
 
+def interrupted() -> None:
+    """Ctrl-C may come before a recording begins or as it ends: then it is abandoned, and what was
+    put off is done.
+    """
+    with gpu() as device:
+        free = device.free_bytes()
+        held = [DeviceMemory(device, {"a": 1 << 26}, "let go")]
+        device._is_recording = True
+        held.clear()
+        device.abandon()
+        assert device.free_bytes() >= free
+        DeviceMemory(device, {"a": 64}, "frees at once again").free()
+
+
 def too_little_memory() -> None:
     """A failure halfway gives everything back, and says that the machine lacks it."""
     with gpu() as device:
@@ -226,6 +241,20 @@ def closed_before() -> None:
     memory.free()
 
 
+def failed_device() -> None:
+    """Where waiting fails, as it does after the fault of a kernel, all is given back even so."""
+    with gpu() as device:
+        held = TensorrtExecution(object(), device, "a block")
+        gone = held._held
+
+        def fails() -> None:
+            raise GlmTrtError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+        device.synchronize = fails  # type: ignore[method-assign]
+        held.close()
+        assert not gone
+
+
 def again() -> None:
     """One device after another, as tests and servers do: the same memory is free."""
     with gpu() as device:
@@ -241,7 +270,7 @@ def again() -> None:
 PROGRAMS: dict[str, Callable[[], None]] = {
     program.__name__: program
     for program in (copies, threads, recording, errors_of_ours, freed_while_recording,
-                    too_little_memory, failed_open, closed_before, again)
+                    interrupted, too_little_memory, failed_open, closed_before, failed_device, again)
 }  # fmt: skip
 
 

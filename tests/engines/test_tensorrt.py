@@ -20,7 +20,7 @@ import onnx
 import pytest
 from checkpoints import make_oracle, save
 from hybrids import make_hybrid, save_hybrid
-from tensorrt_double import MAX_TOKENS, HostDevice, open_double
+from tensorrt_double import MAX_TOKENS, GraphEngine, HostDevice, open_double
 
 import glm_trt
 from glm_trt.cli import main
@@ -154,7 +154,10 @@ def test_inner_values(bundle: Path) -> None:
     assert found.keys() == before.keys() | {*names}
     for name in names:
         assert relative(found[name], expected[name]) < 1e-6
+    marked = backend._marked[block.kind]
+    assert isinstance(marked, GraphEngine) and not marked.closed
     backend.mark(block.kind, ())
+    assert marked.closed, "bisect marks kind after kind: each engine ends with its marks"
     after = backend.run_block(block, inputs)
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[name], before[name]) for name in before)

@@ -124,6 +124,7 @@ class GraphEngine:
     """See `Engine`: the graph of a kind, with batch 1 and the capacity of engines."""
 
     scratch_bytes = 1000
+    closed = False
 
     def __init__(
         self, bundle: Bundle, kind: str, device: HostDevice, marked: tuple[str, ...] = ()
@@ -170,7 +171,7 @@ class GraphEngine:
         return GraphExecution(self, profile)
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class GraphExecution:
