@@ -270,7 +270,8 @@ def again() -> None:
 PROGRAMS: dict[str, Callable[[], None]] = {
     program.__name__: program
     for program in (copies, threads, recording, errors_of_ours, freed_while_recording,
-                    interrupted, too_little_memory, failed_open, closed_before, failed_device, again)
+                    interrupted, too_little_memory, failed_open, closed_before, failed_device,
+                    again)
 }  # fmt: skip
 
 
