@@ -184,8 +184,8 @@ class TensorrtBackend:
         """As in `Backend`: with batches that are still there; the device last."""
         for batch in list(self._batches):
             batch.free()
+        self._all_engines.close()  # those that are marked too
         self._marked.clear()
-        self._all_engines.close()
         self._shared.free()
         self._weights.free()
         self.device.close()
