@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
+from peaks import peak_of_block
 from traces import trace_once
 
 from glm_trt.export import trace
@@ -52,10 +52,10 @@ def test_hybrid_graphs_equal_transformers(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("kind", ["embedding", "sparse_linear"])
 def test_real_sizes_need_no_memory(kind: str) -> None:
     """Weights of 4 and 41 GB in float32."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     config = ModelConfig.from_dict(preset_config("glm-5.1-hybrid", "full"))
-    assert len(trace_block(config, kind, torch.float32).SerializeToString()) < 100_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
+    with peak_of_block() as peak:
+        assert len(trace_block(config, kind, torch.float32).SerializeToString()) < 100_000
+    assert peak.bytes < 500e6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import SMALL, make_oracle, save
+from peaks import peak_of_block
 from test_published import IDS, TOLERANCE, ours, relative
 
 from glm_trt.model.checkpoint import Checkpoint
@@ -176,25 +176,17 @@ def row_of(message: str) -> str | None:
     return next((row for said, row in ROWS.items() if re.search(said, message)), None)
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def ours_within_bounds(directory: Path) -> torch.Tensor | str:
     """Logits, or what the refusal says; any other exception is an error of the test."""
-    before, begin = resident(), time.process_time()
-    try:
-        found: torch.Tensor | str = ours(directory)
-    except GlmTrtError as error:
-        found = str(error)
+    begin = time.process_time()
+    with peak_of_block() as peak:
+        try:
+            found: torch.Tensor | str = ours(directory)
+        except GlmTrtError as error:
+            found = str(error)
     assert time.process_time() - begin < SECONDS
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    assert peak - max(before, ours_within_bounds.peak) < BYTES  # type: ignore[attr-defined]
-    ours_within_bounds.peak = peak  # type: ignore[attr-defined]
+    assert peak.bytes < BYTES
     return found
-
-
-ours_within_bounds.peak = 0  # type: ignore[attr-defined]
 
 
 def prepared(base: Path, place: Path) -> Path:
