@@ -92,10 +92,17 @@ mutations: setup ## put each known bug into a copy of the tree and see its test 
 bench: setup ## run every benchmark of the CPU backend
 	set -e; for script in benchmarks/cpu_*.py; do $(BIN)/python $$script; done
 
+# The stand-ins are an sm90: of the plugin library, its kernels are enough.
+STAND_IN_LIBRARY := build/plugins/partial/sm90/libglm_trt_plugins.so
 # STAND_INS=1: without a GPU. AGAIN: steps that are done again though they were ok.
-gpu: ## the bring-up on a GPU: kernels, times, engines, tokens; results in OUT (build/gpu)
+gpu: $(if $(STAND_INS),$(if $(LIBRARY),,$(STAND_IN_LIBRARY))) ## the bring-up on a GPU: kernels, times, engines, tokens; results in OUT (build/gpu)
 	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu --output "$(or $(OUT),build/gpu)" \
-		$(if $(LIBRARY),--library "$(LIBRARY)") $(if $(STAND_INS),--stand-ins) $(if $(AGAIN),--again $(AGAIN))
+		$(if $(LIBRARY)$(STAND_INS),--library "$(or $(LIBRARY),$(STAND_IN_LIBRARY))") \
+		$(if $(STAND_INS),--stand-ins) $(if $(AGAIN),--again $(AGAIN))
+
+.PHONY: $(STAND_IN_LIBRARY)
+$(STAND_IN_LIBRARY): setup
+	$(BIN)/python -P -m glm_trt.plugins --target sm90 --output build/plugins
 
 lint: setup ## formatting, lint with the one-way import rule, types
 	$(BIN)/ruff check .
