@@ -7,7 +7,9 @@ tokens, and up to the first token that a backend would choose otherwise they are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,8 @@ PROMPTS = (
 )
 NEW_TOKENS = 16
 DECODE_STEPS = 8
+# Tokens of the longest row in the two passes of a ragged prefill, and steps behind them.
+RAGGED, RAGGED_STEPS = (19, 11), 4
 # No case is longer, whatever the model allows: the eager model in float64 is slow.
 LONGEST = 768
 # Tokens of one pass: what engines take unless they are built for other sizes.
@@ -43,23 +47,60 @@ def is_small(bundle: Bundle) -> bool:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One pass of a case: columns `begin` to `end` of its ids, of which each row takes its first
+    `lengths` [B], behind `past_lengths` [B] tokens of its own.
+    """
+
+    begin: int
+    end: int
+    past_lengths: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Case:
-    """Ids int64 [B, S]: the first `prefill` in few passes, then token by token.
+    """Ids int64 [B, S]: the first `prefill` columns in few passes, then column by column.
 
     `continued` says that what follows the prefill is the exact model's greedy continuation.
+
+    `ragged` [passes, B] are the tokens that each row takes of each pass, where that is not all of
+    its columns: a pass has as many columns as its longest row tokens, and what is behind a shorter
+    row's is padding, which its sequence does not have.
     """
 
     name: str
     ids: NDArray[np.int64]
     prefill: int
     continued: bool = False
+    ragged: NDArray[np.int64] | None = None
 
-    @property
-    def pieces(self) -> list[tuple[int, int]]:
-        """Start and stop of each pass: the prefill by `MOST_TOKENS`, then one token each."""
-        length, begins = self.ids.shape[1], range(0, self.prefill, MOST_TOKENS)
-        prefill = [(i, min(i + MOST_TOKENS, self.prefill)) for i in begins]
-        return [*prefill, *((i, i + 1) for i in range(self.prefill, length))]
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The passes: the prefill by `MOST_TOKENS`, then one column each; or those of `ragged`."""
+        (batch, length), begins = self.ids.shape, range(0, self.prefill, MOST_TOKENS)
+        if self.ragged is not None:
+            widths = self.ragged.max(axis=1).tolist()
+            ends = np.cumsum(widths).tolist()
+            past = np.cumsum(self.ragged, axis=0) - self.ragged
+            return [
+                Piece(end - width, end, before, lengths)
+                for width, end, before, lengths in zip(widths, ends, past, self.ragged, strict=True)
+            ]
+        bounds = [(i, min(i + MOST_TOKENS, self.prefill)) for i in begins]
+        bounds += [(i, i + 1) for i in range(self.prefill, length)]
+        return [Piece(a, b, np.full(batch, a), np.full(batch, b - a)) for a, b in bounds]
+
+    @cached_property
+    def counted(self) -> NDArray[np.bool_] | None:
+        """Which of the ids [B, S] are tokens and not padding; None where all are."""
+        if self.ragged is None:
+            return None
+        return np.concatenate([_within(piece) for piece in self.pieces], axis=1)
+
+
+def _within(piece: Piece) -> NDArray[np.bool_]:
+    return np.arange(piece.end - piece.begin) < piece.lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +147,23 @@ def make_cases(
     for batch, length in sorted({(1, 1), (2, min(limit, 23)), (1, above), (1, limit)}):
         name = f"random {batch} x {length}"
         cases.append(Case(name, random(batch, length), _prefill(length)))
+    cases.append(_ragged_case(limit, random))
     return sorted(cases, key=lambda case: case.ids.size)
+
+
+def _ragged_case(limit: int, random: Callable[[int, int], NDArray[np.int64]]) -> Case:
+    """Three sequences of different lengths side by side: two passes of several tokens, in the
+    second of which their pasts differ and one has nothing to add, then tokens one by one.
+    """
+    steps = RAGGED_STEPS if limit > 2 * RAGGED_STEPS else 0
+    first = max(1, min(RAGGED[0], 2 * (limit - steps) // 3))
+    second = min(RAGGED[1], limit - steps - first)
+    passes = [[first, max(1, 3 * first // 8), max(1, 5 * first // 8)]]
+    if second:
+        passes.append([second // 2, second, 0])
+    passes += [[1, 1, 1]] * steps
+    ids = random(3, first + second + steps)
+    return Case("ragged rows", ids, first + second, ragged=np.array(passes, np.int64))
 
 
 def _prefill(length: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.choices import CHOSEN_BY
 from glm_trt.validate.compare import Difference
-from glm_trt.validate.measure import Measures
+from glm_trt.validate.measure import Measures, is_state, state_mask
 from glm_trt.validate.policy import NO_POLICY, read_policy
 from glm_trt.validate.recording import Recording, RecordingError
 from glm_trt.validate.report import assemble
@@ -89,10 +89,15 @@ def _check_comparable(first: Recording, second: Recording) -> None:
     same("blocks", *(", ".join(run.kinds) for run in (first, second)))
     same("cases", *([case.name for case in run.cases] for run in (first, second)))
     for a, b in zip(first.cases, second.cases, strict=True):
-        if not np.array_equal(a.ids, b.ids) or a.prefill != b.prefill:
+        same_passes = a.prefill == b.prefill and _listed(a.ragged) == _listed(b.ragged)
+        if not np.array_equal(a.ids, b.ids) or not same_passes:
             raise RecordingError(
                 f"{second.directory}: case {a.name}: other ids than in {first.directory}"
             )
+
+
+def _listed(ragged: Any) -> Any:
+    return None if ragged is None else ragged.tolist()
 
 
 def _pairs(
@@ -131,7 +136,7 @@ def _add_difference(
         shape = ours["hidden_out"].shape[:-1]
         rows = equal.reshape(shape) if rows is None else rows & equal.reshape(shape)
     for name in (ours.keys() & theirs.keys()) - CHOSEN_BY.keys():
-        mask = rows if name in ("hidden_out", "logits") else None
+        mask = state_mask(name, b.rows) if is_state(name) else rows
         pooled_difference = between.setdefault((b.block, name, b.phase), Difference(dtype))
         pooled_difference.add(ours[name], theirs[name], b.place, mask)
 

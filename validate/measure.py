@@ -120,7 +120,7 @@ class Measures:
         result.findings += [(name, f"{text}, {place}") for name, text in seen.findings]
         for name in tensors["exact"].keys() - CHOSEN_BY.keys():
             of_chains = {chain: tensors[chain][name] for chain in CHAINS}
-            mask = None if name.removesuffix("_out") in STATE_AXES else rows
+            mask = state_mask(name, seen.rows) if is_state(name) else rows
             key = (name, seen.phase)
             result.isolated.setdefault(key, Pair.of(self.dtype)).add(of_chains, place, mask)
 
@@ -128,7 +128,9 @@ class Measures:
         result.findings += [(name, f"{text}, {seen.case}") for name, text in seen.findings]
         parted = self.parted[seen.case]
         parted |= _choices_differ(seen.tensors)
-        rows = ~parted
+        if seen.rows is not None:
+            parted &= seen.rows
+        rows = ~parted if seen.rows is None else ~parted & seen.rows
         for name in seen.tensors["exact"].keys() - CHOSEN_BY.keys():
             for phase, part in (("prefill", slice(0, seen.prefill)),
                                 ("decode", slice(seen.prefill, None))):  # fmt: skip
@@ -146,6 +148,8 @@ class Measures:
         exact, rounded, found = (
             seen.tensors[chain]["logits"].astype(np.float64) for chain in CHAINS
         )
+        if seen.rows is not None:
+            exact, rounded, found = (x[seen.rows][None] for x in (exact, rounded, found))
         end.tokens += exact.shape[0] * exact.shape[1]
         end.top1 += int((exact.argmax(-1) == found.argmax(-1)).sum())
         best = [np.argpartition(-x, TOP, -1)[..., :TOP] for x in (exact, found)]
@@ -159,6 +163,19 @@ class Measures:
                 chain: _perplexity(x, case.ids)
                 for chain, x in zip(CHAINS, (exact, rounded, found), strict=True)
             }
+
+
+def is_state(name: str) -> bool:
+    """Whether an output of a block is an updated state."""
+    return name.removesuffix("_out") in STATE_AXES
+
+
+def state_mask(name: str, rows: Array | None) -> Array | None:
+    """Which rows of a state count, of tokens [B, S] that do: [B, 1, S] where it has an entry a
+    token, else all.
+    """
+    has_capacity = "capacity" in STATE_AXES[name.removesuffix("_out")]
+    return rows[:, None] if rows is not None and has_capacity else None
 
 
 def _greedy(case: Case, exact: Array, rounded: Array, found: Array, parted: Array

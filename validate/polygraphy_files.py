@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from glm_trt.model.bindings import NUMPY_DTYPES
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.requirements import require
-from glm_trt.validate.walk import Observation
+from glm_trt.validate.walk import Observation, written_positions
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
 Results: TypeAlias = "dict[str, list[Arrays]]"  # runner → iteration → output by name
@@ -110,7 +110,8 @@ def _whole(seen: Observation, outputs: Arrays) -> Arrays:
         given = seen.inputs.get(name.removesuffix("_out"))
         if name.endswith("_out") and given is not None and given.shape != array.shape:
             cache = given.astype(array.dtype)
-            cache[:, :, seen.begin : seen.begin + array.shape[2]] = array
+            past = seen.inputs["past_lengths"]
+            np.put_along_axis(cache, written_positions(past, array.shape[2]), array, axis=2)
             found[name] = cache
     return _plain(found)
 

@@ -27,7 +27,7 @@ from glm_trt.validate.cases import Case
 from glm_trt.validate.polygraphy_files import FOLDER, is_installed, save_block
 from glm_trt.validate.walk import Observation
 
-FORMAT, FORMAT_VERSION = "glm-trt saved run", 1
+FORMAT, FORMAT_VERSION = "glm-trt saved run", 2
 FILE_NAME = "run.json"
 Array = NDArray[Any]
 
@@ -98,7 +98,8 @@ class Recorder:
             "config": config,
             "cases": [
                 {"name": case.name, "ids": case.ids.tolist(), "prefill": case.prefill,
-                 "continued": case.continued}
+                 "continued": case.continued,
+                 "ragged": None if case.ragged is None else case.ragged.tolist()}
                 for case in cases
             ],
             "observations": self._entries, "files": self._files,
@@ -148,10 +149,7 @@ class Recording:
         try:
             self.context: dict[str, Any] = content["context"]
             self.config = ModelConfig.from_dict(content["config"], f"{path}: config")
-            self.cases = [
-                Case(x["name"], np.array(x["ids"], np.int64), x["prefill"], x["continued"])
-                for x in content["cases"]
-            ]
+            self.cases = [_case(x) for x in content["cases"]]
             self.files: dict[str, str] = content["files"]
             self._entries: list[dict[str, Any]] = content["observations"]
             self.dtype: str = self.context["backend"]["dtype"]
@@ -182,6 +180,11 @@ class Recording:
                         yield _observation(entry, {key: arrays[key] for key in keys})
         except (OSError, KeyError, ValueError) as error:
             raise RecordingError(f"{path}: not whole: {error}") from None
+
+
+def _case(x: dict[str, Any]) -> Case:
+    ragged = None if x["ragged"] is None else np.array(x["ragged"], np.int64)
+    return Case(x["name"], np.array(x["ids"], np.int64), x["prefill"], x["continued"], ragged)
 
 
 def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation:

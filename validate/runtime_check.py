@@ -51,9 +51,15 @@ def runtime_observations(backend: Backend, flows: list[Flow]) -> Iterator[Observ
 
 
 def _alone(backend: Backend, flow: Flow) -> Observation:
-    rows, length = flow.case.ids.shape
-    batch = backend.batch(rows, length)
-    found = [_stepped(backend, batch, flow.case.ids[:, a:b]) for a, b in flow.case.pieces]
+    case = flow.case
+    batch = backend.batch(*case.ids.shape)
+    found = [
+        _stepped(
+            backend, batch, case.ids[:, piece.begin : piece.end],
+            None if case.ragged is None else piece.lengths,
+        )
+        for piece in case.pieces
+    ]  # fmt: skip
     return _observation(flow, np.concatenate(found, axis=1))
 
 
@@ -103,4 +109,7 @@ def _observation(flow: Flow, found: Array) -> Observation:
     for chain in ("exact", "rounded"):
         pieces = [piece["logits"] for piece in flow.values[chain]]
         tensors[chain] = {"logits": np.concatenate(pieces, axis=1)[:, : found.shape[1]]}
-    return Observation(RUNTIME, flow.case.name, "propagated", 0, flow.case.prefill, tensors)
+    rows = None if flow.case.counted is None else flow.case.counted[:, : found.shape[1]]
+    return Observation(
+        RUNTIME, flow.case.name, "propagated", 0, flow.case.prefill, tensors, rows=rows
+    )

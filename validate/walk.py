@@ -11,7 +11,7 @@ What is seen is handed on as `Observation`s; memory holds one block and what it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,14 +45,14 @@ class Observation:
     Attributes
     ----------
     mode : "isolated" (one pass), "propagated" (a whole case), or a probe: "ties", "padding".
-    begin : the position of the first token.
+    begin : the position of the first token; the column of the first, where rows are ragged.
     prefill : how many of the tokens are of the prefill.
     tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a
         capacity [B, 1, S, width] the positions that were written, of another all.
     scores : of "exact" and "rounded", what experts and positions were chosen by.
     findings : output and what is wrong with it other than its numbers: its shape, or positions of
         a state that changed and should not have.
-    rows : tokens [B, S] that count, all if None.
+    rows : tokens [B, S] that count and are no padding, all if None.
     inputs : what all three were given (isolated runs and probes).
     """
 
@@ -82,7 +82,8 @@ class Observation:
         length = tensors[name].shape[1]
         if self.mode in ("ties", "padding"):
             return f"probe of {self.mode}"
-        return f"{self.case}, positions {self.begin}…{self.begin + length - 1}"
+        what = "positions" if self.rows is None else "columns"
+        return f"{self.case}, {what} {self.begin}…{self.begin + length - 1}"
 
 
 @dataclass
@@ -129,14 +130,13 @@ def runners_of(reference: Reference, subject: Subject, block: BundleBlock) -> Ru
 
 def start(case: Case) -> Flow:
     """Before the first block."""
-    batch = case.ids.shape[0]
     pieces: list[Arrays] = [
         {
-            "input_ids": case.ids[:, a:b],
-            "past_lengths": np.full(batch, a),
-            "lengths": np.full(batch, b - a),
+            "input_ids": case.ids[:, piece.begin : piece.end],
+            "past_lengths": piece.past_lengths,
+            "lengths": piece.lengths,
         }
-        for a, b in case.pieces
+        for piece in case.pieces
     ]
     return Flow(case, {chain: [dict(piece) for piece in pieces] for chain in CHAINS})
 
@@ -145,11 +145,24 @@ def start_prediction(flow: Flow) -> None:
     """Before a prediction layer: each token is given the embedding that its follower had so far,
     the last token, which nothing follows, its own.
     """
+    follower = _followers(flow.case)
     for pieces in flow.values.values():
         embedded = np.concatenate([piece["embedded"] for piece in pieces], axis=1)
-        following = np.concatenate([embedded[:, 1:], embedded[:, -1:]], axis=1)
-        for piece, (begin, end) in zip(pieces, flow.case.pieces, strict=True):
-            piece["embedded"] = following[:, begin:end]
+        following = np.take_along_axis(embedded, follower[..., None], axis=1)
+        for values, piece in zip(pieces, flow.case.pieces, strict=True):
+            values["embedded"] = following[:, piece.begin : piece.end]
+
+
+def _followers(case: Case) -> NDArray[np.int64]:
+    """The column [B, S] of the token that follows each in its row; its own where none does."""
+    batch, length = case.ids.shape
+    columns = np.broadcast_to(np.arange(length), (batch, length))
+    tokens = np.ones((batch, length), bool) if case.counted is None else case.counted
+    follower = columns.copy()
+    for row in range(batch):
+        (own,) = np.nonzero(tokens[row])
+        follower[row, own[:-1]] = own[1:]
+    return follower
 
 
 def walk_block(
@@ -163,7 +176,7 @@ def walk_block(
             yield _isolated(bundle, block, runners, flow, i, states["exact"])
             of_chains = {
                 chain: cast(
-                    _fed(bundle.config, block, flow.values[chain][i], states[chain]),
+                    _fed_piece(bundle.config, block, flow, chain, i, states[chain]),
                     "float64" if chain == "exact" else runners.dtype,
                 )
                 for chain in CHAINS
@@ -208,19 +221,43 @@ def step_exact(
     """Move the exact chain of one piece past `block`; `states` are those of each block."""
     carried = states.get(block.name) or _states(bundle, block, flow.case)
     values = flow.values["exact"][piece]
-    outputs = runner(cast(_fed(bundle.config, block, values, carried), "float64"))
+    inputs = _fed_piece(bundle.config, block, flow, "exact", piece, carried)
+    outputs = runner(cast(inputs, "float64"))
     states[block.name] = {name: outputs[f"{name}_out"] for name in carried}
     _pass_on(block, values, outputs)
+
+
+def _fed_piece(
+    config: ModelConfig, block: BundleBlock, flow: Flow, chain: str, piece: int, states: Arrays
+) -> Arrays:
+    """What `block` is given of one piece of a case: padding is large, so that it is seen where
+    anything reads it.
+    """
+    inputs = _fed(config, block, flow.values[chain][piece], states)
+    rows = _counted(flow.case, piece)
+    if rows is not None:
+        for name in ("hidden", "embedded"):
+            if name in inputs:
+                inputs[name] = np.where(rows[..., None], inputs[name], GARBAGE)
+    return inputs
+
+
+def _counted(case: Case, piece: int) -> NDArray[np.bool_] | None:
+    """Which columns of a piece are tokens [B, S]; None where all are."""
+    of = case.pieces[piece]
+    return None if case.counted is None else case.counted[:, of.begin : of.end]
 
 
 def _isolated(
     bundle: Bundle, block: BundleBlock, runners: Runners, flow: Flow, piece: int, states: Arrays
 ) -> Observation:
-    inputs = _fed(bundle.config, block, flow.values["exact"][piece], states)
-    return _run_isolated(
-        bundle, block, runners, cast(inputs, runners.dtype), flow.case.name, "isolated", None,
-        flow.case.prefill,
-    )  # fmt: skip
+    inputs = _fed_piece(bundle.config, block, flow, "exact", piece, states)
+    of, rows = flow.case.pieces[piece], _counted(flow.case, piece)
+    seen = _run_isolated(
+        bundle, block, runners, cast(inputs, runners.dtype), flow.case.name, "isolated", rows
+    )
+    prefill = max(0, min(of.end, flow.case.prefill) - of.begin)
+    return replace(seen, begin=of.begin, prefill=prefill)
 
 
 def _run_isolated(
@@ -231,25 +268,35 @@ def _run_isolated(
     case: str,
     mode: str,
     rows: NDArray[np.bool_] | None,
-    prefill: int = 0,
 ) -> Observation:
     outputs, findings = runners.run(dict.fromkeys(CHAINS, inputs))
     whole = not findings
     length = inputs.get("hidden", inputs.get("input_ids", np.zeros((1, 1)))).shape[1]
-    begin = int(inputs["past_lengths"][0]) if "past_lengths" in inputs else 0
+    past = inputs.get("past_lengths", np.zeros(1, np.int64))
     for spec in bundle.states(block):
         name = f"{spec.name}_out"
         if not spec.has_capacity:
             continue
-        if whole and not _kept(outputs["found"][name], inputs[spec.name], begin, length):
+        if whole and not _kept(outputs["found"][name], inputs[spec.name], past, length):
             findings.append((name, "overwrites what it should keep"))
         for made in outputs.values():
-            made[name] = made[name][:, :, begin : begin + length].copy()  # not the whole state
+            made[name] = written(made[name], past, length)
     scores = {"exact": runners.exact.scores, "rounded": runners.rounded.scores}
     return Observation(
-        block.name, case, mode, begin, max(0, min(length, prefill - begin)), outputs, scores,
-        tuple(findings), rows, inputs,
-    )  # fmt: skip
+        block.name, case, mode, int(past[0]), 0, outputs, scores, tuple(findings), rows, inputs
+    )
+
+
+def written_positions(past: Array, length: int) -> Array:
+    """Those [B, 1, S, 1] that a pass of `length` tokens behind `past` [B] of each row writes."""
+    return (past[:, None] + np.arange(length))[:, None, :, None]
+
+
+def written(state: Array, past: Array, length: int) -> Array:
+    """The positions of a state [B, 1, C, width] that a pass writes: [B, 1, S, width], not the whole
+    state.
+    """
+    return np.take_along_axis(state, written_positions(past, length), axis=2)
 
 
 def _propagated(block: BundleBlock, case: Case, gathered: dict[str, list[Arrays]]) -> Observation:
@@ -264,7 +311,9 @@ def _propagated(block: BundleBlock, case: Case, gathered: dict[str, list[Arrays]
         }
         for chain in CHAINS
     }
-    return Observation(block.name, case.name, "propagated", 0, case.prefill, tensors)
+    return Observation(
+        block.name, case.name, "propagated", 0, case.prefill, tensors, rows=case.counted
+    )
 
 
 def _by_token(array: Array, batch: int) -> Array:
@@ -272,11 +321,12 @@ def _by_token(array: Array, batch: int) -> Array:
     return array if array.ndim == 3 else array.reshape(batch, -1, array.shape[-1])
 
 
-def _kept(found: Array, before: Array, begin: int, length: int) -> bool:
+def _kept(found: Array, before: Array, past: Array, length: int) -> bool:
     """Whether the positions of a state that this pass does not write are as they were."""
-    end = begin + length
-    return np.array_equal(found[:, :, :begin], before[:, :, :begin]) and np.array_equal(
-        found[:, :, end:], before[:, :, end:]
+    at = np.arange(found.shape[2])
+    mine = (at >= past[:, None]) & (at < past[:, None] + length)
+    return np.array_equal(
+        np.where(mine[:, None, :, None], 0, found), np.where(mine[:, None, :, None], 0, before)
     )
 
 

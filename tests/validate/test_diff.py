@@ -115,7 +115,7 @@ def test_what_is_not_a_whole_run_is_refused(
     for content, message in (
         ("{", "not JSON"), ("[]", "no saved run"), ('{"format": "x"}', "no saved run"),
         ('{"format": "glm-trt saved run", "format_version": 9}', "version"),
-        ('{"format": "glm-trt saved run", "format_version": 1, "context": 3}', "not whole"),
+        ('{"format": "glm-trt saved run", "format_version": 2, "context": 3}', "not whole"),
     ):  # fmt: skip
         (copy / "run.json").write_text(content)
         with pytest.raises(RecordingError, match=message):

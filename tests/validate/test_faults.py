@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faults_rows  # noqa: F401  # its faults are in FAULTS then
 import pytest
 from bundles import BUNDLES, LENGTH
 from checkpoints import make_oracle, save

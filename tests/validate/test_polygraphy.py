@@ -27,7 +27,7 @@ def ours(tmp_path: Path) -> Path:
              "kv_cache_out": generator.standard_normal((1, 1, 3, 2)),
              "expert_indices": np.array([[0, 1], [2, 3], [1, 3]], np.int32)}  # fmt: skip
     rounded = {k: x.astype(np.float32) if x.dtype == np.float64 else x for k, x in exact.items()}
-    inputs = {"kv_cache": np.full((1, 1, 6, 2), 64, np.float32)}
+    inputs = {"kv_cache": np.full((1, 1, 6, 2), 64, np.float32), "past_lengths": np.array([1])}
     seen = Observation("layer.0", "text", "isolated", 1, 3,
                        {"exact": exact, "rounded": rounded, "found": rounded},
                        inputs=inputs)  # fmt: skip
@@ -56,7 +56,7 @@ def test_polygraphy_reads_them_and_caches_are_whole(ours: Path) -> None:
     assert outputs["expert_indices"].dtype == np.int32
     assert results["exact"][0]["hidden_out"].dtype == np.float64
     (fed,) = polygraphy_files.read_inputs(ours.with_name("layer.0.inputs.json"))
-    assert list(fed) == ["kv_cache"]
+    assert list(fed) == ["kv_cache", "past_lengths"]
 
 
 def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:
