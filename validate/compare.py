@@ -127,6 +127,8 @@ class Choices:
         chosen and the best that was not is within rounding of both.
     smallest_margin : the smallest of these margins.
     largest_lost : the largest margin that a choice which differs has lost.
+    impossible : how many of the wrong ones no scores could give: indices that cannot be chosen,
+        twice the same, too few.
     """
 
     rows: int = 0
@@ -136,6 +138,8 @@ class Choices:
     smallest_margin: float = np.inf
     largest_lost: float = 0.0
     first_wrong: str = ""
+    impossible: int = 0
+    first_impossible: str = ""
 
     def add(
         self,
@@ -160,16 +164,22 @@ class Choices:
         self.close += int((margins <= 2 * noise).sum())
         self.smallest_margin = min(self.smallest_margin, float(margins.min(initial=np.inf)))
         for row in range(len(found)):
-            problem = _unlike(found[row], expected[row], exact[row], rounded[row], noise[row])
-            if problem is None:
+            wrong = _unlike(found[row], expected[row], exact[row], rounded[row], noise[row])
+            if wrong is None:
                 continue
+            problem, possible = wrong
             equal[row] = False
             self.largest_lost = max(self.largest_lost, _lost(found[row], expected[row], exact[row]))
             if not problem:
                 self.near_ties += 1
                 continue
             self.wrong += 1
-            self.first_wrong = self.first_wrong or f"{place}, row {row}: {problem}"
+            text = f"{place}, row {row}: {problem}"
+            if possible:
+                self.first_wrong = self.first_wrong or text
+            else:
+                self.impossible += 1
+                self.first_impossible = self.first_impossible or text
         self.rows += len(equal)
         return equal
 
@@ -204,26 +214,29 @@ def _lost(found: Array, expected: Array, exact: Array) -> float:
 
 def _unlike(
     found: Array, expected: Array, exact: Array, rounded: Array, noise: float
-) -> str | None:
-    """None where the sets are equal, "" for a near tie, else what is wrong."""
+) -> tuple[str, bool] | None:
+    """None where the sets are equal; else what is wrong, "" for a near tie, and whether any scores
+    could give such a choice.
+    """
     chosen, wanted = found[found >= 0].tolist(), expected[expected >= 0].tolist()
     lost, gained = sorted(set(wanted) - set(chosen)), sorted(set(chosen) - set(wanted))
     what = f"expected {_short(lost)}, found {_short(gained)}"
     if (found < -1).any():  # what is not chosen is −1
-        return f"expected indices or -1, found {found.min()}: not among what can be chosen"
+        text = f"expected indices or -1, found {found.min()}: not among what can be chosen"
+        return text, False
     if not lost and not gained and len(chosen) == len(wanted):
         return None
     if found.max() >= len(exact) or not np.isfinite(exact[gained]).all():
-        return f"{what}: not among what can be chosen"
+        return f"{what}: not among what can be chosen", False
     if len(gained) != len(lost) or len(set(chosen)) != len(chosen):
-        return f"expected {len(wanted)} different choices, found {len(set(chosen))}"
+        return f"expected {len(wanted)} different choices, found {len(set(chosen))}", False
     margin = float(exact[lost].max() - exact[gained].min())
     if margin > 2 * noise:
-        return f"{what}: scores {margin:.3g} apart, rounding explains {2 * noise:.3g}"
+        return f"{what}: scores {margin:.3g} apart, rounding explains {2 * noise:.3g}", True
     tied = {*exact[[*lost, *gained]].tolist()}, {*rounded[[*lost, *gained]].tolist()}
     if all(len(values) == 1 for values in tied):
-        return f"{what}: an exact tie, which goes to the smaller index"
-    return ""
+        return f"{what}: an exact tie, which goes to the smaller index", True
+    return "", True
 
 
 def _short(indices: list[int]) -> str:

@@ -67,14 +67,14 @@ def diff_runs(first: Path, second: Path, options: DiffOptions = DiffOptions()) -
 
 
 def _measures(run: Recording) -> Measures:
-    kinds = {name: kind for name, (kind, _) in run.kinds.items()}
+    kinds = {name: target.kind for name, target in run.targets.items()}
     return Measures(run.config, run.dtype, run.cases, kinds)
 
 
 def _policy(run: Recording, options: DiffOptions) -> Any:
     if options.policy is None:
         return NO_POLICY
-    return read_policy(options.policy, run.kinds, ALLOWED_RATIO[run.dtype])
+    return read_policy(options.policy, run.targets, ALLOWED_RATIO[run.dtype])
 
 
 def _check_comparable(first: Recording, second: Recording) -> None:
@@ -86,7 +86,7 @@ def _check_comparable(first: Recording, second: Recording) -> None:
 
     # The same weights, wherever they lay.
     same("checkpoint", *(run.context["environment"]["checkpoint"] for run in (first, second)))
-    same("blocks", *(", ".join(run.kinds) for run in (first, second)))
+    same("blocks", *(", ".join(run.targets) for run in (first, second)))
     same("cases", *([case.name for case in run.cases] for run in (first, second)))
     for a, b in zip(first.cases, second.cases, strict=True):
         same_passes = a.prefill == b.prefill and _listed(a.ragged) == _listed(b.ragged)

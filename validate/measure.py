@@ -13,6 +13,7 @@ from glm_trt.model.states import STATE_AXES
 from glm_trt.validate.cases import HELD_TEXT, Case
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices, Difference
+from glm_trt.validate.problem_kinds import Finding
 from glm_trt.validate.walk import CHAINS, Observation
 
 Array = NDArray[Any]
@@ -55,7 +56,7 @@ class BlockResult:
     isolated: Pairs = field(default_factory=dict)
     propagated: Pairs = field(default_factory=dict)
     choices: dict[str, Choices] = field(default_factory=dict)
-    findings: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     set_aside: int = 0
 
 
@@ -117,7 +118,7 @@ class Measures:
             )  # fmt: skip
             shape = tensors["exact"]["hidden_out"].shape[:-1]
             rows = equal.reshape(shape) if rows is None else rows & equal.reshape(shape)
-        result.findings += [(name, f"{text}, {place}") for name, text in seen.findings]
+        result.findings += [x._replace(text=f"{x.text}, {place}") for x in seen.findings]
         for name in tensors["exact"].keys() - CHOSEN_BY.keys():
             of_chains = {chain: tensors[chain][name] for chain in CHAINS}
             mask = state_mask(name, seen.rows) if is_state(name) else rows
@@ -125,7 +126,7 @@ class Measures:
             result.isolated.setdefault(key, Pair.of(self.dtype)).add(of_chains, place, mask)
 
     def _add_propagated(self, result: BlockResult, seen: Observation) -> None:
-        result.findings += [(name, f"{text}, {seen.case}") for name, text in seen.findings]
+        result.findings += [x._replace(text=f"{x.text}, {seen.case}") for x in seen.findings]
         parted = self.parted[seen.case]
         parted |= _choices_differ(seen.tensors)
         if seen.rows is not None:

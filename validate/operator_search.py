@@ -245,7 +245,7 @@ class OperatorSearch:
         compare_choices(
             self.config, output, outputs, (scores[0], scores[1]), pooled, node.output[0]
         )
-        return pooled.first_wrong
+        return pooled.first_wrong or pooled.first_impossible
 
     def boundary(self, bad: Check, known: Arrays) -> tuple[str, ...]:
         """The inner values between which the region of `bad` lies."""

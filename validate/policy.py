@@ -12,6 +12,13 @@ output = "hidden_out"
 waive_up_to = 2.5              # or: waive = true
 reason = "TICKET-12: fast norm"
 
+[[rule]]                       # waive what is not a matter of degree: by its name alone
+block = "layer.3"
+output = "index_keys_out"
+problem = "missing"
+waive = true
+reason = "TICKET-13: nothing reads it behind the last indexer"
+
 [[rule]]                       # the logits of the whole pass; those of "runtime" likewise
 block = "end to end"
 waive_up_to = 2.5
@@ -27,37 +34,90 @@ max_perplexity_increase = 0.01 # relative
 
 from __future__ import annotations
 
+import math
 import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.model.states import layer_states
+from glm_trt.validate.problem_kinds import MEASURED, ProblemKind
 
 # What rules may be about beside blocks: the whole pass, block by block and by the runtime.
 END_TO_END, RUNTIME = "end to end", "runtime"
+WHOLE = (END_TO_END, RUNTIME)
 _MATCHES = {"kind": str, "layer": int, "block": str, "output": str}
+_NARROWS = {"problem": str}
 _ACTIONS = {"ratio": float, "waive": bool, "waive_up_to": float}
 _LIMITS = ("max_kl_divergence", "min_top1", "min_top5", "max_perplexity_increase")
+_SHARES = ("min_top1", "min_top5")
+_WAIVABLE = [kind.value for kind in ProblemKind if kind is not ProblemKind.LIMIT]
+_KNOWN_SHOWN = 40
 
 
 class PolicyError(GlmTrtError):
     """A policy file that says nothing sensible: where, what was expected and found."""
 
 
+class Target(NamedTuple):
+    """What rules may be about in one block: its kind, its layer, its outputs and weights."""
+
+    kind: str
+    layer: int | None
+    outputs: tuple[str, ...]
+
+
+class Where(NamedTuple):
+    """What a problem is in, by the names that rules match."""
+
+    block: str
+    kind: str
+    layer: int | None
+    output: str
+
+
+def target_of(
+    config: ModelConfig, kind: str, layer: int | None, weights: tuple[str, ...]
+) -> Target:
+    """The target that a block is; `weights` are the names of its graph's weights."""
+    outputs = ["logits"] if kind == "head" else ["hidden_out", "cos", "sin"]
+    if layer is not None:
+        outputs = ["hidden_out", *(f"{spec.name}_out" for spec in layer_states(config, layer))]
+        if config.attention_kind(layer) == "indexed":
+            outputs.append("topk_indices")
+        if config.mlp_kind(layer) == "sparse":
+            outputs.append("expert_indices")
+    return Target(kind, layer, (*outputs, *weights))
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Where each of `match` holds: a tighter `ratio`, or a waiver up to one."""
+    """Where each of `match` holds: a tighter `ratio`, or a waiver up to one.
+
+    Attributes
+    ----------
+    match : of "kind", "layer", "block" and "output", those that are given.
+    problem : the one that is waived; None for all that are a matter of degree.
+    number : its place in the file, from 1.
+    """
 
     match: dict[str, Any]
     ratio: float | None
     waive_up_to: float | None
     reason: str
+    problem: ProblemKind | None = None
+    number: int = 1
 
-    def matches(self, block: str, kind: str, layer: int | None, output: str) -> bool:
+    def matches(self, where: Where) -> bool:
         """Whether the rule is about this output of this block."""
-        of = {"block": block, "kind": kind, "layer": layer, "output": output}
-        return all(of[name] == value for name, value in self.match.items())
+        return all(getattr(where, name) == value for name, value in self.match.items())
+
+    def is_about(self, problem: ProblemKind) -> bool:
+        """Whether a waiver is about such a problem."""
+        return problem.is_of_degree if self.problem is None else problem is self.problem
 
 
 @dataclass(frozen=True)
@@ -68,19 +128,23 @@ class Policy:
     rules: tuple[Rule, ...]
     end_to_end: dict[str, float]
 
-    def ratio(self, block: str, kind: str, layer: int | None, output: str) -> float | None:
-        """The tightened ratio of an output, None where the contracts' own holds."""
-        found = [r.ratio for r in self.rules if r.ratio and r.matches(block, kind, layer, output)]
-        return found[-1] if found else None
+    def tightened(self, where: Where) -> Rule | None:
+        """The rule that tightens the ratio of an output; None where the contracts' own holds."""
+        return self._last(lambda rule: rule.ratio is not None and rule.matches(where))
 
-    def waived(
-        self, block: str, kind: str, layer: int | None, output: str, ratio: float
-    ) -> str | None:
-        """The reason for which a problem that a limit of `ratio` would allow is accepted."""
-        for rule in reversed(self.rules):
-            if rule.waive_up_to is not None and rule.matches(block, kind, layer, output):
-                return rule.reason if ratio <= rule.waive_up_to else None
-        return None
+    def waived(self, where: Where, problem: ProblemKind, ratio: float) -> Rule | None:
+        """The rule by which a problem is accepted that a limit of `ratio` would allow."""
+        rule = self._last(
+            lambda rule: (
+                rule.waive_up_to is not None and rule.matches(where) and rule.is_about(problem)
+            )
+        )
+        if rule is None or rule.waive_up_to is None:
+            return None
+        return rule if ratio <= rule.waive_up_to else None
+
+    def _last(self, holds: Callable[[Rule], bool]) -> Rule | None:
+        return next(filter(holds, reversed(self.rules)), None)
 
     def end_to_end_problems(self, values: dict[str, Any]) -> list[str]:
         """What the whole pass does not fulfil."""
@@ -101,14 +165,28 @@ class Policy:
                 problems.append(f"policy {name} = {limit:g}: found {value:.4g}")
         return problems
 
-    def to_dict(self) -> dict[str, Any] | None:
-        """For the report; None without a file."""
+    def to_dict(self, judged: dict[str, Any]) -> dict[str, Any] | None:
+        """For the report, of which `judged` are the parts with verdicts; None without a file.
+
+        `used` of a rule counts the problems that it waives or the outputs that it tightens.
+        """
         if self.path is None:
             return None
+        used = dict.fromkeys((rule.number for rule in self.rules), 0)
+        parts = [*judged["blocks"], judged["end_to_end"], *filter(None, [judged["runtime"]])]
+        for problem in (problem for part in parts for problem in part["problems"]):
+            if problem["rule"] is not None:
+                used[problem["rule"]] += 1
+        for block in judged["blocks"]:
+            for output in block["isolated"]:
+                where = Where(block["name"], block["kind"], block["layer"], output)
+                if (rule := self.tightened(where)) is not None:
+                    used[rule.number] += 1
         rules = [
-            {"match": rule.match, "ratio": rule.ratio, "reason": rule.reason,
-             "waive_up_to": None if rule.waive_up_to == float("inf") else rule.waive_up_to,
-             "waive": rule.waive_up_to is not None}
+            {"match": rule.match | ({} if rule.problem is None else {"problem": rule.problem}),
+             "ratio": rule.ratio, "reason": rule.reason,
+             "waive_up_to": None if rule.waive_up_to == math.inf else rule.waive_up_to,
+             "waive": rule.waive_up_to is not None, "used": used[rule.number]}
             for rule in self.rules
         ]  # fmt: skip
         return {"file": str(self.path), "rules": rules, "end_to_end": self.end_to_end}
@@ -117,16 +195,14 @@ class Policy:
 NO_POLICY = Policy(None, (), {})
 
 
-def read_policy(
-    path: Path, blocks: dict[str, tuple[str, int | None]], allowed_ratio: float
-) -> Policy:
-    """The policy of `path` for blocks name → (kind, layer).
+def read_policy(path: Path, blocks: Mapping[str, Target], allowed_ratio: float) -> Policy:
+    """The policy of `path` for blocks by name.
 
     Raises
     ------
     PolicyError
-        If the file is not such TOML, a rule matches no block, has no reason, or loosens a limit
-        without being a waiver.
+        If the file is not such TOML, a rule names a block, kind, layer, output or problem that
+        there is not, or matches none, has no reason, or loosens a limit without being a waiver.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -139,19 +215,51 @@ def read_policy(
     rules = content.get("rule", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise PolicyError(f"{path}: rule: expected tables [[rule]]")
-    known = blocks | {name: (name, None) for name in (END_TO_END, RUNTIME)}
-    made = [_rule(f"{path}: rule {i + 1}", rule, allowed_ratio) for i, rule in enumerate(rules)]
-    for i, rule in enumerate(made):
-        about = {name: value for name, value in rule.match.items() if name != "output"}
-        anywhere = Rule(about, None, None, "")
-        if not any(anywhere.matches(name, *of, "") for name, of in known.items()):
-            have = ", ".join(sorted({kind for kind, _ in blocks.values()}))
-            raise PolicyError(f"{path}: rule {i + 1}: {about} matches no block; kinds are {have}")
+    known = dict(blocks) | {name: Target(name, None, ("logits",)) for name in WHOLE}
+    made = []
+    for number, values in enumerate(rules, 1):
+        where = f"{path}: rule {number}"
+        rule = _rule(where, values, allowed_ratio, number)
+        _check_known(where, rule, known)
+        made.append(rule)
     return Policy(path, tuple(made), _limits(path, content.get("end_to_end", {})))
 
 
-def _rule(where: str, rule: dict[str, Any], allowed_ratio: float) -> Rule:
-    known = _MATCHES | _ACTIONS | {"reason": str}
+def _check_known(where: str, rule: Rule, known: Mapping[str, Target]) -> None:
+    """Each name that a rule matches is one of those that the blocks have which the names before it
+    leave.
+    """
+    matched = dict(known)
+    for name in ("block", "kind", "layer", "output"):
+        if name not in rule.match:
+            continue
+        wanted, have = rule.match[name], dict.fromkeys(_values(matched, name))
+        if wanted not in have:
+            raise PolicyError(f"{where}: {name}: expected {_listed(have)}, found {wanted}")
+        matched = {k: of for k, of in matched.items() if wanted in _values({k: of}, name)}
+    if rule.ratio is not None and all(name in WHOLE for name in matched):
+        raise PolicyError(
+            f"{where}: ratio: expected an output of blocks, found that of {_listed(matched)}; "
+            "[end_to_end] has its limits"
+        )
+
+
+def _values(known: Mapping[str, Target], name: str) -> list[Any]:
+    if name == "block":
+        return list(known)
+    if name == "output":
+        return [output for target in known.values() for output in target.outputs]
+    return [value for target in known.values() if (value := getattr(target, name)) is not None]
+
+
+def _listed(values: Iterable[Any]) -> str:
+    texts = [str(value) for value in values]
+    more = f" … {len(texts)} in all" if len(texts) > _KNOWN_SHOWN else ""
+    return ", ".join(texts[:_KNOWN_SHOWN]) + more
+
+
+def _rule(where: str, rule: dict[str, Any], allowed_ratio: float, number: int) -> Rule:
+    known = _MATCHES | _NARROWS | _ACTIONS | {"reason": str}
     for name, value in rule.items():
         if name not in known:
             raise PolicyError(f"{where}: expected one of {', '.join(known)}, found {name}")
@@ -173,8 +281,26 @@ def _rule(where: str, rule: dict[str, Any], allowed_ratio: float) -> Rule:
             f"{where}: ratio: expected above 0 and at most {allowed_ratio}, which holds without "
             f"it, found {ratio}; to accept more, waive"
         )
-    up_to = float("inf") if "waive" in rule else rule.get("waive_up_to")
-    return Rule(match, ratio, up_to, rule["reason"].strip())
+    up_to = rule.get("waive_up_to")
+    if up_to is not None and not 0 < up_to < math.inf:
+        raise PolicyError(f"{where}: waive_up_to: expected a number above 0, found {up_to}")
+    problem = _problem(where, rule)
+    return Rule(match, ratio, math.inf if "waive" in rule else up_to, rule["reason"].strip(),
+                problem, number)  # fmt: skip
+
+
+def _problem(where: str, rule: dict[str, Any]) -> ProblemKind | None:
+    if "problem" not in rule:
+        return None
+    if rule["problem"] not in _WAIVABLE:
+        expected = ", ".join(_WAIVABLE)
+        raise PolicyError(f"{where}: problem: expected one of {expected}, found {rule['problem']}")
+    if "ratio" in rule:
+        raise PolicyError(f"{where}: problem: expected a waiver, found a ratio")
+    problem = ProblemKind(rule["problem"])
+    if "waive_up_to" in rule and problem not in MEASURED:
+        raise PolicyError(f"{where}: waive_up_to: {problem} has no ratio; expected waive = true")
+    return problem
 
 
 def _limits(path: Path, table: Any) -> dict[str, float]:
@@ -184,6 +310,13 @@ def _limits(path: Path, table: Any) -> dict[str, float]:
         if name not in _LIMITS:
             expected = ", ".join(_LIMITS)
             raise PolicyError(f"{path}: end_to_end: expected {expected}, found {name}")
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            raise PolicyError(f"{path}: end_to_end: {name}: expected a number, found {value!r}")
+        most = 1.0 if name in _SHARES else math.inf
+        if (
+            not isinstance(value, int | float) or isinstance(value, bool)
+            or not (0 <= value <= most and math.isfinite(value))
+        ):  # fmt: skip
+            expected = "from 0 to 1" if name in _SHARES else "not below 0"
+            raise PolicyError(
+                f"{path}: end_to_end: {name}: expected a number {expected}, found {value!r}"
+            )
     return {name: float(value) for name, value in table.items()}

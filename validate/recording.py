@@ -25,6 +25,8 @@ from glm_trt.model.files import explain, sha256_of, sync_directory
 from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.cases import Case
 from glm_trt.validate.polygraphy_files import FOLDER, is_installed, save_block
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.report import targets_in
 from glm_trt.validate.walk import Observation
 
 FORMAT, FORMAT_VERSION = "glm-trt saved run", 2
@@ -153,9 +155,7 @@ class Recording:
             self.files: dict[str, str] = content["files"]
             self._entries: list[dict[str, Any]] = content["observations"]
             self.dtype: str = self.context["backend"]["dtype"]
-            self.kinds: dict[str, tuple[str, int | None]] = {
-                name: (kind, layer) for name, kind, layer in self.context["kinds"]
-            }
+            self.targets = targets_in(self.context)
             self.blocks = list(dict.fromkeys(entry["block"] for entry in self._entries))
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise RecordingError(f"{path}: not whole: {type(error).__name__}: {error}") from None
@@ -196,7 +196,9 @@ def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation
             rows = array
         else:
             groups[group].setdefault(rest[0], {})[rest[1]] = array
-    findings = tuple((name, text) for name, text in entry["findings"])
+    findings = tuple(
+        Finding(output, text, ProblemKind(kind)) for output, text, kind in entry["findings"]
+    )
     return Observation(
         entry["block"], entry["case"], entry["mode"], entry["begin"], entry["prefill"],
         groups["tensor"], groups["score"], findings, rows,

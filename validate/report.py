@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from glm_trt.validate.measure import Measures
-from glm_trt.validate.policy import NO_POLICY, Policy
+from glm_trt.validate.policy import NO_POLICY, Policy, Target
 from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
 from glm_trt.validate.verdict import Report, judge
+
+# Of a context, what rules may be about in each block; no part of the report.
+TARGETS = "targets"
+
+
+def targets_in(context: Report) -> dict[str, Target]:
+    """The targets by block. Raises `KeyError`, `TypeError` or `ValueError` where there are none."""
+    return {
+        name: Target(kind, layer, tuple(outputs)) for name, kind, layer, outputs in context[TARGETS]
+    }
 
 
 def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) -> Report:
     """The report of what was measured."""
-    layers = {name: layer for name, _, layer in context["kinds"] if layer is not None}
+    layers = {
+        name: target.layer
+        for name, target in targets_in(context).items()
+        if target.layer is not None
+    }
     judged = judge(measures, policy, layers)
     report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
-    report |= {name: value for name, value in context.items() if name != "kinds"}
-    return report | {"policy": policy.to_dict(), "baseline": None, "compared": None} | judged
+    report |= {name: value for name, value in context.items() if name != TARGETS}
+    return report | {"policy": policy.to_dict(judged), "baseline": None, "compared": None} | judged

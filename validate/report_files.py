@@ -17,7 +17,7 @@ from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.report_text import markdown
 from glm_trt.validate.verdict import Report
 
-FORMAT, FORMAT_VERSION = "glm-trt validation", 2
+FORMAT, FORMAT_VERSION = "glm-trt validation", 3
 JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
 
 

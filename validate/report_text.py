@@ -121,6 +121,7 @@ def summary(report: Report) -> str:
     rows = [("blocks", blocks_line(report)), *end_to_end_rows(report)]
     if compared := report["compared"]:
         rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
+    rows += [("policy", text) for text in unused_rules(report)]
     width = max(len(name) for name, _ in rows)
     return "\n".join([
         f"{report['bundle']['directory']} on {backend['name']} in {backend['dtype']}: "
@@ -128,6 +129,16 @@ def summary(report: Report) -> str:
         *found,
         *(f"  {name:<{width}}  {text}" for name, text in rows),
     ])  # fmt: skip
+
+
+def unused_rules(report: Report) -> list[str]:
+    """The policy's rules that waived and tightened nothing."""
+    rules = report["policy"]["rules"] if report["policy"] else []
+    return [
+        f"nothing used rule {number} ({rule['reason']})"
+        for number, rule in enumerate(rules, 1)
+        if not rule["used"]
+    ]
 
 
 def _compared_line(compared: Report) -> str:
@@ -159,6 +170,8 @@ def markdown(report: Report) -> str:
     found = problems(report, waived=True)
     if found:
         lines += ["## Problems", *(f"- **{where}**: {text}" for where, text in found), ""]
+    if unused := unused_rules(report):
+        lines += [f"Policy `{report['policy']['file']}`: {'; '.join(unused)}.", ""]
     lines += ["| end to end | |", "|---|---|"]
     lines += [f"| {name} | {_cell(text)} |" for name, text in end_to_end_rows(report)]
     skipped = report["runtime_skipped"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.backend import Backend, Batch
 from glm_trt.validate.policy import RUNTIME
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.walk import Flow, Observation
 
 Array = NDArray[Any]
@@ -67,7 +68,8 @@ def _refused(flow: Flow, error: Exception) -> Observation:
     vocabulary = flow.values["exact"][0]["logits"].shape[-1]
     nothing = np.full((*flow.case.ids.shape, vocabulary), np.nan, np.float32)
     text = f"cannot be run: {str(error).strip()}"
-    return replace(_observation(flow, nothing), findings=(("logits", text),))
+    finding = Finding("logits", text, ProblemKind.CANNOT_RUN)
+    return replace(_observation(flow, nothing), findings=(finding,))
 
 
 def _side_by_side(backend: Backend, flows: list[Flow]) -> list[Observation]:

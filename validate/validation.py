@@ -15,10 +15,10 @@ from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
 from glm_trt.validate.environment import describe_backend, describe_environment
 from glm_trt.validate.measure import Measures
-from glm_trt.validate.policy import NO_POLICY, RUNTIME, read_policy
+from glm_trt.validate.policy import NO_POLICY, RUNTIME, Target, read_policy, target_of
 from glm_trt.validate.recording import Recorder
 from glm_trt.validate.reference import Reference, fitting_threads
-from glm_trt.validate.report import assemble
+from glm_trt.validate.report import TARGETS, assemble
 from glm_trt.validate.report_files import read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
@@ -95,16 +95,16 @@ def validate_bundle(
     bundle = open_bundle(directory, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype, options.provider)
     with closing(subject), fitting_threads(bundle):
-        kinds = {block.name: (block.kind, block.layer) for block in all_blocks(bundle)}
+        targets = {block.name: _target(bundle, block) for block in all_blocks(bundle)}
         policy = NO_POLICY
         if options.policy:
-            policy = read_policy(options.policy, kinds, ALLOWED_RATIO[subject.dtype])
+            policy = read_policy(options.policy, targets, ALLOWED_RATIO[subject.dtype])
         reference = Reference(bundle, options.checkpoint)
         recorder = Recorder(options.save, subject.dtype) if options.save else None
         with recorder or nullcontext():
             progress("continuing prompts")
             cases = make_cases(bundle, reference, options.cases)
-            by_name = {name: kind for name, (kind, _) in kinds.items()}
+            by_name = {name: target.kind for name, target in targets.items()}
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
             walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
             for name, observations in walked:
@@ -116,7 +116,7 @@ def validate_bundle(
                 if recorder:
                     recorder.write(name, kept)
             context = _context(bundle, directory, options, subject, reference, cases)
-            context["kinds"] = [[name, kind, layer] for name, (kind, layer) in kinds.items()]
+            context[TARGETS] = [[name, *target] for name, target in targets.items()]
             context["seconds"] = time.monotonic() - began
             if recorder:
                 recorder.finish(context, bundle.manifest["config"], cases)
@@ -130,6 +130,11 @@ def validate_bundle(
 def all_blocks(bundle: Bundle) -> list[BundleBlock]:
     """Those of a pass, then those of prediction."""
     return [*bundle.blocks, *bundle.prediction_blocks]
+
+
+def _target(bundle: Bundle, block: BundleBlock) -> Target:
+    weights = tuple(binding.name for binding in block.bindings)
+    return target_of(bundle.config, block.kind, block.layer, weights)
 
 
 def walk(

@@ -11,7 +11,8 @@ import numpy as np
 
 from glm_trt.validate.compare import ULP_EDGES, Choices
 from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair, Pairs
-from glm_trt.validate.policy import END_TO_END, NO_POLICY, RUNTIME, Policy
+from glm_trt.validate.policy import END_TO_END, NO_POLICY, RUNTIME, Policy, Where
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 
 # The backend's error may be this much larger than what its dtype costs the eager model. In half
 # precision, products are summed in float32 and the rounding of results is what costs: the same
@@ -88,22 +89,27 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
     """One block's part of the report, with `ok` and, where it is not, `problems`."""
     problems: list[Report] = []
 
-    def note(output: str, text: str, ratio: float = math.inf) -> None:
-        reason = policy.waived(result.name, result.kind, layer, output, ratio)
-        problems.append({"output": output, "text": text, "waived": reason})
+    def at(output: str) -> Where:
+        return Where(result.name, result.kind, layer, output)
+
+    def note(output: str, text: str, kind: ProblemKind, ratio: float = math.inf) -> None:
+        problems.append(_problem(policy, at(output), f"{output}{text}", kind, ratio))
 
     isolated: Report = {}
     for (name, phase), pair in sorted(result.isolated.items()):
-        tightened = policy.ratio(result.name, result.kind, layer, name)
-        entry = pair_entry(pair, dtype, tightened)
+        rule = policy.tightened(at(name))
+        entry = pair_entry(pair, dtype, None if rule is None else rule.ratio)
         isolated.setdefault(name, {})[phase] = entry
         if not entry["ok"]:
-            note(name, f"{name}, {phase}: {explain(entry)}", _over(entry, dtype))
+            note(name, f", {phase}: {explain(entry)}", _error_kind(entry), _over(entry, dtype))
     for name, choices in result.choices.items():
-        if choices.wrong:
-            note(name, f"{name}: {choices.wrong} wrong; first: {choices.first_wrong}")
-    for name, text in result.findings[:PROBLEMS_SHOWN]:
-        note(name, f"{name}: {text}")
+        if wrong := choices.wrong - choices.impossible:
+            note(name, f": {wrong} wrong; first: {choices.first_wrong}", ProblemKind.CHOICES)
+        if choices.impossible:
+            text = f": {choices.impossible} impossible; first: {choices.first_impossible}"
+            note(name, text, ProblemKind.IMPOSSIBLE)
+    for finding in _shown(result.findings):
+        note(finding.output, f": {finding.text}", finding.kind)
     return {
         "name": result.name,
         "kind": result.kind,
@@ -208,15 +214,15 @@ def _end_to_end_entry(measures: Measures, policy: Policy) -> Report:
         for (_, phase), pair in sorted(head.propagated.items())
     }
     problems = _logits_problems(END_TO_END, logits, dtype, policy)
+    where = _whole(END_TO_END)
     for name, greedy in end.greedy.items():
         problems += [
-            _problem(END_TO_END, f"{name}: token {wrong['token']}: expected {wrong['expected']}, "
-                     f"found {wrong['found']}, whose logit is {wrong['gap']:.3g} lower", policy)
+            _problem(policy, where, f"{name}: {_wrong_token(wrong)}", ProblemKind.GREEDY)
             for wrong in greedy["wrong"]
-        ]  # fmt: skip
+        ]
     values = _summarised(end)
     problems += [
-        {"output": "logits", "text": text, "waived": None}
+        _problem(NO_POLICY, where, text, ProblemKind.LIMIT)
         for text in policy.end_to_end_problems(values)
     ]
     return {
@@ -259,25 +265,54 @@ def _runtime_entry(result: BlockResult, dtype: str, policy: Policy) -> Report:
     }
     problems = _logits_problems(RUNTIME, logits, dtype, policy)
     problems += [
-        _problem(RUNTIME, f"{name}: {text}", policy)
-        for name, text in result.findings[:PROBLEMS_SHOWN]
+        _problem(policy, _whole(RUNTIME), f"{finding.output}: {finding.text}", finding.kind)
+        for finding in _shown(result.findings)
     ]
     ok = all(problem["waived"] for problem in problems)
     return {"ok": ok, "problems": problems, "logits": logits}
 
 
+def _wrong_token(wrong: Report) -> str:
+    return (
+        f"token {wrong['token']}: expected {wrong['expected']}, found {wrong['found']}, whose "
+        f"logit is {wrong['gap']:.3g} lower"
+    )
+
+
 def _logits_problems(part: str, logits: Report, dtype: str, policy: Policy) -> list[Report]:
-    return [
-        _problem(part, f"logits, {phase}: {explain(entry)}", policy, _over(entry, dtype))
-        for phase, entry in logits.items()
-        if not entry["ok"]
-    ]
+    problems = []
+    for phase, entry in logits.items():
+        if not entry["ok"]:
+            text, ratio = f"logits, {phase}: {explain(entry)}", _over(entry, dtype)
+            problems.append(_problem(policy, _whole(part), text, _error_kind(entry), ratio))
+    return problems
 
 
-def _problem(part: str, text: str, policy: Policy, ratio: float = math.inf) -> Report:
-    """A problem of the whole pass."""
-    waived = policy.waived(part, part, None, "logits", ratio)
-    return {"output": "logits", "text": text, "waived": waived}
+def _whole(part: str) -> Where:
+    """Where a problem of the whole pass is."""
+    return Where(part, part, None, "logits")
+
+
+def _problem(
+    policy: Policy, where: Where, text: str, kind: ProblemKind, ratio: float = math.inf
+) -> Report:
+    """A problem, and the rule that waives it where one does."""
+    rule = policy.waived(where, kind, ratio)
+    return {"output": where.output, "problem": kind, "text": text,
+            "waived": None if rule is None else rule.reason,
+            "rule": None if rule is None else rule.number}  # fmt: skip
+
+
+def _error_kind(entry: Report) -> ProblemKind:
+    return ProblemKind.NOT_FINITE if entry["not_finite"] else ProblemKind.ERROR
+
+
+def _shown(findings: list[Finding]) -> list[Finding]:
+    """The first few of each output and kind: those of one kind are waived together."""
+    shown: dict[tuple[str, ProblemKind], list[Finding]] = {}
+    for finding in findings:
+        shown.setdefault((finding.output, finding.kind), []).append(finding)
+    return [finding for alike in shown.values() for finding in alike[:PROBLEMS_SHOWN]]
 
 
 def _offenders(blocks: list[Report]) -> list[Report]:

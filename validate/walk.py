@@ -24,6 +24,7 @@ from glm_trt.model.errors import BlockError
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
 from glm_trt.validate.choices import CHOSEN_BY
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 
 if TYPE_CHECKING:  # diff reads observations too, and needs no PyTorch
     from glm_trt.validate.reference import EagerBlock, Reference
@@ -50,8 +51,8 @@ class Observation:
     tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a
         capacity [B, 1, S, width] the positions that were written, of another all.
     scores : of "exact" and "rounded", what experts and positions were chosen by.
-    findings : output and what is wrong with it other than its numbers: its shape, or positions of
-        a state that changed and should not have.
+    findings : what is wrong with outputs other than their numbers: a shape, or positions of a state
+        that changed and should not have.
     rows : tokens [B, S] that count and are no padding, all if None.
     inputs : what all three were given (isolated runs and probes).
     """
@@ -63,7 +64,7 @@ class Observation:
     prefill: int
     tensors: dict[str, Arrays]
     scores: dict[str, Arrays] = field(default_factory=dict)
-    findings: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
     rows: NDArray[np.bool_] | None = None
     inputs: Arrays | None = None
 
@@ -103,7 +104,7 @@ class Runners:
     found: Callable[[Arrays], Arrays]
     dtype: str
 
-    def run(self, inputs: dict[str, Arrays]) -> tuple[dict[str, Arrays], list[tuple[str, str]]]:
+    def run(self, inputs: dict[str, Arrays]) -> tuple[dict[str, Arrays], list[Finding]]:
         """The outputs of each chain on its own input, all of the shapes that they should have, and
         what was wrong with those of the backend (`conform`).
         """
@@ -114,7 +115,8 @@ class Runners:
             outputs["found"] = {}
             name = next(iter(outputs["exact"]))
             conform(outputs["found"], outputs["exact"])
-            return outputs, [(name, f"cannot be run: {error}")]
+            refused = Finding(name, f"cannot be run: {error}", ProblemKind.CANNOT_RUN)
+            return outputs, [refused]
         return outputs, conform(outputs["found"], outputs["exact"])
 
 
@@ -192,7 +194,7 @@ def walk_block(
         yield _run_isolated(bundle, block, runners, given, "", mode, rows)
 
 
-def conform(found: Arrays, expected: Arrays) -> list[tuple[str, str]]:
+def conform(found: Arrays, expected: Arrays) -> list[Finding]:
     """Put nothing (NaN, index −1) in the place of outputs that are missing or of another shape than
     is expected, so that the rest can be compared; which, and what was wrong.
     """
@@ -204,7 +206,7 @@ def conform(found: Arrays, expected: Arrays) -> list[tuple[str, str]]:
         text = "missing" if array is None else (
             f"expected shape {list(wanted.shape)}, found {list(array.shape)}"
         )  # fmt: skip
-        findings.append((name, text))
+        findings.append(Finding(name, text, ProblemKind.MISSING))
         integer = wanted.dtype.kind in "iu"
         found[name] = np.full(wanted.shape, -1 if integer else np.nan, wanted.dtype)
     return findings
@@ -278,7 +280,8 @@ def _run_isolated(
         if not spec.has_capacity:
             continue
         if whole and not _kept(outputs["found"][name], inputs[spec.name], past, length):
-            findings.append((name, "overwrites what it should keep"))
+            text = "overwrites what it should keep"
+            findings.append(Finding(name, text, ProblemKind.OVERWRITTEN))
         for made in outputs.values():
             made[name] = written(made[name], past, length)
     scores = {"exact": runners.exact.scores, "rounded": runners.rounded.scores}

@@ -106,7 +106,8 @@ def test_choices(found: list[int], expected: list[int], noise: float, outcome: s
     assert choices.near_ties == (outcome == "near")
     assert choices.wrong == (outcome not in ("equal", "near"))
     if choices.wrong:
-        assert outcome in choices.first_wrong
+        assert outcome in choices.first_wrong or outcome in choices.first_impossible
+        assert choices.impossible == (not outcome.startswith("scores"))
 
 
 def test_the_largest_loss_is_kept() -> None:

@@ -94,6 +94,11 @@ def test_runs_of_other_cases_or_blocks_are_refused(
     validate_bundle(bundle, options)
     with pytest.raises(RecordingError, match="hybrid: checkpoint: expected"):
         diff_runs(place / "float32", tmp_path / "hybrid")
+    # What a policy's rules may name is what the blocks have.
+    for run in (Recording(place / "float32"), Recording(tmp_path / "hybrid")):
+        for block, target in run.targets.items():
+            outputs = [name for name in target.outputs if "." not in name]  # no weight
+            assert sorted(next(run.observations(block)).tensors["exact"]) == sorted(outputs)
 
 
 def test_what_is_not_a_whole_run_is_refused(
@@ -114,7 +119,7 @@ def test_what_is_not_a_whole_run_is_refused(
     assert "head.npz: missing" in capsys.readouterr().err
     for content, message in (
         ("{", "not JSON"), ("[]", "no saved run"), ('{"format": "x"}', "no saved run"),
-        ('{"format": "glm-trt saved run", "format_version": 9}', "version"),
+        ('{"format": "glm-trt saved run", "format_version": 1}', "version: expected 2, found 1"),
         ('{"format": "glm-trt saved run", "format_version": 2, "context": 3}', "not whole"),
     ):  # fmt: skip
         (copy / "run.json").write_text(content)

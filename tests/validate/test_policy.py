@@ -8,20 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from checkpoints import make_oracle
 from faults import FAULTS, Faulty
 
 from glm_trt.cli import main
+from glm_trt.model.config import ModelConfig
 from glm_trt.validate.baseline import ALLOWED_GROWTH, compare_with_baseline
 from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.policy import Policy, PolicyError, Rule, read_policy
+from glm_trt.validate.compare import Choices
+from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair
+from glm_trt.validate.policy import Policy, PolicyError, Rule, Target, Where, read_policy
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.report_files import ReportError, read_report
+from glm_trt.validate.report_text import unused_rules
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
+from glm_trt.validate.verdict import PROBLEMS_SHOWN, judge
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
-BLOCKS = {"embedding": ("embedding", None), "layer.0": ("dense_indexed", 0),
-          "layer.1": ("sparse_indexed", 1), "head": ("head", None)}  # fmt: skip
+OUTPUTS = ("hidden_out", "kv_cache_out", "topk_indices")
+BLOCKS = {"embedding": Target("embedding", None, ("hidden_out", "cos", "sin")),
+          "layer.0": Target("dense_indexed", 0, OUTPUTS),
+          "layer.1": Target("sparse_indexed", 1, (*OUTPUTS, "expert_indices", "mlp.gate.weight")),
+          "head": Target("head", None, ("logits",))}  # fmt: skip
 SHORT = ["--longest", "48"]
 
 
@@ -46,8 +57,29 @@ def rule(**values: Any) -> str:
         (rule(kind="sparse_indexed", waive=False), "expected one of ratio"),
         (rule(kind="sparse_indexed", waive=True, ratio=1.0), "expected one of ratio"),
         (rule(waive=True), "what it is about"),
-        (rule(kind="sparse", waive=True), "matches no block; kinds are dense_indexed"),
-        (rule(layer=7, waive=True), "matches no block"),
+        (
+            rule(kind="sparse", waive=True),
+            "kind: expected embedding, dense_.*found sparse$",
+        ),
+        (rule(layer=7, waive=True), "layer: expected 0, 1, found 7"),
+        (rule(block="layer.9", waive=True), "block: expected embedding, layer.0.*found layer.9"),
+        (
+            rule(layer=0, output="expert_indices", waive=True),
+            "output: expected hidden_out, kv_cache_out, topk_indices, found expert_indices",
+        ),
+        (rule(output="hiden_out", waive=True), "output: expected hidden_out, cos.*found hiden_out"),
+        (rule(block="end to end", output="hidden_out", waive=True), "output: expected logits,"),
+        (rule(kind="dense_indexed", block="head", waive=True), "kind: expected head, found dense"),
+        (rule(block="runtime", ratio=1.0), r"ratio: expected an output of blocks.*\[end_to_end\]"),
+        (rule(layer=1, problem="nan", waive=True), "problem: expected one of error, .*found nan"),
+        (rule(layer=1, problem="limit", waive=True), "problem: expected one of error, .*found lim"),
+        (rule(layer=1, problem="error", ratio=1.0), "problem: expected a waiver, found a ratio"),
+        (rule(layer=1, problem="missing", waive_up_to=2.0), "missing has no ratio"),
+        (rule(problem="missing", waive=True), "what it is about"),
+        (rule(layer=1, waive_up_to=0), "waive_up_to: expected a number above 0, found 0"),
+        (rule(layer=1).strip() + "\nwaive_up_to = inf", "expected a number above 0, found inf"),
+        ("[end_to_end]\nmax_kl_divergence = nan", "not below 0, found nan"),
+        ("[end_to_end]\nmin_top1 = 99", "from 0 to 1, found 99"),
         (rule(layer="1", waive=True), "layer: expected a int, found '1'"),
         (rule(layer=True, waive=True), "layer: expected a int, found True"),
         (rule(layer=1, waive=True, reason=" "), "expected a reason"),
@@ -68,12 +100,117 @@ def test_the_later_rule_holds(tmp_path: Path) -> None:
     text = rule(kind="sparse_indexed", ratio=1.5) + rule(layer=1, output="hidden_out", ratio=1.2)
     text += rule(block="layer.0", waive_up_to=3.0) + rule(block="end to end", waive=True)
     found = read_policy(policy(tmp_path / "p.toml", text), BLOCKS, 2.0)
-    of = ("layer.1", "sparse_indexed", 1)
-    assert found.ratio(*of, "hidden_out") == 1.2 and found.ratio(*of, "kv_cache_out") == 1.5
-    assert found.ratio("layer.0", "dense_indexed", 0, "hidden_out") is None
-    dense = ("layer.0", "dense_indexed", 0, "hidden_out")
-    assert found.waived(*dense, 2.9) == "signed off" and found.waived(*dense, 3.1) is None
-    assert found.waived("end to end", "end to end", None, "logits", 99.0) == "signed off"
+
+    def ratio(where: Where) -> float | None:
+        rule = found.tightened(where)
+        return None if rule is None else rule.ratio
+
+    sparse = Where("layer.1", "sparse_indexed", 1, "hidden_out")
+    dense = Where("layer.0", "dense_indexed", 0, "hidden_out")
+    assert ratio(sparse) == 1.2 and ratio(sparse._replace(output="kv_cache_out")) == 1.5
+    assert ratio(dense) is None
+    assert found.waived(dense, ProblemKind.ERROR, 2.9) == found.rules[2]
+    assert found.waived(dense, ProblemKind.ERROR, 3.1) is None
+    whole = Where("end to end", "end to end", None, "logits")
+    assert found.waived(whole, ProblemKind.GREEDY, 99.0) == found.rules[3]
+
+
+@pytest.fixture
+def measures() -> Measures:
+    """What passed: a layer's output, and a head behind it."""
+    config = ModelConfig.from_dict(make_oracle().config.to_dict(), "config")
+    made = Measures(config, "float32", [], {})
+    made.results = {"layer.1": BlockResult("layer.1", "sparse_indexed"),
+                    "head": BlockResult("head", "head")}  # fmt: skip
+    made.end_to_end = EndToEnd(1, 1, 1.0, [0.0], [0.0])
+    add_hidden(made, 1.0)
+    return made
+
+
+def add_hidden(measures: Measures, first: float) -> None:
+    """A hidden state of ones, of which the backend's first is another."""
+    expected = np.ones((1, 2, 4))
+    found = expected.copy()
+    found[0, 0, 0] = first
+    pair = Pair.of("float32")
+    pair.add({"exact": expected, "rounded": expected * (1 + 1e-7), "found": found}, "text")
+    measures.results["layer.1"].isolated["hidden_out", "prefill"] = pair
+
+
+def judged(measures: Measures, tmp_path: Path, *rules: str) -> dict[str, Any]:
+    found = read_policy(policy(tmp_path / "p.toml", "".join(rules)), BLOCKS, 2.0)
+    parts = judge(measures, found, {"layer.1": 1})
+    return parts | {"policy": found.to_dict(parts)}
+
+
+BROKEN = [kind for kind in ProblemKind if not kind.is_of_degree and kind is not ProblemKind.LIMIT]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_is_waived_by_its_name_alone(
+    measures: Measures, tmp_path: Path, kind: ProblemKind
+) -> None:
+    """Whatever rules say of outputs, layers and kinds, even all of them at once."""
+    measures.results["layer.1"].findings = [Finding("hidden_out", "so it is", kind)]
+    everything = [
+        rule(layer=1, waive=True), rule(kind="sparse_indexed", waive=True),
+        rule(block="layer.1", output="hidden_out", waive=True),
+        rule(output="hidden_out", waive_up_to=1e9),
+    ]  # fmt: skip
+    assert not judged(measures, tmp_path, *everything)["ok"]
+    others = [
+        rule(layer=1, problem=other, waive=True) for other in ProblemKind
+        if other not in (kind, ProblemKind.LIMIT)
+    ]  # fmt: skip
+    assert not judged(measures, tmp_path, *everything, *others)["ok"]
+    named = rule(layer=1, problem=kind, waive=True)
+    # A later rule that is not about it takes nothing away.
+    found = judged(measures, tmp_path, *others, named, *everything)
+    (problem,) = found["blocks"][0]["problems"]
+    assert found["ok"] and problem["problem"] == kind and problem["rule"] == len(others) + 1
+
+
+def test_what_is_of_degree_is_waived_with_its_output(measures: Measures, tmp_path: Path) -> None:
+    add_hidden(measures, 1.5)
+    waived = rule(output="hidden_out", waive=True)
+    assert not judged(measures, tmp_path)["ok"] and judged(measures, tmp_path, waived)["ok"]
+    add_hidden(measures, np.nan)
+    (problem,) = judged(measures, tmp_path, waived)["blocks"][0]["problems"]
+    assert problem["problem"] == "not finite" and problem["waived"] is None
+    named = rule(output="hidden_out", problem="not finite", waive=True)
+    assert judged(measures, tmp_path, waived, named)["ok"]
+
+
+def test_impossible_choices_are_not_wrong_ones(measures: Measures, tmp_path: Path) -> None:
+    scores = np.array([[3.0, 2.0, 1.0]])
+    waived = rule(output="expert_indices", waive=True)
+    for found, ok in (([0, 2], True), ([0, 3], False), ([0, 0], False), ([0, -1], False)):
+        choices = Choices()
+        choices.add(np.array([found]), np.array([[0, 1]]), (scores, scores), np.zeros(1), "text")
+        measures.results["layer.1"].choices["expert_indices"] = choices
+        assert judged(measures, tmp_path, waived)["ok"] == ok, found
+
+
+def test_a_waiver_does_not_hide_what_comes_behind_many(measures: Measures, tmp_path: Path) -> None:
+    result = measures.results["layer.1"]
+    many = [Finding("kv_cache_out", "x", ProblemKind.OVERWRITTEN)] * (PROBLEMS_SHOWN + 1)
+    result.findings = [*many, Finding("kv_cache_out", "x", ProblemKind.MISSING)]
+    waived = rule(layer=1, problem="overwritten", waive=True)
+    found = judged(measures, tmp_path, waived)
+    assert not found["ok"]
+    counted = [problem["problem"] for problem in found["blocks"][0]["problems"]]
+    assert counted == [*["overwritten"] * PROBLEMS_SHOWN, "missing"]
+
+
+def test_rules_that_nothing_used_are_said(measures: Measures, tmp_path: Path) -> None:
+    add_hidden(measures, 1.5)
+    found = judged(
+        measures, tmp_path, rule(layer=0, waive=True, reason="no more"), rule(layer=1, waive=True),
+        rule(kind="sparse_indexed", ratio=1.5), rule(kind="dense_indexed", ratio=1.5, reason="old"),
+    )  # fmt: skip
+    assert [x["used"] for x in found["policy"]["rules"]] == [0, 1, 1, 0]
+    assert unused_rules(found) == ["nothing used rule 1 (no more)", "nothing used rule 4 (old)"]
+    assert unused_rules({"policy": None}) == []
 
 
 @pytest.fixture
@@ -114,9 +251,10 @@ def test_waived_faults_pass_and_are_in_the_report(
 def test_a_waiver_and_a_limit_end_where_they_say() -> None:
     rules = (Rule({"kind": "k"}, None, 9.0, "first"), Rule({"kind": "k"}, None, 2.5, "second"))
     found = Policy(Path("x"), rules, {"max_kl_divergence": 1e-4, "min_top1": 0.9})
-    assert found.waived("b", "k", 1, "o", 2.5) == "second"
-    assert found.waived("b", "k", 1, "o", 2.6) is None
-    assert found.waived("b", "other", 1, "o", 1.0) is None
+    where = Where("b", "k", 1, "o")
+    assert found.waived(where, ProblemKind.ERROR, 2.5) == rules[1]
+    assert found.waived(where, ProblemKind.ERROR, 2.6) is None
+    assert found.waived(where._replace(kind="other"), ProblemKind.ERROR, 1.0) is None
     values = {"kl_divergence": {"max": 1e-4}, "top1": 0.9, "top5": 1.0, "perplexity": None}
     assert found.end_to_end_problems(values) == []
     worse = values | {"kl_divergence": {"max": 2e-4}, "top1": 0.8}
@@ -129,8 +267,14 @@ def test_limits(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     checkpoint, bundle = made("plain")
     command = ["validate", str(bundle), "--checkpoint", str(checkpoint), *SHORT, "--policy"]
     tight = policy(tmp_path / "tight.toml", rule(kind="dense_indexed", ratio=0.01))
-    assert main([*command, str(tight)]) == 1
-    assert "layer.0: hidden_out" in capsys.readouterr().out
+    unused = rule(layer=1, output="hidden_out", waive=True, reason="TICKET-13")
+    tight.write_text(tight.read_text() + unused)
+    assert main([*command, str(tight), "--report", str(tmp_path / "r")]) == 1
+    out = capsys.readouterr().out
+    assert "layer.0: hidden_out" in out and "nothing used rule 2 (TICKET-13)" in out
+    assert "rule 1" not in out
+    assert "nothing used rule 2 (TICKET-13)" in (tmp_path / "r" / "report.md").read_text()
+    assert "(TICKET-13): nothing used it" in (tmp_path / "r" / "report.html").read_text()
     ends = "[end_to_end]\nmax_kl_divergence = 1e-20\nmin_top1 = 0.5\n"
     assert main([*command, str(policy(tmp_path / "ends.toml", ends))]) == 1
     out = capsys.readouterr().out
@@ -183,8 +327,8 @@ def test_baselines_of_something_else(report: dict[str, Any], tmp_path: Path) -> 
             compare_with_baseline(report, saved(other, tmp_path / "other.json"))
     for content, message in (
         ("{", "not JSON"), ("[]", "not a report"), ('{"format": "x"}', "not a report"),
-        ('{"format": "glm-trt validation", "format_version": 1}', "format version: expected 2"),
-        ('{"format": "glm-trt validation", "format_version": 2}', "required"),
+        ('{"format": "glm-trt validation", "format_version": 2}', "format version: expected 3"),
+        ('{"format": "glm-trt validation", "format_version": 3}', "required"),
     ):  # fmt: skip
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ReportError, match=message):
