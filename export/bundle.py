@@ -108,7 +108,7 @@ def export_checkpoint(
     if _is_small(checkpoint.files):
         for file in checkpoint.files:
             _check_finite(file)
-    shards = _shard_entries(checkpoint.files, checkpoint.directory)
+    shards = shard_entries(checkpoint.files, checkpoint.directory)
     settings = {"dtypes": dtypes, "max_seq_len": max_seq_len, "materialize": options.materialize}
     key = _export_key(checkpoint, shards, settings)
     previous = _previous(output)
@@ -164,7 +164,7 @@ def _write_contents(
             )  # fmt: skip
         paths = [partial / "weights" / f"{block.name}.safetensors" for block in blocks]
         source["directory"] = "weights"
-        source["files"] = _shard_entries([SafetensorsFile(p) for p in paths], partial / "weights")
+        source["files"] = shard_entries([SafetensorsFile(p) for p in paths], partial / "weights")
     bindings = {block.name: [x.to_dict() for x in block.bindings] for block in blocks}
     write_atomically(partial / "bindings.json", json.dumps(bindings, indent=1).encode())
     tokenizer = []
@@ -255,7 +255,8 @@ def _is_small(files: Sequence[SafetensorsFile]) -> bool:
     return sum(file.size_bytes for file in files) <= SCAN_LIMIT_BYTES
 
 
-def _shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> list[dict[str, Any]]:
+def shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> list[dict[str, Any]]:
+    """Weights' files as a manifest lists them; hashes of whole files only where these are small."""
     small = _is_small(files)
     return [
         {

@@ -31,8 +31,16 @@ def describe_backend(
     return {"name": name, "description": description, "dtype": dtype, "engines": engines}
 
 
-def describe_environment(bundle: Bundle) -> dict[str, Any]:
-    """Versions, hashes of what was compared, the machine."""
+def describe_environment(
+    bundle: Bundle, weights: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Versions, hashes of what was compared, the machine.
+
+    Parameters
+    ----------
+    weights : the files that the truth was read from, as a manifest lists them, if they are not
+        those that the bundle reads its weights from.
+    """
     manifest = bundle.manifest
     graphs = {graph["file"] for graph in manifest["graphs"]}
     return {
@@ -46,8 +54,9 @@ def describe_environment(bundle: Bundle) -> dict[str, Any]:
             name: entry["sha256"] for name, entry in manifest["files"].items() if name in graphs
         },
         "checkpoint": {
-            entry["file"]: entry["sha256"] or f"header {entry['header_sha256']}"
-            for entry in manifest["checkpoint"]["files"]
+            entry["file"]: entry["sha256"]
+            or f"header {entry['header_sha256']}, sample {entry['sample_sha256']}"
+            for entry in weights or manifest["checkpoint"]["files"]
         },
     }
 

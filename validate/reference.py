@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle import shard_entries
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import BundleError, CheckpointError
@@ -108,7 +109,7 @@ class Reference:
     Config and weights are read from the checkpoint's own files (`published`), not as the bundle
     says: a bundle whose blocks, bindings or copied weights are not the checkpoint's is found. A
     materialized bundle without its checkpoint is its own reference, and that is not found: `source`
-    says so.
+    says so. `files` are those that it reads, as a manifest lists them.
 
     Parameters
     ----------
@@ -129,6 +130,7 @@ class Reference:
         self.bundle, self.config = bundle, bundle.config
         self.published: PublishedWeights | None = None
         self.source = OWN_WEIGHTS
+        self.files: list[dict[str, Any]] = bundle.manifest["checkpoint"]["files"]
         given = checkpoint is not None or not bundle.manifest["materialized"]
         if given and not own_bindings:
             opened = Checkpoint.open(checkpoint or bundle.weights_directory)
@@ -141,6 +143,8 @@ class Reference:
             _check_blocks(bundle, opened)
             self.published = PublishedWeights(opened.directory, opened.config)
             self.source = str(opened.directory.resolve())
+            if bundle.manifest["materialized"]:
+                self.files = shard_entries(opened.files, opened.directory)
 
     def block(self, block: BundleBlock, dtype: str, *, absorbed: bool = False) -> EagerBlock:
         """`block` in `dtype`; expanded attention unless `absorbed`, as exported."""

@@ -188,7 +188,7 @@ def _context(
         "backend": describe_backend(bundle, options.backend, subject.dtype, options.provider),
         "reference": reference.source,
         "tolerance": tolerances(subject.dtype),
-        "environment": describe_environment(bundle),
+        "environment": describe_environment(bundle, reference.files),
         "options": {
             "longest": options.cases.longest,
             "seed": options.cases.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from faults import FAULTS, Faulty
 
 from glm_trt.cli import main
 from glm_trt.model.config import ModelConfig
-from glm_trt.validate.baseline import ALLOWED_GROWTH, compare_with_baseline
+from glm_trt.validate.baseline import ALLOWED_GROWTH, ALLOWED_ROW_GROWTH, compare_with_baseline
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair
@@ -314,9 +315,80 @@ def test_baseline(report: dict[str, Any], tmp_path: Path) -> None:
     assert [x["output"] for x in found["regressions"]] == ["expert_indices", "logits", "greedy"]
 
 
+def _rows(x: dict[str, Any]) -> None:
+    entry = x["blocks"][2]["isolated"]["hidden_out"]["prefill"]
+    entry["row_error"] *= 1.05 * ALLOWED_ROW_GROWTH
+
+
+def _near_ties(x: dict[str, Any]) -> None:
+    x["blocks"][2]["choices"]["expert_indices"]["near_ties"] += 30
+
+
+def _few_everywhere(x: dict[str, Any]) -> None:
+    """In no block more than by chance, in all of them together it is."""
+    for block in x["blocks"]:
+        if "topk_indices" in block["choices"]:
+            block["choices"]["topk_indices"]["near_ties"] += 20
+
+
+def _aside(x: dict[str, Any]) -> None:
+    longest = max(rows * length for rows, length in (case["shape"] for case in x["cases"]))
+    end = x["end_to_end"]
+    end["tokens_set_aside"] = int(1.3 * end["tokens_set_aside"]) + longest + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_rows, ["layer.1 hidden_out, prefill: error in the worst row"]),
+        (lambda x: x["blocks"][2]["isolated"].pop("kv_cache_out"), [
+            f"layer.1 kv_cache_out, {phase}: was compared, is missing now"
+            for phase in ("decode", "prefill")]),
+        (lambda x: x["blocks"][2]["isolated"]["hidden_out"].pop("decode"),
+         ["layer.1 hidden_out, decode: was compared, is missing now"]),
+        (lambda x: x["blocks"][2]["choices"].pop("expert_indices"),
+         ["layer.1 expert_indices: was compared, is missing now"]),
+        (_near_ties, ["layer.1 expert_indices: 30 near ties, was 0", "all blocks, expert_indices"]),
+        (_few_everywhere, ["all blocks, topk_indices"]),
+        (_aside, ["tokens set aside after near ties, was 0"]),
+        (lambda x: x.update(runtime=None, runtime_skipped="too large"),
+         ["runtime: was compared, is not now: too large"]),
+        (lambda x: x["blocks"][2]["isolated"]["hidden_out"]["decode"].update(row_error=None),
+         ["layer.1 hidden_out, decode: error in the worst row not finite"]),
+    ],
+)  # fmt: skip
+def test_what_has_become_worse(
+    report: dict[str, Any], tmp_path: Path, change: Callable[[Any], None], expected: list[str]
+) -> None:
+    worse = copy.deepcopy(report)
+    change(worse)
+    found = compare_with_baseline(worse, saved(report, tmp_path / "report.json"))
+    texts = sorted(x["text"] for x in found["regressions"])
+    assert len(texts) >= len(expected) and not found["ok"]
+    for text in expected:
+        assert any(text in regression for regression in texts), (text, texts)
+    # What there is more of now, or less wrong, is no regression.
+    better = compare_with_baseline(report, saved(worse, tmp_path / "worse.json"))
+    assert better["ok"], better["regressions"]
+
+
+def test_the_checkpoint_is_the_one_that_was_compared_with(
+    made: Made, report: dict[str, Any]
+) -> None:
+    """Not the copy of it that the bundle has."""
+    checkpoint, _ = made("plain")
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+              for p in checkpoint.glob("*.safetensors")}  # fmt: skip
+    assert report["environment"]["checkpoint"] == hashes
+
+
 def test_baselines_of_something_else(report: dict[str, Any], tmp_path: Path) -> None:
     for name, change in {
         "seed": lambda x: x["options"].update(seed=5),
+        "checkpoint": lambda x: x["environment"].update(checkpoint={"other.safetensors": "0"}),
+        "checkpoint, model.safetensors": lambda x: x["environment"]["checkpoint"].update(
+            {"model.safetensors": "0"}
+        ),
         "dtype": lambda x: x["backend"].update(dtype="bfloat16"),
         "blocks": lambda x: x["blocks"].pop(),
         "cases": lambda x: x["cases"].pop(),
