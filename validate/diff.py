@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.choices import CHOSEN_BY
 from glm_trt.validate.compare import Difference
-from glm_trt.validate.measure import Measures, is_state, state_mask
+from glm_trt.validate.kept_outputs import Kept
 from glm_trt.validate.policy import NO_POLICY, read_policy
 from glm_trt.validate.recording import Recording, RecordingError
 from glm_trt.validate.report import assemble
 from glm_trt.validate.report_text import problems
 from glm_trt.validate.verdict import ALLOWED_RATIO, Report, number
-from glm_trt.validate.walk import Observation
+
+Key = tuple[str, str, str]  # block, output, phase
+
+
+@dataclass
+class _Between:
+    """How far apart an output of both is, in what was kept of it; whether all of it is equal."""
+
+    difference: Difference
+    identical: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,16 +53,13 @@ def diff_runs(first: Path, second: Path, options: DiffOptions = DiffOptions()) -
     """
     theirs, ours = Recording(first), Recording(second)
     _check_comparable(theirs, ours)
-    measures = [_measures(run) for run in (theirs, ours)]
-    between: dict[tuple[str, str, str], Difference] = {}
+    between: dict[Key, _Between] = {}
     sets: dict[tuple[str, str], list[int]] = {}
-    for block in dict.fromkeys([*ours.blocks, *theirs.blocks]):
-        for pair in _pairs(theirs, ours, block):
-            for seen, pooled in zip(pair, measures, strict=True):
-                if seen is not None:
-                    pooled.add(seen)
-            if pair[0] is not None and pair[1] is not None and pair[1].mode != "propagated":
-                _add_difference(between, sets, pair[0], pair[1], ours.dtype)
+    for block in ours.blocks:
+        if block in theirs.blocks:
+            for a, b in _pairs(theirs, ours, block):
+                _add_difference(between, sets, a, b, ours.dtype)
+    measures = [run.measures() for run in (theirs, ours)]
     reports = [
         assemble(run.context, pooled, _policy(run, options))
         for run, pooled in zip((theirs, ours), measures, strict=True)
@@ -64,11 +72,6 @@ def diff_runs(first: Path, second: Path, options: DiffOptions = DiffOptions()) -
         report["baseline"] is None or report["baseline"]["ok"]
     )  # fmt: skip
     return report
-
-
-def _measures(run: Recording) -> Measures:
-    kinds = {name: target.kind for name, target in run.targets.items()}
-    return Measures(run.config, run.dtype, run.cases, kinds)
 
 
 def _policy(run: Recording, options: DiffOptions) -> Any:
@@ -100,51 +103,47 @@ def _listed(ragged: Any) -> Any:
     return None if ragged is None else ragged.tolist()
 
 
-def _pairs(
-    first: Recording, second: Recording, block: str
-) -> Iterator[tuple[Observation | None, Observation | None]]:
-    """What both saw of one block, in order; alone what one saw that the other did not."""
-    if block not in first.blocks or block not in second.blocks:
-        for seen in first.observations(block) if block in first.blocks else ():
-            yield seen, None
-        for seen in second.observations(block) if block in second.blocks else ():
-            yield None, seen
-        return
-    for a, b in zip(first.observations(block), second.observations(block), strict=True):
-        if (a.case, a.mode, a.begin) != (b.case, b.mode, b.begin):
+def _pairs(first: Recording, second: Recording, block: str) -> Iterator[tuple[Kept, Kept]]:
+    """What both saw of one block, in order."""
+    for a, b in zip_longest(first.kept(block), second.kept(block)):
+        places = [None if x is None else (x.place, x.phase) for x in (a, b)]
+        if places[0] != places[1]:
             raise RecordingError(
-                f"{second.directory}: {block}: expected {a.place}, found {b.place}"
+                f"{second.directory}: {block}: expected {places[0]} as in {first.directory}, found "
+                f"{places[1]}"
             )
         yield a, b
 
 
 def _add_difference(
-    between: dict[tuple[str, str, str], Difference],
+    between: dict[Key, _Between],
     sets: dict[tuple[str, str], list[int]],
-    a: Observation,
-    b: Observation,
+    a: Kept,
+    b: Kept,
     dtype: str,
 ) -> None:
     """Pool the outputs of both backends on one input; rows with other choices are left out."""
-    theirs, ours = a.tensors["found"], b.tensors["found"]
-    rows = b.rows
-    for name in CHOSEN_BY.keys() & ours.keys() & theirs.keys():
-        equal = (np.sort(theirs[name]) == np.sort(ours[name])).all(-1)
+    alike: NDArray[np.bool_] | None = None
+    for name in b.sets.keys() & a.sets.keys():
+        # Of logits the likeliest token; sets of what is chosen are hashes.
+        ours, theirs = (x.sets[name][:, 0] if name == "logits" else x.sets[name] for x in (b, a))
+        equal = ours == theirs
+        counted = np.ones(len(equal), bool) if b.counted is None else b.counted
         pooled = sets.setdefault((b.block, name), [0, 0])
-        pooled[0] += equal.size
-        pooled[1] += int(equal.sum())
-        shape = ours["hidden_out"].shape[:-1]
-        rows = equal.reshape(shape) if rows is None else rows & equal.reshape(shape)
-    for name in (ours.keys() & theirs.keys()) - CHOSEN_BY.keys():
-        mask = state_mask(name, b.rows) if is_state(name) else rows
-        pooled_difference = between.setdefault((b.block, name, b.phase), Difference(dtype))
-        pooled_difference.add(ours[name], theirs[name], b.place, mask)
+        pooled[0] += int(counted.sum())
+        pooled[1] += int(equal[counted].sum())
+        if name in CHOSEN_BY:
+            alike = equal if alike is None else alike & equal
+    for name in b.values.keys() & a.values.keys():
+        pair = between.setdefault((b.block, name, b.phase), _Between(Difference(dtype)))
+        pair.difference.add(b.values[name], a.values[name], b.place, b.rows_of(name, alike))
+        pair.identical &= a.hashes[name] == b.hashes[name]
 
 
 def _compared(
     first: Path,
     reports: list[Report],
-    between: dict[tuple[str, str, str], Difference],
+    between: dict[Key, _Between],
     sets: dict[tuple[str, str], list[int]],
 ) -> Report:
     theirs, ours = (
@@ -165,11 +164,11 @@ def _compared(
         "outputs": [
             {
                 "block": key[0], "output": key[1], "phase": key[2],
-                "difference": number(difference.relative),
+                "difference": number(pair.difference.relative), "identical": pair.identical,
                 "their_error": theirs[key]["error"], "error": ours[key]["error"],
             }
             for key in ours
-            if (difference := between.get(key)) is not None
+            if (pair := between.get(key)) is not None
         ],
         "choices": [
             {"block": block, "output": name, "rows": rows, "equal": equal}

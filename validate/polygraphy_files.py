@@ -23,8 +23,9 @@ Results: TypeAlias = "dict[str, list[Arrays]]"  # runner → iteration → outpu
 FOLDER = "polygraphy"
 # Runs in a file beside a saved run: the yardstick, the eager model in a dtype, and the backend.
 EXACT, EAGER, FOUND = "exact", "eager-", "found"
-# Polygraphy holds a file in memory as a whole: of each block no more than this, in whole pieces.
-MOST_BYTES = 64 << 20
+# Of each block the first passes: to run a graph in Polygraphy, or to look at a difference there,
+# few are enough. Its files hold arrays whole, a third larger than they are.
+MOST_BYTES = 2 << 20
 
 
 class ResultsError(GlmTrtError):
@@ -36,37 +37,52 @@ def is_installed() -> bool:
     return find_spec("polygraphy") is not None
 
 
-def save_block(folder: Path, block: str, dtype: str, observations: list[Observation]) -> None:
-    """Write `BLOCK.json`, Polygraphy's RunResults, and `BLOCK.inputs.json`, what was fed.
+class BlockResults:
+    """Collects the isolated passes of a block, up to `MOST_BYTES`, for Polygraphy's files.
 
-    Each isolated pass is an iteration, up to `MOST_BYTES`; the runners are `exact`, `eager-DTYPE`
-    and `found`, the backend. The inputs are without weights.
-    Caches are whole, as a graph gives them: what was fed with the positions that were written.
+    Each pass is an iteration; the runners are `exact`, `eager-DTYPE` and `found`, the backend. The
+    inputs are without weights. Caches are whole, as a graph gives them: what was fed with the
+    positions that were written.
     """
-    from polygraphy.comparator import RunResults
-    from polygraphy.json import save_json
 
-    folder.mkdir(exist_ok=True)
-    inputs: list[Arrays] = []
-    chains = {EXACT: "exact", EAGER + dtype: "rounded", FOUND: "found"}
-    runs: Results = {runner: [] for runner in chains}
-    size = 0
-    for seen in observations:
-        if seen.mode != "isolated" or seen.inputs is None:
-            continue
-        passes = {runner: _whole(seen, seen.tensors[of]) for runner, of in chains.items()}
+    def __init__(self, dtype: str) -> None:
+        self._chains = {EXACT: "exact", EAGER + dtype: "rounded", FOUND: "found"}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._inputs: list[Arrays] = []
+        self._runs: Results = {runner: [] for runner in self._chains}
+        self._size, self._full = 0, False
+
+    def add(self, seen: Observation) -> None:
+        """Keep a pass, if it is an isolated one and there is room for it and those before it."""
+        if seen.mode != "isolated" or seen.inputs is None or self._full:
+            return
+        passes = {runner: _whole(seen, seen.tensors[of]) for runner, of in self._chains.items()}
         fed = _plain(seen.inputs)
-        size += sum(x.nbytes for arrays in (fed, *passes.values()) for x in arrays.values())
-        if inputs and size > MOST_BYTES:
-            break
-        inputs.append(fed)
-        for runner, arrays in passes.items():
-            runs[runner].append(arrays)
-    results = RunResults()
-    for runner, iterations in runs.items():
-        results.add(iterations, runner_name=runner)
-    results.save(str(folder / f"{block}.json"))
-    save_json(inputs, str(folder / f"{block}.inputs.json"))
+        self._size += sum(x.nbytes for arrays in (fed, *passes.values()) for x in arrays.values())
+        self._full = bool(self._inputs) and self._size > MOST_BYTES
+        if not self._full:
+            self._inputs.append(fed)
+            for runner, arrays in passes.items():
+                self._runs[runner].append(arrays)
+
+    def save(self, folder: Path, block: str) -> None:
+        """Write `BLOCK.json`, Polygraphy's RunResults, and `BLOCK.inputs.json`, what was fed; then
+        let go of both. Nothing if nothing was kept.
+        """
+        if not self._inputs:
+            return
+        from polygraphy.comparator import RunResults
+        from polygraphy.json import save_json
+
+        folder.mkdir(exist_ok=True)
+        results = RunResults()
+        for runner, iterations in self._runs.items():
+            results.add(iterations, runner_name=runner)
+        results.save(str(folder / f"{block}.json"))
+        save_json(self._inputs, str(folder / f"{block}.inputs.json"))
+        self._clear()
 
 
 def read_results(path: Path) -> Results:
@@ -78,7 +94,7 @@ def read_results(path: Path) -> Results:
 
 
 def read_inputs(path: Path) -> list[Arrays]:
-    """What `save_block` wrote of a block's inputs. Raises as `read_results`."""
+    """What `BlockResults` wrote of a block's inputs. Raises as `read_results`."""
     return [dict(iteration) for iteration in _load(path, "inputs")]
 
 

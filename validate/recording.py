@@ -1,8 +1,9 @@
 """Saved runs: what a validation saw, to be judged and compared later or on another machine.
 
-A directory of `run.json` (what ran, on what, with which cases, and what each array is) and an
-uncompressed `.npz` for each block. Nothing in it is pickled. Where Polygraphy is installed, its
-files of inputs and results lie beside them, in `polygraphy`; no command of ours needs those.
+A directory of `run.json` (what ran, on what, with which cases), `measures.json` (what was measured,
+from which the report follows again) and a `.npz` for each block, with what is kept of its outputs
+(`kept_outputs`). Nothing in it is pickled. Where Polygraphy is installed, its files of inputs and
+results lie beside them, in `polygraphy`; no command of ours needs those.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,14 +25,17 @@ from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.files import explain, sha256_of, sync_directory
 from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.cases import Case
-from glm_trt.validate.polygraphy_files import FOLDER, is_installed, save_block
-from glm_trt.validate.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.kept_outputs import Kept, keep, with_arrays
+from glm_trt.validate.measure import BlockResult, EndToEnd, Measures
+from glm_trt.validate.packing import pack, unpack
+from glm_trt.validate.polygraphy_files import FOLDER, BlockResults, is_installed
 from glm_trt.validate.report import targets_in
 from glm_trt.validate.walk import Observation
 
 FORMAT, FORMAT_VERSION = "glm-trt saved run", 2
-FILE_NAME = "run.json"
+FILE_NAME, MEASURES = "run.json", "measures.json"
 Array = NDArray[Any]
+Arrays = dict[str, Array]
 
 
 class RecordingError(GlmTrtError):
@@ -58,6 +62,8 @@ class Recorder:
         self._place = Path(place)
         self._entries: list[dict[str, Any]] = []
         self._files: dict[str, str] = {}
+        self._kept: list[Kept] = []
+        self._results = BlockResults(dtype) if is_installed() else None
 
     def __enter__(self) -> Recorder:
         """Nothing to do."""
@@ -70,31 +76,40 @@ class Recorder:
         """Leave nothing half written."""
         shutil.rmtree(self._place, ignore_errors=True)
 
-    def write(self, block: str, observations: list[Observation]) -> None:
-        """Everything that was seen of one block."""
-        arrays: dict[str, Array] = {}
-        for seen in observations:
-            entry = {
-                "block": block, "case": seen.case, "mode": seen.mode, "begin": seen.begin,
-                "prefill": seen.prefill, "findings": list(seen.findings),
-                "arrays": f"{len(self._entries)}",
-            }  # fmt: skip
-            for group, chains in (("tensor", seen.tensors), ("score", seen.scores)):
-                for chain, of in chains.items():
-                    for name, array in of.items():
-                        key = f"{entry['arrays']}/{group}/{chain}/{name}"
-                        arrays[key] = _storable(array)
-            if seen.rows is not None:
-                arrays[f"{entry['arrays']}/rows"] = seen.rows
-            self._entries.append(entry)
-        file = f"{block}.npz"
-        np.savez(self._place / file, allow_pickle=False, **arrays)
-        self._files[file] = sha256_of(self._place / file)
-        if is_installed():
-            save_block(self._place / FOLDER, block, self.dtype, observations)
+    def add(self, seen: Observation) -> None:
+        """Keep what is needed of an observation; blocks come one after the other."""
+        if seen.mode == "propagated":  # what it shows is in what is measured
+            return
+        self._kept.append(keep(seen))
+        if self._results is not None:
+            self._results.add(seen)
 
-    def finish(self, context: dict[str, Any], config: dict[str, Any], cases: list[Case]) -> None:
+    def close_block(self, block: str) -> None:
+        """Write what was added of one block."""
+        arrays: dict[str, Array] = {}
+        for kept in self._kept:
+            number = str(len(self._entries))
+            self._entries.append(
+                {"block": block, "place": kept.place, "phase": kept.phase,
+                 "hashes": kept.hashes, "arrays": number}
+            )  # fmt: skip
+            arrays |= {f"{number}/{name}": _storable(array) for name, array in kept.arrays()}
+        self._kept = []
+        if arrays:
+            self._write(f"{block}.npz", lambda path: _write_arrays(path, arrays))
+        if self._results is not None:
+            self._results.save(self._place / FOLDER, block)
+
+    def _write(self, file: str, write: Callable[[Path], None]) -> None:
+        write(self._place / file)
+        self._files[file] = sha256_of(self._place / file)
+
+    def finish(
+        self, context: dict[str, Any], config: dict[str, Any], measures: Measures, cases: list[Case]
+    ) -> None:
         """Complete the run; `context` are the parts of its report that are not measured."""
+        measured = pack({"results": measures.results, "end_to_end": measures.end_to_end})
+        self._write(MEASURES, lambda path: _write_text(path, json.dumps(measured)))
         content = {
             "format": FORMAT, "format_version": FORMAT_VERSION, "context": context,
             "config": config,
@@ -112,6 +127,14 @@ class Recorder:
         self._place.chmod(0o755)  # mkdtemp's own is for its user alone
         self._place.rename(self.directory)
         sync_directory(self.directory.parent)
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> None:
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _storable(array: Array) -> Array:
@@ -166,18 +189,31 @@ class Recording:
             if (actual := sha256_of(file)) != digest:
                 raise RecordingError(f"{file}: expected SHA-256 {digest}, found {actual}")
 
-    def observations(self, block: str) -> Iterator[Observation]:
-        """What was seen of one block, in order."""
+    def measures(self) -> Measures:
+        """What was measured, as it was when the run was saved."""
+        path = self.directory / MEASURES
+        kinds = {name: target.kind for name, target in self.targets.items()}
+        measures = Measures(self.config, self.dtype, self.cases, kinds)
+        try:
+            measured = json.loads(path.read_bytes())
+            measures.results = unpack(dict[str, BlockResult], measured["results"])
+            measures.end_to_end = unpack(EndToEnd, measured["end_to_end"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise RecordingError(f"{path}: not whole: {type(error).__name__}: {error}") from None
+        return measures
+
+    def kept(self, block: str) -> Iterator[Kept]:
+        """What was kept of one block's outputs, in order."""
         path = self.directory / f"{block}.npz"
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                by_entry: dict[str, list[str]] = {}
+                by_entry: dict[str, Arrays] = {}
                 for key in arrays.files:
-                    by_entry.setdefault(key.partition("/")[0], []).append(key)
+                    number, _, name = key.partition("/")
+                    by_entry.setdefault(number, {})[name] = arrays[key]
                 for entry in self._entries:
                     if entry["block"] == block:
-                        keys = by_entry.get(entry["arrays"], [])
-                        yield _observation(entry, {key: arrays[key] for key in keys})
+                        yield with_arrays(entry, by_entry.get(entry["arrays"], {}))
         except (OSError, KeyError, ValueError) as error:
             raise RecordingError(f"{path}: not whole: {error}") from None
 
@@ -185,21 +221,3 @@ class Recording:
 def _case(x: dict[str, Any]) -> Case:
     ragged = None if x["ragged"] is None else np.array(x["ragged"], np.int64)
     return Case(x["name"], np.array(x["ids"], np.int64), x["prefill"], x["continued"], ragged)
-
-
-def _observation(entry: dict[str, Any], arrays: dict[str, Array]) -> Observation:
-    groups: dict[str, dict[str, dict[str, Array]]] = {"tensor": {}, "score": {}}
-    rows = None
-    for key, array in arrays.items():
-        _, group, *rest = key.split("/", 3)
-        if group == "rows":
-            rows = array
-        else:
-            groups[group].setdefault(rest[0], {})[rest[1]] = array
-    findings = tuple(
-        Finding(output, text, ProblemKind(kind)) for output, text, kind in entry["findings"]
-    )
-    return Observation(
-        entry["block"], entry["case"], entry["mode"], entry["begin"], entry["prefill"],
-        groups["tensor"], groups["score"], findings, rows,
-    )  # fmt: skip

@@ -108,18 +108,17 @@ def validate_bundle(
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
             walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
             for name, observations in walked:
-                kept = []
                 for seen in observations:
                     measures.add(seen)
                     if recorder:
-                        kept.append(seen)
+                        recorder.add(seen)
                 if recorder:
-                    recorder.write(name, kept)
+                    recorder.close_block(name)
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
             context["seconds"] = time.monotonic() - began
             if recorder:
-                recorder.finish(context, bundle.manifest["config"], cases)
+                recorder.finish(context, bundle.manifest["config"], measures, cases)
     report = assemble(context, measures, policy)
     if options.baseline:
         report["baseline"] = baseline = compare_with_baseline(report, options.baseline, earlier)

@@ -13,10 +13,17 @@ from polygraphy.comparator import RunResults
 from glm_trt.cli import main
 from glm_trt.validate import polygraphy_files
 from glm_trt.validate.polygraphy_diff import diff_results
-from glm_trt.validate.polygraphy_files import ResultsError, read_results, save_block
+from glm_trt.validate.polygraphy_files import BlockResults, ResultsError, read_results
 from glm_trt.validate.walk import Observation
 
 SHAPE = (1, 3, 4)
+
+
+def save(folder: Path, dtype: str, *observations: Observation) -> None:
+    results = BlockResults(dtype)
+    for seen in observations:
+        results.add(seen)
+    results.save(folder, "layer.0")
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def ours(tmp_path: Path) -> Path:
                        {"exact": exact, "rounded": rounded, "found": rounded},
                        inputs=inputs)  # fmt: skip
     probe = Observation("layer.0", "text", "ties", 1, 3, seen.tensors, inputs=inputs)
-    save_block(tmp_path / "polygraphy", "layer.0", "float32", [seen, probe])
+    save(tmp_path / "polygraphy", "float32", seen, probe)
     return tmp_path / "polygraphy" / "layer.0.json"
 
 
@@ -65,10 +72,27 @@ def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:
     seen = Observation("layer.0", "text", "isolated", 1, 3,
                        {"exact": exact, "rounded": narrow, "found": narrow},
                        inputs={"hidden": narrow["hidden_out"]})  # fmt: skip
-    save_block(tmp_path, "layer.0", "bfloat16", [seen])
+    save(tmp_path, "bfloat16", seen)
     (outputs,) = RunResults.load(str(tmp_path / "layer.0.json"))["found"]
     assert outputs["hidden_out"].dtype == np.float32
     assert (outputs["hidden_out"] == exact["hidden_out"]).all()
+
+
+def test_passes_up_to_a_size_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ones, the first of them whatever its size; and of the next block anew."""
+    hidden = {"hidden_out": np.zeros(SHAPE, np.float32)}  # with what is fed 4 x 48 bytes
+    seen = Observation("layer.0", "text", "isolated", 1, 3,
+                       {"exact": hidden, "rounded": hidden, "found": hidden},
+                       inputs={"hidden": hidden["hidden_out"]})  # fmt: skip
+    for most, written in ((0, 1), (3 * 192 - 1, 2), (3 * 192, 3)):
+        monkeypatch.setattr(polygraphy_files, "MOST_BYTES", most)
+        results = BlockResults("float32")
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            for _ in range(3):
+                results.add(seen)
+            results.save(folder, "layer.0")
+            assert len(read_results(folder / "layer.0.json")["found"]) == written
+            assert len(polygraphy_files.read_inputs(folder / "layer.0.inputs.json")) == written
 
 
 def test_results_are_judged_by_the_yardstick(ours: Path) -> None:
