@@ -44,7 +44,7 @@ from torch import Tensor
 
 from glm_trt.plugins import operators
 from glm_trt.plugins.common.aot import dtypes_of
-from glm_trt.plugins.common.launch import Plan
+from glm_trt.plugins.common.launch import Launches
 from glm_trt.plugins.operators import OPERATORS
 
 NAMES = [operator.CONTRACT.torch_name for operator in OPERATORS]
@@ -81,13 +81,13 @@ class ShippedKernels:
         self.poison = False
 
     def __call__(
-        self, plan: Plan, kernels: Any, tensors: Sequence[Tensor | None],
+        self, launches: Launches, kernels: Any, tensors: Sequence[Tensor | None],
         attributes: dict[str, Any], target: str,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """As `glm_trt.plugins.common.launch.run`."""
         from plugin_harness import up_to, without_gaps
 
-        contract = plan.contract
+        contract = launches.contract
         inputs = without_gaps(contract, list(tensors), attributes)
         absent = [None] * (len(contract.inputs) - len(inputs))
         outputs = contract.fake(*inputs, *absent, **attributes)
@@ -125,12 +125,12 @@ def check_cases(
         if not re.search(only, name):
             continue
         operator = import_module(f"glm_trt.plugins.{name}")
-        plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+        launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
         call = getattr(torch.ops.glm_trt, name)
         if shipped is not None:
-            call = partial(call_shipped, shipped, plan)
+            call = partial(call_shipped, shipped, launches)
         for case in import_module(f"glm_trt.plugins.{name}.cases").CASES:
-            for dtype in dtypes_of(plan) if shipped is None else ("float32",):
+            for dtype in dtypes_of(launches) if shipped is None else ("float32",):
                 inputs = case.make(torch.Generator().manual_seed(2), getattr(torch, dtype))
                 expected = operator.reference(*inputs, **case.attributes)
                 moved = [None if t is None else t.to(device) for t in inputs]
@@ -138,7 +138,7 @@ def check_cases(
                 checked += 1
                 try:
                     found = call(*moved, **case.attributes)
-                    problem = compare(found, expected, plan.contract.tolerance[dtype])
+                    problem = compare(found, expected, launches.contract.tolerance[dtype])
                     if not problem and device != "cpu" and CAN_RECORD:
                         problem = replayed_otherwise(
                             partial(call, *moved, **case.attributes), found
@@ -150,9 +150,11 @@ def check_cases(
     return checked, wrong
 
 
-def call_shipped(shipped: ShippedKernels, plan: Plan, *inputs: Any, **attributes: Any) -> Any:
+def call_shipped(
+    shipped: ShippedKernels, launches: Launches, *inputs: Any, **attributes: Any
+) -> Any:
     """As the operator in `torch.ops`, which runs kernels on GPUs alone."""
-    found = shipped(plan, None, inputs, attributes, shipped.target)
+    found = shipped(launches, None, inputs, attributes, shipped.target)
     return found if len(found) > 1 else found[0]
 
 

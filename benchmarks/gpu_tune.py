@@ -1,9 +1,9 @@
 """Times candidates for the blocks, warps and stages of every kernel on this machine's GPU.
 
-Candidates are what a plan has, each of its numbers halved or doubled, and combinations drawn by a
-seed. They are compiled side by side by this machine's Triton, checked against what the plan's own
+Candidates are what a launch has, each of its numbers halved or doubled, and combinations drawn by a
+seed. They are compiled side by side by this machine's Triton, checked against what its own
 configuration gives, and timed as `gpu_operators.py` does. What is printed, and written with
-`--json`, is the plan's configuration and the fastest for each kernel and size.
+`--json`, is the launch's configuration and the fastest for each kernel and size.
 
     python benchmarks/gpu_tune.py [--only REGEX] [--candidates 32] [--seconds 240] [--json FILE]
 """
@@ -35,8 +35,8 @@ from gpu_operators import compare, time_of
 from gpu_works import Work, works
 
 from glm_trt.plugins import operators
-from glm_trt.plugins.common import launch as launches
-from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common import launch as common
+from glm_trt.plugins.common.launch import Launch, Launches
 
 Config = dict[str, int]
 TOLERANCE = 2e-2
@@ -64,23 +64,25 @@ class Call:
 
 
 class Recorder:
-    """Stands for `launch.run`: keeps what the last call was, and runs another plan if told to."""
+    """Stands for `launch.run`: keeps what the last call was, and runs others if told to."""
 
     def __init__(self) -> None:
         self.call: Call | None = None
-        self.plan: Plan | None = None
+        self.launches: Launches | None = None
         self.poison = False  # outputs and workspace are NaN before: what is not written shows
 
-    def __call__(self, plan: Plan, kernels: Any, tensors: Any, attributes: Any, target: str) -> Any:
+    def __call__(
+        self, launches: Launches, kernels: Any, tensors: Any, attributes: Any, target: str
+    ) -> Any:
         """As `glm_trt.plugins.common.launch.run`."""
         shapes = tuple(
             None if t is None else (tuple(t.shape), str(t.dtype).removeprefix("torch."))
             for t in tensors
         )
         attributes_of = tuple(sorted(attributes.items()))
-        self.call = Call(plan.contract.torch_name, shapes, attributes_of, target)
-        return launches.run(
-            self.plan or plan, kernels, tensors, attributes, target,
+        self.call = Call(launches.contract.torch_name, shapes, attributes_of, target)
+        return common.run(
+            self.launches or launches, kernels, tensors, attributes, target,
             allocate=poisoned if self.poison else torch.empty,
         )  # fmt: skip
 
@@ -113,35 +115,35 @@ def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
     return made
 
 
-def plan_of(operator: str) -> Plan:
-    """An operator's plan."""
-    found: Plan = import_module(f"glm_trt.plugins.{operator}.plan").PLAN
+def launches_of(operator: str) -> Launches:
+    """An operator's launches."""
+    found: Launches = import_module(f"glm_trt.plugins.{operator}.launch").LAUNCHES
     return found
 
 
-def with_config(plan: Plan, index: int, config: Config) -> Plan:
-    """The plan with another configuration of one launch."""
-    changed = replace(plan.launches[index], configs={"*": config})
-    return replace(plan, launches=(*plan.launches[:index], changed, *plan.launches[index + 1 :]))
+def with_config(launches: Launches, index: int, config: Config) -> Launches:
+    """The same with another configuration of one launch."""
+    changed = replace(launches.steps[index], configs={"*": config})
+    return replace(launches, steps=(*launches.steps[:index], changed, *launches.steps[index + 1 :]))
 
 
 def compile_candidate(call: Call, index: int, config: Config) -> None:
     """In a process of its own: compile one launch of a call into Triton's cache."""
-    plan = plan_of(call.operator)
-    alone = replace(plan, launches=(replace(plan.launches[index], configs={"*": config}),))
+    launches = launches_of(call.operator)
+    alone = replace(launches, steps=(replace(launches.steps[index], configs={"*": config}),))
     kernels = vars(import_module(f"glm_trt.plugins.{call.operator}.kernel"))
-    launches.run(
+    common.run(
         alone, Compiling(kernels), call.tensors(), dict(call.attributes), call.target
     )  # fmt: skip
 
 
 def active_launches(call: Call) -> Iterator[tuple[int, Launch, Config]]:
     """The launches that a call makes, with their numbers and configurations."""
-    plan, tensors = plan_of(call.operator), call.tensors()
-    names = launches.names_of(plan.contract, tensors, dict(call.attributes))
-    dtype = plan.contract.types_of(tensors).activation
-    for launch, config in plan.active(names, call.target, dtype):
-        yield plan.launches.index(launch), launch, config
+    launches, tensors = launches_of(call.operator), call.tensors()
+    names = common.names_of(launches.contract, tensors, dict(call.attributes))
+    dtype = launches.contract.types_of(tensors).activation
+    for launch, config in launches.active(names, call.target, dtype):
+        yield launches.steps.index(launch), launch, config
 
 
 def candidates(call: Call, config: Config, count: int) -> list[Config]:
@@ -226,7 +228,7 @@ def main() -> int:
 
 def line_of(row: dict[str, Any]) -> str:
     """A row of the table, with what the fastest configuration has otherwise."""
-    changed = {k: v for k, v in row["best"].items() if v != row["plan"][k]}
+    changed = {k: v for k, v in row["best"].items() if v != row["shipped"][k]}
     times = f"{row['plan_s'] * 1e6:>9.1f} us {row['best_s'] * 1e6:>9.1f} us"
     return f"{row['name']:<26}{row['kernel']:<24}{times} {changed}"
 
@@ -239,9 +241,9 @@ def key_of(work: Work, index: int, candidate: Config) -> str:
 def tune(
     work: Work, call: Call, compiled: set[str], recorder: Recorder, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The fastest configuration of each launch, the others as the plan has them."""
-    plan = plan_of(call.operator)
-    recorder.plan = None
+    """The fastest configuration of each launch, the others as they are shipped."""
+    launches = launches_of(call.operator)
+    recorder.launches = None
     expected = work.ours()
     expected = tuple(t.clone() for t in (expected if isinstance(expected, tuple) else (expected,)))
     usual = time_of(work.ours, 5)
@@ -252,7 +254,7 @@ def tune(
         for candidate in candidates(call, config, options.candidates):
             if key_of(work, index, candidate) not in compiled:
                 continue
-            recorder.plan = with_config(plan, index, candidate)
+            recorder.launches = with_config(launches, index, candidate)
             try:
                 recorder.poison = True
                 found = work.ours()
@@ -266,9 +268,9 @@ def tune(
                 if "illegal" in str(error):
                     raise
             finally:
-                recorder.plan, recorder.poison = None, False
+                recorder.launches, recorder.poison = None, False
         timed.sort(key=lambda of: of[0])
-        yield {"name": work.name, "kernel": launch.kernel, "launch": index, "plan": config,
+        yield {"name": work.name, "kernel": launch.kernel, "launch": index, "shipped": config,
                "plan_s": usual, "best": timed[0][1], "best_s": timed[0][0],
                "next": timed[1:4]}  # fmt: skip
 

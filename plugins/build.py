@@ -32,7 +32,7 @@ from glm_trt.plugins.common.codegen import (
     kernels_assembly,
     operators_cpp,
 )
-from glm_trt.plugins.common.launch import Plan
+from glm_trt.plugins.common.launch import Launches
 from glm_trt.plugins.common.selection import WHOLE, Selection
 from glm_trt.plugins.library import build_key, is_current, library_place
 from glm_trt.plugins.link import BuildError, link_library
@@ -53,13 +53,13 @@ OPERATORS = (
 CACHE = "cache"  # in the folder that libraries are built in: kernels and object files by content
 
 
-def load_plans() -> list[tuple[Plan, Mapping[str, Any]]]:
-    """Every operator's launch plan with its Triton functions by name."""
-    plans: list[tuple[Plan, Mapping[str, Any]]] = []
+def load_launches() -> list[tuple[Launches, Mapping[str, Any]]]:
+    """Every operator's launches with its Triton functions by name."""
+    all_launches: list[tuple[Launches, Mapping[str, Any]]] = []
     for name in OPERATORS:
-        plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
-        plans.append((plan, vars(import_module(f"glm_trt.plugins.{name}.kernel"))))
-    return plans
+        launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
+        all_launches.append((launches, vars(import_module(f"glm_trt.plugins.{name}.kernel"))))
+    return all_launches
 
 
 def build_library(
@@ -90,20 +90,20 @@ def build_library(
 
 def _build(cache: Path, library: Path, selection: Selection, jobs: int, quiet: bool) -> None:
     began = time.monotonic()
-    plans = load_plans()
-    cubins = _compile_all(plans, selection, cache, jobs, quiet)
+    all_launches = load_launches()
+    cubins = _compile_all(all_launches, selection, cache, jobs, quiet)
     table = KernelTable(cubins)
     generated = library.parent / "generated"
     shutil.rmtree(generated, ignore_errors=True)
-    source = operators_cpp(plans, table, glm_trt.__version__, selection)
+    source = operators_cpp(all_launches, table, glm_trt.__version__, selection)
     write_atomically(generated / "operators.cpp", source.encode())
     files = {i: f"kernel_{i}.cubin" for i in range(len(table.kernels))}
     for i, cubin in enumerate(table.kernels):
         (generated / files[i]).write_bytes(cubin.image)
     write_atomically(generated / "kernels.S", kernels_assembly(table, files).encode())
-    for plan, _ in plans:
-        header = generated / "glm_trt" / f"{plan.contract.torch_name}.h"
-        write_atomically(header, contract_header(plan.contract, plan.limits).encode())
+    for launches, _ in all_launches:
+        header = generated / "glm_trt" / f"{launches.contract.torch_name}.h"
+        write_atomically(header, contract_header(launches.contract, launches.limits).encode())
     write_atomically(library.parent / "kernels.json", _description(cubins).encode())
     link_library(cache, generated, library)
     if not quiet:
@@ -113,16 +113,16 @@ def _build(cache: Path, library: Path, selection: Selection, jobs: int, quiet: b
 
 
 def _compile_all(
-    plans: Sequence[tuple[Plan, Mapping[str, Any]]],
+    all_launches: Sequence[tuple[Launches, Mapping[str, Any]]],
     selection: Selection,
     cache: Path,
     jobs: int,
     quiet: bool,
 ) -> dict[Variant, Cubin]:
     work = {
-        of: plan.contract.torch_name
-        for plan, kernels in plans
-        for of in variants(plan, kernels, selection)
+        of: launches.contract.torch_name
+        for launches, kernels in all_launches
+        for of in variants(launches, kernels, selection)
     }
     done: dict[Variant, Cubin] = {}
     # Triton's own cache, of every stage of a kernel, is of no use beside ours. Forked: a Python

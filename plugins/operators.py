@@ -48,13 +48,13 @@ def on_cuda(operator: str) -> Callable[..., Any]:
 
     def call(*tensors: Tensor | None, **attributes: Any) -> Any:
         # Loaded at the first call: Triton is not needed where there is no GPU.
-        plan = import_module(f"glm_trt.plugins.{operator}.plan").PLAN
+        launches = import_module(f"glm_trt.plugins.{operator}.launch").LAUNCHES
         kernels = vars(import_module(f"glm_trt.plugins.{operator}.kernel"))
         first = tensors[0]
         assert first is not None, "no operator's first input is optional"
         major, minor = torch.cuda.get_device_capability(first.device)
         inputs = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-        outputs = run(plan, kernels, inputs, attributes, target_for(10 * major + minor))
+        outputs = run(launches, kernels, inputs, attributes, target_for(10 * major + minor))
         return outputs if len(outputs) > 1 else outputs[0]
 
     return call

@@ -224,13 +224,13 @@ class KernelOperators(EagerOperators):
 
 
 def _interpreted(name: str) -> Any:
-    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
 
     def call(*tensors: Tensor | None, **attributes: Any) -> Any:
         # A view may begin anywhere; kernels ask for aligned memory.
         inputs = [None if tensor is None else tensor.contiguous().clone() for tensor in tensors]
-        outputs = run(plan, kernels, inputs, attributes, INTERPRETED_TARGET)
+        outputs = run(launches, kernels, inputs, attributes, INTERPRETED_TARGET)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return call

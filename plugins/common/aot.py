@@ -1,4 +1,4 @@
-"""Compiling the kernels of launch plans ahead of time, with no GPU, into a cache by content."""
+"""Compiling the kernels of launches ahead of time, with no GPU, into a cache by content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from glm_trt.model.files import write_atomically
 from glm_trt.plugins.common.bounds import Bounds
 from glm_trt.plugins.common.contract import Types
-from glm_trt.plugins.common.launch import POINTER_ALIGNMENT, SIZE_ALIGNMENT, Launch, Plan
+from glm_trt.plugins.common.launch import POINTER_ALIGNMENT, SIZE_ALIGNMENT, Launch, Launches
 from glm_trt.plugins.common.selection import WHOLE, Selection
 from glm_trt.plugins.common.use_ranges import describe, possible_values
 
@@ -55,9 +55,9 @@ class Cubin:
         return hashlib.sha256(self.image).hexdigest()
 
 
-def dtypes_of(plan: Plan) -> tuple[str, ...]:
+def dtypes_of(launches: Launches) -> tuple[str, ...]:
     """Activation dtypes that an operator's kernels exist in."""
-    return tuple(dict.fromkeys(types.activation for types in plan.contract.types()))
+    return tuple(dict.fromkeys(types.activation for types in launches.contract.types()))
 
 
 def choices(launch: Launch) -> list[tuple[Constants, bool]]:
@@ -90,7 +90,7 @@ def possible_choices(launch: Launch, ranges: Mapping[str, Bounds]) -> list[tuple
 
 
 def variant(
-    plan: Plan,
+    launches: Launches,
     launch: Launch,
     kernels: Mapping[str, Any],
     target: str,
@@ -108,12 +108,12 @@ def variant(
     parameters = [name for name in function.arg_names if name not in constants]
     if len(parameters) != len(launch.arguments):
         raise ValueError(
-            f"{plan.contract.name}: {launch.kernel}: its run-time parameters are {parameters}, "
-            f"the plan gives {list(launch.arguments)}"
+            f"{launches.contract.name}: {launch.kernel}: its run-time parameters are {parameters}, "
+            f"the launch gives {list(launch.arguments)}"
         )
-    pointers = _pointer_types(plan, types)
+    pointers = _pointer_types(launches, types)
     signature = tuple(
-        (name, pointers.get(argument) or _scalar_type(plan, launch, argument, aligned))
+        (name, pointers.get(argument) or _scalar_type(launches, launch, argument, aligned))
         for name, argument in zip(parameters, launch.arguments, strict=True)
     )
     options = tuple(sorted((k, v) for k, v in config.items() if k in _OPTIONS))
@@ -121,24 +121,24 @@ def variant(
 
 
 def variants(
-    plan: Plan, kernels: Mapping[str, Any], selection: Selection = WHOLE
+    launches: Launches, kernels: Mapping[str, Any], selection: Selection = WHOLE
 ) -> Iterator[Variant]:
-    """Every variant that some launch of the plan may use, for what is selected."""
-    for launch in plan.launches:
-        for types, (chosen, aligned) in _wanted(plan, launch, selection):
+    """Every variant that some launch may use, for what is selected."""
+    for launch in launches.steps:
+        for types, (chosen, aligned) in _wanted(launches, launch, selection):
             for target in selection.targets:
-                yield variant(plan, launch, kernels, target, types, chosen, aligned)
+                yield variant(launches, launch, kernels, target, types, chosen, aligned)
 
 
 def _wanted(
-    plan: Plan, launch: Launch, selection: Selection
+    launches: Launches, launch: Launch, selection: Selection
 ) -> Iterator[tuple[Types, tuple[Constants, bool]]]:
     if selection.uses is None:
-        yield from itertools.product(plan.contract.types(), choices(launch))
+        yield from itertools.product(launches.contract.types(), choices(launch))
         return
     for use in selection.uses:
-        if use.operator == plan.contract.name:
-            types, ranges = describe(plan.contract, use)
+        if use.operator == launches.contract.name:
+            types, ranges = describe(launches.contract, use)
             for choice in possible_choices(launch, ranges):
                 yield types, choice
 
@@ -196,14 +196,14 @@ def _compile(of: Variant, function: Any) -> Cubin:
     return Cubin(compiled.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps)
 
 
-def _pointer_types(plan: Plan, types: Types) -> dict[str, str]:
-    named = [(port.name, port.dtype) for port in plan.contract.ports]
-    named += [(buffer.name, buffer.dtype) for buffer in plan.workspace]
+def _pointer_types(launches: Launches, types: Types) -> dict[str, str]:
+    named = [(port.name, port.dtype) for port in launches.contract.ports]
+    named += [(buffer.name, buffer.dtype) for buffer in launches.workspace]
     return {name: "*" + _TRITON[types.of(dtype)] for name, dtype in named}
 
 
-def _scalar_type(plan: Plan, launch: Launch, argument: str, aligned: bool) -> str:
-    if plan.contract.attributes.get(argument) is float:
+def _scalar_type(launches: Launches, launch: Launch, argument: str, aligned: bool) -> str:
+    if launches.contract.attributes.get(argument) is float:
         return "fp32"
     return f"i32:{SIZE_ALIGNMENT}" if aligned and argument in launch.aligned else "i32"
 

@@ -1,4 +1,4 @@
-"""What an expression of a launch plan may be where its sizes are known as ranges only."""
+"""What an expression of a launch may be where its sizes are known as ranges only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _bounds(node: ast.AST, ranges: Mapping[str, Bounds]) -> Bounds:
         case ast.Call(func=ast.Name(id=name), args=arguments):
             of = [_bounds(argument, ranges) for argument in arguments]
             return _called(name, of)
-    raise ValueError(f"not in the language of launch plans: {ast.unparse(node)}")
+    raise ValueError(f"not in the language of launches: {ast.unparse(node)}")
 
 
 def _truth(of: list[Bounds], combine: Callable[[list[bool]], bool]) -> Bounds:

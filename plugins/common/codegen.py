@@ -1,6 +1,6 @@
-"""Writing the C++ that the plugin library is generated from: contracts, launch plans, kernels.
+"""Writing the C++ that the plugin library is generated from: contracts, launches, kernels.
 
-`operators.cpp` holds one function per launch (grid, arguments and choice of the kernel as the plan
+`operators.cpp` holds one function per launch (grid, arguments and choice of the kernel as they
 says) and one `Operator` per contract; `kernels.S` embeds the compiled images.
 """
 
@@ -20,7 +20,7 @@ from glm_trt.plugins.common.contract import (
     attribute_kind,
 )
 from glm_trt.plugins.common.expressions import names_in, to_cpp, to_postfix
-from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, Launch, Pick, Plan
+from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, Launch, Launches, Pick
 from glm_trt.plugins.common.selection import TARGETS, Selection
 from glm_trt.plugins.library import MARK
 
@@ -56,25 +56,25 @@ class KernelTable:
 
 
 def operators_cpp(
-    plans: Sequence[tuple[Plan, Mapping[str, Any]]],
+    all_launches: Sequence[tuple[Launches, Mapping[str, Any]]],
     table: KernelTable,
     version: str,
     selection: Selection,
 ) -> str:
-    """`operators.cpp`, from the plans with their Triton functions by name.
+    """`operators.cpp`, from the launches with their Triton functions by name.
 
     `selection` says which kernels the table has.
     """
     functions, operators = [], []
-    for i, (plan, _) in enumerate(plans):
-        functions.append(f"constexpr int32_t {plan.contract.torch_name}_index = {i};\n")
-    for plan, kernels in plans:
-        launches = [
-            _launch(plan, launch, f"{plan.contract.torch_name}_{i}", kernels, table)
-            for i, launch in enumerate(plan.launches)
+    for i, (launches, _) in enumerate(all_launches):
+        functions.append(f"constexpr int32_t {launches.contract.torch_name}_index = {i};\n")
+    for launches, kernels in all_launches:
+        written = [
+            _launch(launches, launch, f"{launches.contract.torch_name}_{i}", kernels, table)
+            for i, launch in enumerate(launches.steps)
         ]
-        functions += [_offset_function(plan), *launches, _entry_functions(plan)]
-        operators.append(_operator(plan.contract))
+        functions += [_offset_function(launches), *written, _entry_functions(launches)]
+        operators.append(_operator(launches.contract))
     externs = "".join(
         f"extern unsigned char const glm_trt_kernel_{i}[];\n" for i in range(len(table.kernels))
     )
@@ -86,7 +86,7 @@ def operators_cpp(
     labels = " ".join(selection.targets)
     # An array of nothing is not C++.
     entries = entries or "    {nullptr, nullptr, 0, 0},\n"
-    return f'''// Generated from the operators' contracts and launch plans. Do not edit.
+    return f'''// Generated from the operators' contracts and launches. Do not edit.
 #include "operators.h"
 
 extern "C"
@@ -134,7 +134,7 @@ def kernels_assembly(table: KernelTable, files: Mapping[int, str]) -> str:
 def contract_header(contract: Contract, limits: Sequence[tuple[str, str]] = ()) -> str:
     """A C++ header with the contract's names, indices, types and limits, for callers of the plugin.
 
-    `limits` are those of the operator's launch plan.
+    `limits` are those of the operator's launches.
     """
     space = contract.torch_name
     lines = [
@@ -174,9 +174,9 @@ def _axes(contract: Contract) -> list[str]:
     return list(dict.fromkeys(axis for port in contract.ports for axis in port.axes))
 
 
-def _names(plan: Plan, expressions: list[str], known: set[str]) -> list[str]:
+def _names(launches: Launches, expressions: list[str], known: set[str]) -> list[str]:
     """C++ that defines the sizes that `expressions` read and `known` has not."""
-    contract, lines = plan.contract, []
+    contract, lines = launches.contract, []
     axes, attributes = _axes(contract), list(contract.attributes)
     optional = {f"has_{p.name}": i for i, p in enumerate(contract.inputs) if p.optional}
     wanted = {name for expression in expressions for name in names_in(expression)}
@@ -196,10 +196,10 @@ def _names(plan: Plan, expressions: list[str], known: set[str]) -> list[str]:
 
 
 def _launch(
-    plan: Plan, launch: Launch, name: str, kernels: Mapping[str, Any], table: KernelTable
+    launches: Launches, launch: Launch, name: str, kernels: Mapping[str, Any], table: KernelTable
 ) -> str:
-    contract = plan.contract
-    pointers = _pointers(plan)
+    contract = launches.contract
+    pointers = _pointers(launches)
     scalars = [
         a for a in launch.arguments
         if a not in pointers and contract.attributes.get(a) is not float
@@ -210,7 +210,7 @@ def _launch(
     expressions += [pick.expression for pick in launch.constants.values()]
     read = {n for expression in expressions for n in names_in(expression)}
     lines = [f"Error launch_{name}(Call const& call)", "{"]
-    lines += _names(plan, expressions, {*sizes, *launch.constants})
+    lines += _names(launches, expressions, {*sizes, *launch.constants})
     types = contract.types()
     for size in (s for s in sizes if s in read):
         rows = ", ".join(
@@ -235,8 +235,8 @@ def _launch(
         "    {",
         "        return {};",
         "    }",
-        *_kernel_choice(plan, launch, kernels, table),
-        *_arguments(plan, launch, pointers),
+        *_kernel_choice(launches, launch, kernels, table),
+        *_arguments(launches, launch, pointers),
         "}",
         "",
         "",
@@ -266,7 +266,7 @@ def _picked(constant: str, pick: Pick, aligned: bool) -> list[str]:
 
 
 def _kernel_choice(
-    plan: Plan, launch: Launch, kernels: Mapping[str, Any], table: KernelTable
+    launches: Launches, launch: Launch, kernels: Mapping[str, Any], table: KernelTable
 ) -> list[str]:
     """C++ that finds the kernel by target, dtypes and picked constants."""
     made = set(choices(launch))
@@ -280,9 +280,9 @@ def _kernel_choice(
     rows = []
     for target in TARGETS:
         by_types = []
-        for types in plan.contract.types():
+        for types in launches.contract.types():
             numbers = [
-                table.number(variant(plan, launch, kernels, target, types, *combination))
+                table.number(variant(launches, launch, kernels, target, types, *combination))
                 if combination in made
                 else ABSENT
                 for combination in combinations
@@ -296,8 +296,8 @@ def _kernel_choice(
     if launch.aligned:
         index = f"({index} * 2 + (multiples ? 1 : 0))"
         given.append('{"multiples of 16", multiples ? 1 : 0}')
-    shape = f"[{len(TARGETS)}][{len(plan.contract.types())}][{len(combinations)}]"
-    operator = f"kOperators[{plan.contract.torch_name}_index]"
+    shape = f"[{len(TARGETS)}][{len(launches.contract.types())}][{len(combinations)}]"
+    operator = f"kOperators[{launches.contract.torch_name}_index]"
     return [
         f"    static constexpr int32_t kNumbers{shape} = {{{', '.join(rows)}}};",
         f"    int32_t const number = kNumbers[call.target][call.types][{index}];",
@@ -310,19 +310,19 @@ def _kernel_choice(
     ]
 
 
-def _pointers(plan: Plan) -> dict[str, str]:
+def _pointers(launches: Launches) -> dict[str, str]:
     """C++ for the address behind each port or buffer."""
-    contract = plan.contract
+    contract = launches.contract
     found = {p.name: f"const_cast<void*>(call.inputs[{i}])" for i, p in enumerate(contract.inputs)}
     found |= {port.name: f"call.outputs[{i}]" for i, port in enumerate(contract.outputs)}
-    for i, buffer in enumerate(plan.workspace):
+    for i, buffer in enumerate(launches.workspace):
         offset = f"{contract.torch_name}_offset(call, {i})"
         found[buffer.name] = f"inWorkspace(call, {offset})"
     return found
 
 
-def _arguments(plan: Plan, launch: Launch, pointers: dict[str, str]) -> list[str]:
-    contract = plan.contract
+def _arguments(launches: Launches, launch: Launch, pointers: dict[str, str]) -> list[str]:
+    contract = launches.contract
     attributes = list(contract.attributes)
     lines, addresses, integers = [], [], []
     for i, argument in enumerate(launch.arguments):
@@ -345,19 +345,19 @@ def _arguments(plan: Plan, launch: Launch, pointers: dict[str, str]) -> list[str
     return lines
 
 
-def _offset_function(plan: Plan) -> str:
+def _offset_function(launches: Launches) -> str:
     """C++: where each buffer of the workspace begins, and the whole size."""
-    name, count = plan.contract.torch_name, len(plan.workspace)
-    sizes = [f"{to_cpp(b.elements)} * {_SIZES[b.dtype]}" for b in plan.workspace]
-    read = [buffer.elements for buffer in plan.workspace]
-    read += ["ITEMSIZE"] if any(_SIZES[b.dtype] == "ITEMSIZE" for b in plan.workspace) else []
-    places = {buffer.name: i for i, buffer in enumerate(plan.workspace)}
-    over = ", ".join(str(places.get(buffer.over, -1)) for buffer in plan.workspace) or "-1"
+    name, count = launches.contract.torch_name, len(launches.workspace)
+    sizes = [f"{to_cpp(b.elements)} * {_SIZES[b.dtype]}" for b in launches.workspace]
+    read = [buffer.elements for buffer in launches.workspace]
+    read += ["ITEMSIZE"] if any(_SIZES[b.dtype] == "ITEMSIZE" for b in launches.workspace) else []
+    places = {buffer.name: i for i, buffer in enumerate(launches.workspace)}
+    over = ", ".join(str(places.get(buffer.over, -1)) for buffer in launches.workspace) or "-1"
     return "\n".join([
         f"//! Where buffer `index` of the workspace begins; its end for index {count}.",
         f"size_t {name}_offset([[maybe_unused]] Call const& call, int32_t index)",
         "{",
-        *_names(plan, read, set()),
+        *_names(launches, read, set()),
         f"    size_t const sizes[] = {{{', '.join(f'aligned({s})' for s in sizes) or '0'}}};",
         f"    constexpr int32_t kOver[] = {{{over}}}; // buffers that share a place",
         "    size_t offsets[std::size(sizes)]{};",
@@ -374,25 +374,25 @@ def _offset_function(plan: Plan) -> str:
     ])  # fmt: skip
 
 
-def _entry_functions(plan: Plan) -> str:
+def _entry_functions(launches: Launches) -> str:
     """C++: what an `Operator` points to."""
-    name = plan.contract.torch_name
+    name = launches.contract.torch_name
     lines = [
         f"size_t {name}_workspaceBytes(Call const& call)",
         "{",
-        f"    return {name}_offset(call, {len(plan.workspace)});",
+        f"    return {name}_offset(call, {len(launches.workspace)});",
         "}",
         "",
         f"Error {name}_check([[maybe_unused]] Call const& call)",
         "{",
-        *_names(plan, [expression for expression, _ in plan.limits], set()),
+        *_names(launches, [expression for expression, _ in launches.limits], set()),
     ]
-    for expression, message in plan.limits:
+    for expression, message in launches.limits:
         lines += [f"    if (!{to_cpp(expression)})", "    {", f'        return "{message}";',
                   "    }"]  # fmt: skip
     lines += ["    return {};", "}", "", f"Error {name}_launch(Call const& call)", "{",
               "    Error error;"]  # fmt: skip
-    for i in range(len(plan.launches)):
+    for i in range(len(launches.steps)):
         lines += ["    if (error.empty())", "    {",
                   f"        error = launch_{name}_{i}(call);", "    }"]  # fmt: skip
     return "\n".join([*lines, "    return error;", "}", "", ""])

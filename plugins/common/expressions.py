@@ -1,6 +1,6 @@
 """Integer expressions over sizes: evaluated in Python, written out as C++.
 
-Launch plans are data that both the torch side and the C++ library follow, so their sizes and
+Launches are data that both the torch side and the C++ library follow, so their sizes and
 conditions are expressions in a small common language: names, integers, `+ - * // %`,
 comparisons, `and or not`, `cdiv(a, b)`, `next_power_of_2(n)`, `min(…)`, `max(…)`.
 All values are non-negative, for which `//` means the same in both languages.
@@ -110,12 +110,12 @@ def _cpp(node: ast.AST) -> str:
         return f"({_cpp(node.left)} {_OPERATORS[type(node.ops[0])]} {right})"
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         return _call(node.func.id, [_cpp(argument) for argument in node.args])
-    raise ValueError(f"not in the language of launch plans: {ast.unparse(node)}")
+    raise ValueError(f"not in the language of launches: {ast.unparse(node)}")
 
 
 def _call(function: str, arguments: list[str]) -> str:
     if function not in _FUNCTIONS or _FUNCTIONS[function] not in (None, len(arguments)):
-        raise ValueError(f"not in the language of launch plans: {function}/{len(arguments)}")
+        raise ValueError(f"not in the language of launches: {function}/{len(arguments)}")
     if function in ("min", "max"):
         return f"std::{function}<int64_t>({{{', '.join(arguments)}}})"
     return f"{function}({', '.join(arguments)})"

@@ -1,4 +1,4 @@
-"""Launch plans: what an operator launches, as data.
+"""Launches: what an operator launches, as data.
 
 One description of the kernels of an operator, with their grids, arguments and workspace. The torch
 side follows it directly (`run`); the plugin library is generated from it, so `enqueue` in C++
@@ -119,14 +119,14 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All launches of one operator, in order.
+class Launches:
+    """All launches of one operator: `steps`, in order.
 
     `limits` are expressions that must hold, each with what to say where one does not.
     """
 
     contract: Contract
-    launches: tuple[Launch, ...]
+    steps: tuple[Launch, ...]
     workspace: tuple[Buffer, ...] = ()
     limits: tuple[tuple[str, str], ...] = ()
 
@@ -134,7 +134,7 @@ class Plan:
         self, names: Mapping[str, Any], target: str, dtype: str
     ) -> Iterator[tuple[Launch, dict[str, int]]]:
         """The launches of a call of these sizes, in order, with their configurations."""
-        for launch in self.launches:
+        for launch in self.steps:
             config = launch.config(target, dtype)
             if evaluate(launch.when, {**names, **config}):
                 yield launch, config
@@ -152,7 +152,7 @@ class Plan:
 
 
 def run(
-    plan: Plan,
+    launches: Launches,
     kernels: Mapping[str, Any],
     tensors: Sequence[Tensor | None],
     attributes: dict[str, Any],
@@ -175,10 +175,10 @@ def run(
         Where a limit does not hold, or an input is not contiguous and aligned, or has another
         shape or dtype than the contract says.
     """
-    contract = plan.contract
+    contract = launches.contract
     types = contract.types_of(tensors)
     names = names_of(contract, tensors, attributes)
-    for expression, message in plan.limits:
+    for expression, message in launches.limits:
         if not evaluate(expression, names):
             raise ValueError(f"{contract.name}: {message}; not so with {names}")
     pointers = _checked_inputs(contract, tensors, types)
@@ -191,9 +191,9 @@ def run(
     pointers |= {port.name: o for port, o in zip(contract.outputs, outputs, strict=True)}
     pointers |= {
         buffer.name: made([evaluate(buffer.elements, names)], buffer.dtype)
-        for buffer in plan.workspace
+        for buffer in launches.workspace
     }
-    for launch, config in plan.active(names, target, types.activation):
+    for launch, config in launches.active(names, target, types.activation):
         constants = launch.picked(names)
         inner = names | config | constants
         grid = tuple(evaluate(size, inner) for size in launch.grid)

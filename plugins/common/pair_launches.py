@@ -1,4 +1,4 @@
-"""The launches of `pairs.py`, for the plans of MoE experts.
+"""The launches of `pairs.py`, for MoE experts.
 
 A pair is a token and one of its k experts; a tile is some of one expert's pairs.
 """

@@ -1,11 +1,11 @@
-"""What the plans of quantised operators share: tiles by the number of tokens, e4m3 by target."""
+"""What the launches of quantised operators share: tiles by the number of tokens, e4m3 by target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from glm_trt.plugins.common.contract import Contract
-from glm_trt.plugins.common.launch import Launch, Plan, on_hopper
+from glm_trt.plugins.common.launch import Launch, Launches, on_hopper
 from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
 
 Config = dict[str, int]
@@ -87,7 +87,7 @@ def linear_tiles(
     return launches
 
 
-def experts_plan(
+def experts_launches(
     contract: Contract,
     name: str,
     gate_up: tuple[str, ...],
@@ -97,8 +97,8 @@ def experts_plan(
     odd: str,
     e4m3: bool,
     limits: tuple[tuple[str, str], ...],
-) -> Plan:
-    """The plan of MoE experts: by pairs for up to 16 tokens, by tiles of sorted pairs above.
+) -> Launches:
+    """The launches of MoE experts: by pairs for up to 16 tokens, by tiles of sorted pairs above.
 
     Parameters
     ----------
@@ -143,9 +143,9 @@ def experts_plan(
             for rows, tile in _PAIR_TILES.items()
         ]
 
-    return Plan(
+    return Launches(
         contract,
-        launches=(
+        steps=(
             by_pairs(
                 "gate_up_pairs",
                 ("T * k", f"cdiv({inner}, BLOCK_N)", "1"),

@@ -37,7 +37,7 @@ from stand_in_tensors import OnDevice
 
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
-from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common.launch import Launch, Launches
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
 SOURCES = Path(__file__).parent / "host"
@@ -80,8 +80,8 @@ def by_turns(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     return found
 
 
-def coarse(plan: Plan) -> Plan:
-    """The plan with fewer programs, each of more outputs: for sizes that take minutes otherwise."""
+def coarse(launches: Launches) -> Launches:
+    """The same with fewer programs, each of more outputs: for sizes that take minutes otherwise."""
     outputs = {"gate_up_pairs": "BLOCK_I", "down_tokens": "BLOCK_H"}
 
     def wider(launch: Launch) -> Launch:
@@ -92,7 +92,7 @@ def coarse(plan: Plan) -> Plan:
         }
         return replace(launch, configs=configs)
 
-    return replace(plan, launches=tuple(map(wider, plan.launches)))
+    return replace(launches, steps=tuple(map(wider, launches.steps)))
 
 
 class _Tensor(ctypes.Structure):

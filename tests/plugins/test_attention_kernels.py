@@ -21,14 +21,14 @@ from plugin_harness import SHARED_KB, SPILLS_THAT_PAY, by_turns, compiled_kernel
 from torch import Tensor
 
 from glm_trt.plugins import indexer_topk, sparse_mla
-from glm_trt.plugins.causal_mla import plan as causal_plan
+from glm_trt.plugins.causal_mla import launch as causal_launch
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import TARGETS, run
 from glm_trt.plugins.indexer_topk import kernel as indexer_kernel
-from glm_trt.plugins.indexer_topk import plan as indexer_plan
+from glm_trt.plugins.indexer_topk import launch as indexer_launch
 from glm_trt.plugins.sparse_mla import cases as mla_cases
 from glm_trt.plugins.sparse_mla import kernel as mla_kernel
-from glm_trt.plugins.sparse_mla import plan as mla_plan
+from glm_trt.plugins.sparse_mla import launch as mla_launch
 
 ROOT = Path(__file__).parent.parent.parent
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -70,7 +70,7 @@ def index(inputs: list[Tensor], index_topk: int, target: str, kernels: Any = Non
     attributes = {"index_topk": index_topk, "scale": 0.25}
     inputs = [guarded(tensor) for tensor in inputs]
     kernels, allocate = kernels or vars(indexer_kernel), Fresh()
-    (found,) = run(indexer_plan.PLAN, kernels, inputs, attributes, target, allocate=allocate)
+    (found,) = run(indexer_launch.LAUNCHES, kernels, inputs, attributes, target, allocate=allocate)
     allocate.check()
     return found
 
@@ -121,7 +121,7 @@ def test_random_scores_differ_from_exact_ones_in_near_ties_alone(
 
 
 def selected(scores: Tensor, index_topk: int) -> Tensor:
-    """The plan's selection from given scores [C] of a query that sees them all."""
+    """The kernels' selection from given scores [C] of a query that sees them all."""
 
     class Given:
         def __getitem__(self, grid: Any) -> Any:
@@ -170,7 +170,9 @@ def test_what_is_visible_is_scored_and_nothing_else(length: int, dtype: torch.dt
     query, keys = torch.ones(1, length, 3, 8), torch.ones(1, 1, 20, 8)
     inputs = [query.to(dtype), keys.to(dtype), torch.ones(1, length, 3), torch.tensor([10])]
     attributes = {"index_topk": 4, "scale": 0.25}
-    run(indexer_plan.PLAN, vars(indexer_kernel), inputs, attributes, "sm80", allocate=allocate)
+    run(
+        indexer_launch.LAUNCHES, vars(indexer_kernel), inputs, attributes, "sm80", allocate=allocate
+    )
     scores = allocate.made[1][1].view(length, 20)
     for s in range(length):
         assert scores[s, : 11 + s].tolist() == [6.0] * (11 + s)
@@ -180,7 +182,7 @@ def test_what_is_visible_is_scored_and_nothing_else(length: int, dtype: torch.dt
 def attend(inputs: list[Tensor], attributes: dict[str, Any], target: str) -> Tensor:
     inputs = [guarded(tensor) for tensor in inputs]
     kernels, allocate = vars(mla_kernel), Fresh()
-    (found,) = run(mla_plan.PLAN, kernels, inputs, attributes, target, allocate=allocate)
+    (found,) = run(mla_launch.LAUNCHES, kernels, inputs, attributes, target, allocate=allocate)
     allocate.check()
     return found
 
@@ -247,33 +249,33 @@ def glm(batch: int, context: int = 131072) -> dict[str, int]:
 )
 def test_decode_fills_a_gpu(batch: int, wide: int, splits: int) -> None:
     """Splits at GLM-5.1's dimensions; and both ways of selecting positions."""
-    assert evaluate(mla_plan.WIDE, glm(batch)) == wide
-    assert evaluate(mla_plan.SPLITS, glm(batch)) == splits
+    assert evaluate(mla_launch.WIDE, glm(batch)) == wide
+    assert evaluate(mla_launch.SPLITS, glm(batch)) == splits
     chunks = max(1, min(32, 256 // batch))
-    assert evaluate(indexer_plan.CHUNKS, glm(batch)) == chunks
-    assert evaluate(indexer_plan.CHUNKS, glm(batch, context=2000)) == 1
+    assert evaluate(indexer_launch.CHUNKS, glm(batch)) == chunks
+    assert evaluate(indexer_launch.CHUNKS, glm(batch, context=2000)) == 1
 
 
 COMPILE = """
 import sys
 from pathlib import Path
-from glm_trt.plugins.build import load_plans
+from glm_trt.plugins.build import load_launches
 from glm_trt.plugins.common.aot import compile_variant, variant
 from glm_trt.plugins.common.contract import Types
 
 sizes = {"BLOCK_R": 512, "BLOCK_P": 64, "BLOCK_H": 32, "BLOCK_D": 128}
-for plan, kernels in load_plans():
-    if plan.contract.name not in ("IndexerTopK", "SparseMla", "CausalMla"):
+for launches, kernels in load_launches():
+    if launches.contract.name not in ("IndexerTopK", "SparseMla", "CausalMla"):
         continue
-    for i, launch in enumerate(plan.launches):
+    for i, launch in enumerate(launches.steps):
         if launch.configs["*"].get("MIXED"):
             continue  # not with 64 heads
         for target, dtype in (pair.split("/") for pair in sys.argv[2:]):
             chosen = tuple((name, sizes[name]) for name in launch.constants)
             types = Types(dtype, dtype)
-            of = variant(plan, launch, kernels, target, types, chosen, bool(launch.aligned))
+            of = variant(launches, launch, kernels, target, types, chosen, bool(launch.aligned))
             cubin = compile_variant(of, kernels, Path(sys.argv[1]) / "cache")
-            path = Path(sys.argv[1]) / f"{plan.contract.name}-{i}-{target}-{dtype}.cubin"
+            path = Path(sys.argv[1]) / f"{launches.contract.name}-{i}-{target}-{dtype}.cubin"
             path.write_bytes(cubin.image)
             print(path, target, launch.kernel, cubin.shared_bytes)
 """
@@ -294,8 +296,8 @@ def compiled(directory: Path) -> Iterator[tuple[Path, str, str, int]]:
 
 def test_compiled_kernels_fit_at_the_models_dimensions(each_library: Path) -> None:
     """Of the library; nothing spills but where that pays."""
-    plans = (indexer_plan.PLAN, mla_plan.PLAN, causal_plan.PLAN)
-    launches = [launch for plan in plans for launch in plan.launches]
+    attentions = (indexer_launch.LAUNCHES, mla_launch.LAUNCHES, causal_launch.LAUNCHES)
+    launches = [launch for of in attentions for launch in of.steps]
     functions = {launch.kernel for launch in launches}
     aligned = {launch.kernel for launch in launches if launch.aligned}
     seen = set()
@@ -326,5 +328,5 @@ def test_kernels_fit_on_every_target(tmp_path: Path) -> None:
         assert spilled <= most, f"{kernel} on {path.stem} spills: {printed}"
         assert shared <= SHARED_KB[target] * 1024, f"{kernel} on {path.stem}: {shared} bytes"
         seen += 1
-    plans = (indexer_plan.PLAN, mla_plan.PLAN, causal_plan.PLAN)
-    assert seen == len(COMPILED) * (sum(len(plan.launches) for plan in plans) - 1)
+    attentions = (indexer_launch.LAUNCHES, mla_launch.LAUNCHES, causal_launch.LAUNCHES)
+    assert seen == len(COMPILED) * (sum(len(launches.steps) for launches in attentions) - 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.plugins import causal_mla
-from glm_trt.plugins.causal_mla import kernel, plan
+from glm_trt.plugins.causal_mla import kernel, launch
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import TARGETS, run
 
@@ -31,7 +31,7 @@ def attend(
     """The kernels' result, and what they allocated."""
     allocate = Fresh()
     inputs = [guarded(tensor) for tensor in inputs]
-    (found,) = run(plan.PLAN, vars(kernel), inputs, attributes, target, allocate=allocate)
+    (found,) = run(launch.LAUNCHES, vars(kernel), inputs, attributes, target, allocate=allocate)
     allocate.check()
     return found, allocate
 
@@ -143,5 +143,5 @@ def test_empty_shares_cost_nothing() -> None:
 def test_splits_fill_a_gpu(batch: int, length: int, capacity: int, splits: int) -> None:
     """At GLM-5.1's dimensions, where every program has the rows of one token."""
     sizes = {"B": batch, "S": length, "H": 64, "C": capacity}
-    assert evaluate(plan.SPLITS, sizes) == splits
-    assert all(evaluate(plan.UNMIXED, sizes | {"BLOCK_M": rows}) for rows in (16, 32, 64))
+    assert evaluate(launch.SPLITS, sizes) == splits
+    assert all(evaluate(launch.UNMIXED, sizes | {"BLOCK_M": rows}) for rows in (16, 32, 64))

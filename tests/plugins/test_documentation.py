@@ -37,10 +37,10 @@ def test_headers_compile(tmp_path: Path) -> None:
     source = ["#include <cstring>"]
     checks = []
     for name in CONTRACTS:
-        plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
-        (tmp_path / f"{name}.h").write_text(contract_header(plan.contract, plan.limits))
+        launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
+        (tmp_path / f"{name}.h").write_text(contract_header(launches.contract, launches.limits))
         source.append(f'#include "{name}.h"')
-        checks.append(f'!std::strcmp(glm_trt::{name}::kLimits[0], "{plan.limits[0][0]}")')
+        checks.append(f'!std::strcmp(glm_trt::{name}::kLimits[0], "{launches.limits[0][0]}")')
     source.append(f"int main() {{ return {' && '.join(checks)} ? 0 : 1; }}")
     (tmp_path / "main.cpp").write_text("\n".join(source))
     program = tmp_path / "program"
@@ -78,5 +78,5 @@ def test_postfix() -> None:
 
 @pytest.mark.parametrize("expression", ["T ** 2", "open('x')", "T.real", "T if k else 1", "[T]"])
 def test_other_expressions_are_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match="language of launch plans"):
+    with pytest.raises(ValueError, match="language of launches"):
         evaluate(expression, {"T": 1, "k": 1})

@@ -2,7 +2,7 @@
 
 `enqueue` of the compiled library launches under Triton's interpreter, in exactly the workspace that
 a profile of more tokens asked for. The result is the reference's, and what reached the driver is
-what the launch plan says: the same kernels, grids, addresses, numbers and constants.
+what `launch.py` says: the same kernels, grids, addresses, numbers and constants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glm_trt.plugins.build import OPERATORS
 from glm_trt.plugins.common.aot import dtypes_of
-from glm_trt.plugins.common.launch import Launch, Plan, run
+from glm_trt.plugins.common.launch import Launch, Launches, run
 
 GUARD = 64  # elements before and after each buffer
 TOKENS = ("B", "S", "T", "L")  # axes of which a profile has more
@@ -51,7 +51,7 @@ def cases() -> list[Any]:
     """All cases in all dtypes; by default each in one, so that every operator has all of them."""
     found = []
     for name in OPERATORS:
-        dtypes = dtypes_of(import_module(f"glm_trt.plugins.{name}.plan").PLAN)
+        dtypes = dtypes_of(import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES)
         for i, case in enumerate(import_module(f"glm_trt.plugins.{name}.cases").CASES):
             for j, dtype in enumerate(dtypes):
                 marks = () if j == i % len(dtypes) else (pytest.mark.slow,)
@@ -61,9 +61,9 @@ def cases() -> list[Any]:
 
 
 def followed(
-    plan: Plan, tensors: list[Tensor], attributes: dict[str, Any], target: str
+    launches: Launches, tensors: list[Tensor], attributes: dict[str, Any], target: str
 ) -> list[Launched]:
-    """What the plan says is launched, by following it in Python with nothing run."""
+    """What the launches say, by following it in Python with nothing run."""
     made: list[Tensor] = []
     launched: list[Launched] = []
 
@@ -76,8 +76,8 @@ def followed(
             return ctypes.c_float(argument).value
         if not isinstance(argument, Tensor):
             return argument
-        outputs = len(plan.contract.outputs)
-        for buffer, tensor in zip(plan.workspace, made[outputs:], strict=True):
+        outputs = len(launches.contract.outputs)
+        for buffer, tensor in zip(launches.workspace, made[outputs:], strict=True):
             if tensor is argument:
                 return WORKSPACE, offsets[buffer.name], tensor.dtype
         for kind, of in (("input", tensors), ("output", made[:outputs])):
@@ -108,19 +108,19 @@ def followed(
         def launch_of(self, constants: dict[str, int]) -> Launch:
             """The launch of this configuration, or one that takes the same arguments as wide."""
             found = [
-                launch for launch in plan.launches if launch.kernel == self.kernel
+                launch for launch in launches.steps if launch.kernel == self.kernel
                 and launch.config(target, activation).items() <= constants.items()
             ]  # fmt: skip
             assert len({launch.aligned for launch in found}) == 1
             return found[0]
 
-    absent = [None] * (len(plan.contract.inputs) - len(tensors))
-    activation = plan.contract.types_of([*tensors, *absent]).activation
-    kernels = {launch.kernel: Recorder(launch.kernel) for launch in plan.launches}
-    run(plan, kernels, [*tensors, *absent], attributes, target, allocate=allocate)
-    outputs = len(plan.contract.outputs)
+    absent = [None] * (len(launches.contract.inputs) - len(tensors))
+    activation = launches.contract.types_of([*tensors, *absent]).activation
+    kernels = {launch.kernel: Recorder(launch.kernel) for launch in launches.steps}
+    run(launches, kernels, [*tensors, *absent], attributes, target, allocate=allocate)
+    outputs = len(launches.contract.outputs)
     offsets, end = {}, 0
-    for buffer, tensor in zip(plan.workspace, made[outputs:], strict=True):
+    for buffer, tensor in zip(launches.workspace, made[outputs:], strict=True):
         offsets[buffer.name] = offsets[buffer.over] if buffer.over else end
         end = max(end, offsets[buffer.name] + -(-tensor.nbytes // 256) * 256)
     return [
@@ -131,35 +131,35 @@ def followed(
 
 
 @pytest.mark.parametrize(("name", "case", "dtype", "number"), cases())
-def test_enqueue_is_the_plan_and_the_reference(
+def test_enqueue_is_run_and_the_reference(
     harness: Harness, name: str, case: Any, dtype: str, number: int
 ) -> None:
     operator = import_module(f"glm_trt.plugins.{name}")
-    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     inputs = case.make(torch.Generator().manual_seed(1), getattr(torch, dtype))
     expected = operator.reference(*inputs, **case.attributes)
     expected = expected if isinstance(expected, tuple) else (expected,)
     allocate = Guarded()
     found = tuple(allocate(list(of.shape), dtype=of.dtype) for of in expected)
-    given = without_gaps(plan.contract, inputs, case.attributes)
+    given = without_gaps(launches.contract, inputs, case.attributes)
     target = harness.targets[number % len(harness.targets)]
     larger = {
         axis: 2 * size + 70
-        for port, tensor in zip(plan.contract.inputs, given, strict=False)
+        for port, tensor in zip(launches.contract.inputs, given, strict=False)
         for axis, size in zip(port.axes, tensor.shape, strict=True)
         if axis in TOKENS
     }
-    harness.run(plan.contract, given, case.attributes, list(found),
+    harness.run(launches.contract, given, case.attributes, list(found),
                 int(target.removeprefix("sm")), larger=larger)  # fmt: skip
     allocate.check()
-    wanted = followed(plan, given, case.attributes, target)
+    wanted = followed(launches, given, case.attributes, target)
     assert harness.launches == wanted
     assert all(a.wide in (None, b.wide) for a, b in zip(harness.launches, wanted, strict=True))
-    assert_agrees(found, expected, plan.contract.tolerance[dtype])
+    assert_agrees(found, expected, launches.contract.tolerance[dtype])
     if any(tensor is None for tensor in inputs[: len(given)]):  # which TensorRT cannot leave out
         kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
-        again = run(plan, kernels, inputs, case.attributes, target)
-        assert_agrees(again, expected, plan.contract.tolerance[dtype])
+        again = run(launches, kernels, inputs, case.attributes, target)
+        assert_agrees(again, expected, launches.contract.tolerance[dtype])
 
 
 def assert_agrees(
@@ -176,14 +176,14 @@ def assert_agrees(
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_limits_are_said(name: str) -> None:
-    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     case = import_module(f"glm_trt.plugins.{name}.cases").CASES[0]
     inputs = case.make(torch.Generator().manual_seed(1), torch.float32)
     wrong = {"moe_routing": {"top_k": 17}, "indexer_topk": {"index_topk": 0},
              "sparse_mla": {"value_width": 513}, "causal_mla": {"value_width": 513}}  # fmt: skip
     if name in wrong:
-        with pytest.raises(ValueError, match=plan.contract.name):
-            run(plan, {}, inputs, case.attributes | wrong[name], "sm90")
+        with pytest.raises(ValueError, match=launches.contract.name):
+            run(launches, {}, inputs, case.attributes | wrong[name], "sm90")
     strided = [inputs[0].expand(2, *inputs[0].shape).transpose(0, -1)[..., 0], *inputs[1:]]
     with pytest.raises(ValueError, match=r"expected a contiguous tensor|axis"):
-        run(plan, {}, strided, case.attributes, "sm90")
+        run(launches, {}, strided, case.attributes, "sm90")

@@ -23,28 +23,30 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_older_capability_of_the_same_major_is_used(harness: Harness) -> None:
-    plan, case, inputs, outputs = _routing()
-    harness.run(plan.contract, inputs, case.attributes, outputs, 86)
+    launches, case, inputs, outputs = _routing()
+    harness.run(launches.contract, inputs, case.attributes, outputs, 86)
     with pytest.raises(RuntimeError, match="no kernels for sm75; this library has sm80"):
-        harness.run(plan.contract, inputs, case.attributes, outputs, 75)
+        harness.run(launches.contract, inputs, case.attributes, outputs, 75)
     with pytest.raises(RuntimeError, match="no kernels for sm103"):
-        harness.run(plan.contract, inputs, case.attributes, outputs, 103)
+        harness.run(launches.contract, inputs, case.attributes, outputs, 103)
 
 
 def test_absent_kernel_is_named(harness: Harness) -> None:
-    plan, case, inputs, outputs = _routing()
+    launches, case, inputs, outputs = _routing()
     message = (
         r"MoeRouting: no kernel route_tokens for sm90 in float32, BLOCK_E = 256, BLOCK_K = 16, "
         r"multiples of 16 = 1: this library holds only what some graphs need on sm80; build the "
         r"whole one \(make plugins\)"
     )
     with pytest.raises(RuntimeError, match=message):
-        harness.run(plan.contract, inputs, case.attributes, outputs, 90)
+        harness.run(launches.contract, inputs, case.attributes, outputs, 90)
 
 
 def test_engine_of_another_version_is_refused(harness: Harness) -> None:
-    plan, case, inputs, outputs = _routing()
-    built = harness.build(plan.contract, up_to(plan.contract, (*inputs, *outputs)), case.attributes)
+    launches, case, inputs, outputs = _routing()
+    built = harness.build(
+        launches.contract, up_to(launches.contract, (*inputs, *outputs)), case.attributes
+    )
     built.change("glm_trt_version", b"9.9.9")
     with pytest.raises(RuntimeError, match=r"built with libglm_trt_plugins 9\.9\.9, this is 0"):
         harness.enqueue(built, inputs, outputs, 80, None)
@@ -52,9 +54,9 @@ def test_engine_of_another_version_is_refused(harness: Harness) -> None:
 
 def test_kernels_are_loaded_into_each_context(harness: Harness) -> None:
     """Also into one whose handle an earlier one had."""
-    plan, case, inputs, outputs = _routing()
+    launches, case, inputs, outputs = _routing()
     for _ in range(2):
-        harness.run(plan.contract, inputs, case.attributes, outputs, 80)
+        harness.run(launches.contract, inputs, case.attributes, outputs, 80)
         harness.renew_context()
 
 
@@ -72,11 +74,11 @@ def in_executor(harness: Harness) -> Iterator[None]:
 
 def test_the_executor_does_what_kernels_do(harness: Harness) -> None:
     """In another process, on the same memory."""
-    plan, case, inputs, outputs = _routing()
+    launches, case, inputs, outputs = _routing()
     again = [torch.zeros_like(of) for of in outputs]
-    harness.run(plan.contract, inputs, case.attributes, outputs, 80)
+    harness.run(launches.contract, inputs, case.attributes, outputs, 80)
     with in_executor(harness):
-        harness.run(plan.contract, inputs, case.attributes, again, 80)
+        harness.run(launches.contract, inputs, case.attributes, again, 80)
     assert harness.launches == []  # none was done here
     assert all(map(torch.equal, outputs, again))
 
@@ -90,12 +92,14 @@ def test_the_executor_does_what_kernels_do(harness: Harness) -> None:
 def test_work_beyond_the_workspace_is_told(
     harness: Harness, elsewhere: bool, missing: int, rule: str
 ) -> None:
-    plan = import_module("glm_trt.plugins.sparse_mla.plan").PLAN
+    launches = import_module("glm_trt.plugins.sparse_mla.launch").LAUNCHES
     cases = import_module("glm_trt.plugins.sparse_mla.cases").CASES
     case = next(of for of in cases if of.name == "split")
     inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
     found = import_module("glm_trt.plugins.sparse_mla").reference(*inputs, **case.attributes)
-    built = harness.build(plan.contract, up_to(plan.contract, (*inputs, found)), case.attributes)
+    built = harness.build(
+        launches.contract, up_to(launches.contract, (*inputs, found)), case.attributes
+    )
     built.workspace_bytes -= missing  # of what it was built for, and believes to have
     where = in_executor(harness) if elsewhere else nullcontext()
     with where, pytest.raises(AssertionError, match=rule):
@@ -105,41 +109,46 @@ def test_work_beyond_the_workspace_is_told(
 @pytest.mark.parametrize("name", ["causal_mla", "sparse_mla"])
 def test_sm86_has_the_shared_memory_of_kernels_of_sm80(harness: Harness, name: str) -> None:
     """99 KB, not 163: the widest case, in a context that has no kernels yet."""
-    plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+    launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     cases = import_module(f"glm_trt.plugins.{name}.cases").CASES
     case = next(of for of in cases if of.name == "wide")
     inputs = case.make(torch.Generator().manual_seed(0), torch.bfloat16)
     wanted = import_module(f"glm_trt.plugins.{name}").reference(*inputs, **case.attributes)
-    given = without_gaps(plan.contract, inputs, case.attributes)
+    given = without_gaps(launches.contract, inputs, case.attributes)
     found = torch.zeros_like(wanted)
     harness.renew_context()
-    harness.run(plan.contract, given, case.attributes, [found], 86)
+    harness.run(launches.contract, given, case.attributes, [found], 86)
     difference = (found.double() - wanted.double()).norm()
-    assert difference <= plan.contract.tolerance["bfloat16"] * wanted.double().norm()
+    assert difference <= launches.contract.tolerance["bfloat16"] * wanted.double().norm()
     harness.renew_context()
 
 
 def test_attributes_must_be_there(harness: Harness) -> None:
-    plan, case, inputs, outputs = _routing()
+    launches, case, inputs, outputs = _routing()
     attributes = {k: v for k, v in case.attributes.items() if k != "top_k"}
     with pytest.raises(RuntimeError, match="attribute top_k: missing"):
-        harness.run(plan.contract, inputs, attributes, outputs, 80)
+        harness.run(launches.contract, inputs, attributes, outputs, 80)
 
 
 def test_addresses_must_be_aligned(harness: Harness) -> None:
-    plan, case, inputs, outputs = _routing()
+    launches, case, inputs, outputs = _routing()
     shifted = torch.empty(inputs[0].numel() + 1)[1:].view(inputs[0].shape).copy_(inputs[0])
     with pytest.raises(RuntimeError, match="logits: expected an address at a multiple of 16"):
-        harness.run(plan.contract, [shifted, inputs[1]], case.attributes, outputs, 80)
+        harness.run(launches.contract, [shifted, inputs[1]], case.attributes, outputs, 80)
 
 
 def _routing() -> Any:
-    plan = import_module("glm_trt.plugins.moe_routing.plan").PLAN
+    launches = import_module("glm_trt.plugins.moe_routing.launch").LAUNCHES
     case = import_module("glm_trt.plugins.moe_routing.cases").CASES[0]
     inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
     k = case.attributes["top_k"]
     tokens = inputs[0].shape[0]
-    return plan, case, inputs, [torch.zeros(tokens, k, dtype=torch.int32), torch.zeros(tokens, k)]
+    return (
+        launches,
+        case,
+        inputs,
+        [torch.zeros(tokens, k, dtype=torch.int32), torch.zeros(tokens, k)],
+    )
 
 
 def test_library_stands_alone(library: Path) -> None:
@@ -166,9 +175,9 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_library
 from plugin_harness import Harness
 harness = Harness(pathlib.Path({str(library)!r}), pathlib.Path({str(tmp_path)!r}), shim=False)
-plan, case, inputs, outputs = test_library._routing()
+launches, case, inputs, outputs = test_library._routing()
 try:
-    harness.run(plan.contract, inputs, case.attributes, outputs, 80)
+    harness.run(launches.contract, inputs, case.attributes, outputs, 80)
 except RuntimeError as error:
     print(error)
 """

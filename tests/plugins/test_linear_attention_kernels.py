@@ -21,9 +21,9 @@ from test_standard_operators import run_onnxruntime
 from torch import Tensor
 
 from glm_trt.plugins.causal_conv_with_state import kernel as conv_kernel
-from glm_trt.plugins.causal_conv_with_state.plan import PLAN as CONVOLUTION
+from glm_trt.plugins.causal_conv_with_state.launch import LAUNCHES as CONVOLUTION
 from glm_trt.plugins.linear_attention import kernel
-from glm_trt.plugins.linear_attention.plan import PLAN as LINEAR
+from glm_trt.plugins.linear_attention.launch import LAUNCHES as LINEAR
 
 RULES = ("linear", "gated", "delta", "gated_delta")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -436,7 +436,7 @@ def test_compiled_kernels_fit_and_spill_where_it_is_known(each_library: Path) ->
 
     Known: a state in half precision at 128 channels, on sm100 and sm120, 8 bytes a thread.
     """
-    names = {launch.kernel for plan in (LINEAR, CONVOLUTION) for launch in plan.launches}
+    names = {launch.kernel for launches in (LINEAR, CONVOLUTION) for launch in launches.steps}
     found = [k for k in compiled_kernels(each_library, names)
              if k.is_aligned or k.entry["function"] == "convolve"]  # fmt: skip
     assert {k.entry["function"] for k in found} == names

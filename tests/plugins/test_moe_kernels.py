@@ -23,11 +23,11 @@ from glm_trt.plugins.common.launch import TARGETS, run
 from glm_trt.plugins.library import selection_of
 from glm_trt.plugins.moe_experts import kernel as experts_kernel
 from glm_trt.plugins.moe_experts.cases import CASES as EXPERTS_CASES
-from glm_trt.plugins.moe_experts.plan import PLAN as EXPERTS
-from glm_trt.plugins.moe_experts.plan import ROWS, TILES
+from glm_trt.plugins.moe_experts.launch import LAUNCHES as EXPERTS
+from glm_trt.plugins.moe_experts.launch import ROWS, TILES
 from glm_trt.plugins.moe_routing import kernel as routing_kernel
 from glm_trt.plugins.moe_routing.cases import CASES as ROUTING_CASES
-from glm_trt.plugins.moe_routing.plan import PLAN as ROUTING
+from glm_trt.plugins.moe_routing.launch import LAUNCHES as ROUTING
 
 GLM = {"k": 8, "E": 256, "hidden": 6144, "I": 2048, "ITEMSIZE": 2}
 # Their last expert is hit, so the end of every input is read.
@@ -109,28 +109,31 @@ def between_guards(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("plan", "functions", "case"),
+    ("launches", "functions", "case"),
     [
-        pytest.param(plan, vars(module), case, id=case.name)
-        for plan, module, cases in (
+        pytest.param(launches, vars(module), case, id=case.name)
+        for launches, module, cases in (
             (EXPERTS, experts_kernel, EXPERTS_CASES),
             (ROUTING, routing_kernel, ROUTING_CASES),
         )
         for case in cases
-        if plan is ROUTING or case.name in READ_AT_THE_EDGES
+        if launches is ROUTING or case.name in READ_AT_THE_EDGES
     ],
 )
-def test_nothing_is_read_beyond_an_input(plan: Any, functions: Any, case: Any) -> None:
+def test_nothing_is_read_beyond_an_input(launches: Any, functions: Any, case: Any) -> None:
     inputs = case.make(torch.Generator().manual_seed(3), torch.float16)
     guarded = [between_guards(tensor) for tensor in inputs]
     # The large tiles of sm90 are wider than those of sm80.
     for target in ("sm80", "sm90") if case.name == "tiles of 128" else ("sm90",):
-        found = run(plan, functions, guarded, case.attributes, target)
-        wanted = getattr(torch.ops.glm_trt, plan.contract.torch_name)(*inputs, **case.attributes)
+        found = run(launches, functions, guarded, case.attributes, target)
+        wanted = getattr(torch.ops.glm_trt, launches.contract.torch_name)(
+            *inputs, **case.attributes
+        )
         for one, other in zip(found, wanted if len(found) > 1 else (wanted,), strict=True):
             difference = (one.double() - other.double()).norm()  # NaN where one was read
             assert (
-                difference <= plan.contract.tolerance.get("float16", 1e-6) * other.double().norm()
+                difference
+                <= launches.contract.tolerance.get("float16", 1e-6) * other.double().norm()
             )
 
 
@@ -221,7 +224,7 @@ def test_routing_of_a_tie_is_by_hand() -> None:
 
 def test_compiled_kernels_spill_nothing_and_fit(each_library: Path) -> None:
     """Every image of the two operators in the library, in all its targets and dtypes."""
-    names = {launch.kernel for plan in (EXPERTS, ROUTING) for launch in plan.launches}
+    names = {launch.kernel for launches in (EXPERTS, ROUTING) for launch in launches.steps}
     found = compiled_kernels(each_library, names)
     assert {(k.entry["function"], k.entry["target"]) for k in found} == set(
         itertools.product(names, selection_of(each_library).targets)

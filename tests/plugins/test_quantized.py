@@ -37,14 +37,16 @@ from glm_trt.plugins.operators import CONTRACTS
 
 LINEAR, EXPERTS = ("fp8_linear", "nvfp4_linear"), ("fp8_moe_experts", "nvfp4_moe_experts")
 BYTES = torch.arange(256, dtype=torch.uint8).view(torch.int8)
-PLANS = {name: import_module(f"glm_trt.plugins.{name}.plan").PLAN for name in LINEAR + EXPERTS}
+LAUNCHES_OF = {
+    name: import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES for name in LINEAR + EXPERTS
+}
 KERNELS = {n: vars(import_module(f"glm_trt.plugins.{n}.kernel")) for n in LINEAR + EXPERTS}
 CASES = {n: import_module(f"glm_trt.plugins.{n}.cases").CASES for n in LINEAR + EXPERTS}
 PLAIN, QUANTIZED = {"quantize_activations": 0}, {"quantize_activations": 1}
 
 
 def call(name: str, inputs: list[Tensor], attributes: Any = None, target: str = "sm90") -> Tensor:
-    (found,) = run(PLANS[name], KERNELS[name], inputs, attributes or {}, target)
+    (found,) = run(LAUNCHES_OF[name], KERNELS[name], inputs, attributes or {}, target)
     return found
 
 
@@ -367,7 +369,7 @@ def test_addresses_beyond_32_bits(name: str, tokens: int, tmp_path: Path) -> Non
     indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
     inputs = [x, indices, torch.ones(tokens, 1), *weights]
     wanted = getattr(torch.ops.glm_trt, name)(*inputs)
-    (found,) = run(coarse(PLANS[name]), KERNELS[name], inputs, {}, "sm90")
+    (found,) = run(coarse(LAUNCHES_OF[name]), KERNELS[name], inputs, {}, "sm90")
     assert error_of(found, wanted) <= CONTRACTS[name].tolerance["float16"]
 
 
@@ -388,7 +390,7 @@ def test_addresses_of_nvfp4_tiles_beyond_32_bits(kernel: str, tmp_path: Path) ->
     x = torch.randn(tokens, columns, generator=generator).half()
     tiles = torch.tensor([[experts - 1, 0, tokens]], dtype=torch.int32)
     order, weights = torch.arange(tokens, dtype=torch.int32), torch.rand(tokens, 1)
-    launch = next(of for of in PLANS["nvfp4_moe_experts"].launches if of.kernel == kernel)
+    launch = next(of for of in LAUNCHES_OF["nvfp4_moe_experts"].steps if of.kernel == kernel)
     config = launch.config("sm90", "float16")
     found = torch.empty(tokens, rows, dtype=torch.float16)
     between = (order, tiles, found, 1) if halves == 2 else (weights, order, tiles, found)
@@ -412,7 +414,7 @@ def active(name: str, sizes: dict[str, int], target: str, dtype: str) -> list[tu
     names = sizes | {"ITEMSIZE": 4 if dtype == "float32" else 2}
     return [
         (launch.kernel, names | config | launch.picked(names))
-        for launch, config in PLANS[name].active(names, target, dtype)
+        for launch, config in LAUNCHES_OF[name].active(names, target, dtype)
     ]
 
 
@@ -420,7 +422,7 @@ def active(name: str, sizes: dict[str, int], target: str, dtype: str) -> list[tu
 @pytest.mark.parametrize("name", LINEAR + EXPERTS)
 def test_one_form_of_each_kernel(name: str, target: str) -> None:
     tokens = (1, 4, 5, 16, 17, 256, 512, 513, 1024, 1025, 9000)
-    for dtype, t in itertools.product(dtypes_of(PLANS[name]), tokens):
+    for dtype, t in itertools.product(dtypes_of(LAUNCHES_OF[name]), tokens):
         for hidden, inner in ((6144, 2048), (576, 64), (37, 19)):
             if name in LINEAR:
                 sizes = {"T": t, "in_features": hidden, "out_features": inner, **QUANTIZED}
@@ -479,7 +481,7 @@ def test_quantize_activations_is_0_or_1() -> None:
 
 def test_compiled_kernels_fit_and_spill_where_it_pays(each_library: Path) -> None:
     """Every image of the four operators, in all its targets and dtypes."""
-    names = {launch.kernel for plan in PLANS.values() for launch in plan.launches}
+    names = {launch.kernel for launches in LAUNCHES_OF.values() for launch in launches.steps}
     found = compiled_kernels(each_library, names)
     assert {(k.entry["function"], k.entry["target"]) for k in found} == set(
         itertools.product(names, selection_of(each_library).targets)

@@ -34,14 +34,14 @@ SIZES = (1, 2, 3, 4, 5, 8, 15, 16, 17, 24, 31, 32, 33, 48, 64, 65, 80, 96, 128, 
          257, 384, 512, 576, 1024, 2048, 4096)  # fmt: skip
 
 
-def plans() -> list[Any]:
-    return [pytest.param(plan, kernels, id=plan.contract.name) for plan, kernels in
-            build.load_plans()]  # fmt: skip
+def every_operator() -> list[Any]:
+    return [pytest.param(launches, kernels, id=launches.contract.name) for launches, kernels in
+            build.load_launches()]  # fmt: skip
 
 
-def random_names(plan: Any, numbers: random.Random) -> dict[str, int]:
-    """Names of a call within the plan's limits; what derives from others does so."""
-    contract = plan.contract
+def random_names(launches: Any, numbers: random.Random) -> dict[str, int]:
+    """Names of a call within the operator's limits; what derives from others does so."""
+    contract = launches.contract
     for _ in range(20000):
         few = [numbers.choice(SIZES) for _ in range(3)]
         names = {}
@@ -64,24 +64,24 @@ def random_names(plan: Any, numbers: random.Random) -> dict[str, int]:
         try:
             for axis, expression in contract.derived.items():
                 names[axis] = evaluate(expression, names)
-            if all(evaluate(expression, names) for expression, _ in plan.limits):
+            if all(evaluate(expression, names) for expression, _ in launches.limits):
                 return names
         except ValueError:
             continue
     raise AssertionError(f"{contract.name}: no sizes within the limits were found")
 
 
-@pytest.mark.parametrize(("plan", "kernels"), plans())
-def test_whatever_limits_allow_has_its_kernel(plan: Any, kernels: Any) -> None:
+@pytest.mark.parametrize(("launches", "kernels"), every_operator())
+def test_whatever_limits_allow_has_its_kernel(launches: Any, kernels: Any) -> None:
     """The choice that a launch makes is one of those compiled; so is the narrowed choice."""
     numbers = random.Random(0)
     for _ in range(60):
-        names = random_names(plan, numbers)
+        names = random_names(launches, numbers)
         ranges = {
             name: (value, value) if numbers.randrange(2) else (value // 2, value * 2)
             for name, value in names.items()
         }
-        for launch in plan.launches:
+        for launch in launches.steps:
             config = launch.config("sm80", "bfloat16")
             if not evaluate(launch.when, names | config):
                 continue
@@ -93,12 +93,12 @@ def test_whatever_limits_allow_has_its_kernel(plan: Any, kernels: Any) -> None:
 
 def test_bounds_hold_what_is_inside() -> None:
     numbers = random.Random(1)
-    for plan, _ in build.load_plans():
-        written = [size for launch in plan.launches for size in (*launch.grid, launch.when)]
-        written += [buffer.elements for buffer in plan.workspace]
+    for launches, _ in build.load_launches():
+        written = [size for launch in launches.steps for size in (*launch.grid, launch.when)]
+        written += [buffer.elements for buffer in launches.workspace]
         for _ in range(15):
-            names = random_names(plan, numbers)
-            blocks = {name: 16 for launch in plan.launches for config in launch.configs.values()
+            names = random_names(launches, numbers)
+            blocks = {name: 16 for launch in launches.steps for config in launch.configs.values()
                       for name in config}  # fmt: skip
             ranges = {n: (max(v - numbers.choice(SIZES), 0), v + numbers.choice(SIZES))
                       for n, v in (blocks | names).items()}  # fmt: skip
@@ -132,15 +132,19 @@ def test_selection_says_what_it_lacks() -> None:
     assert "MoeRouting" in str(one.lacks(make_selection(["sm89"], [routing((1, 8), 65)])))
     assert one.lacks(Selection(("sm89",))) == "kernels for every size"
     assert WHOLE.lacks(one) is None and target_for(86) == "sm80"
-    plan = import_module("glm_trt.plugins.moe_routing.plan").PLAN
-    types, ranges = describe(plan.contract, routing((1, 512)))
+    launches = import_module("glm_trt.plugins.moe_routing.launch").LAUNCHES
+    types, ranges = describe(launches.contract, routing((1, 512)))
     assert (types.activation, ranges["T"], ranges["k"]) == ("float32", (1, 512), (4, 4))
 
 
 def test_bundle_needs_few_kernels(tiny_bundle: Path) -> None:
     needed = needed_by(tiny_bundle, BuildOptions(targets=("sm86", "sm80", "sm89")))
     assert needed.targets == ("sm80", "sm89")
-    made = {of for plan, kernels in build.load_plans() for of in variants(plan, kernels, needed)}
+    made = {
+        of
+        for launches, kernels in build.load_launches()
+        for of in variants(launches, kernels, needed)
+    }
     functions = {of.function for of in made}
     assert {"score_positions", "attend_selected", "route_tokens", "down_tiles"} <= functions
     # Nothing is split over so few positions, nothing is quantised, nothing is float16.

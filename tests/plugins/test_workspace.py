@@ -1,7 +1,7 @@
 """What plugins ask for at a profile's largest sizes covers every smaller problem.
 
 TensorRT asks `getWorkspaceSize` once for a profile, at its largest sizes. The library's answers and
-the plans' layouts are tried on sizes drawn at random, by none of the expressions that make them.
+the buffers' layouts are tried on sizes drawn at random, by none of the expressions that make them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plugin_harness import Harness, up_to
 from glm_trt.plugins.build import OPERATORS
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
-from glm_trt.plugins.common.launch import Plan
+from glm_trt.plugins.common.launch import Launches
 
 Sizes = dict[str, int]
 VARIATIONS = 50
@@ -92,13 +92,13 @@ SAMPLED = {
 }  # fmt: skip
 
 
-def plan_of(name: str) -> Plan:
-    found: Plan = import_module(f"glm_trt.plugins.{name}.plan").PLAN
+def launches_of(name: str) -> Launches:
+    found: Launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     return found
 
 
 def all_axes(name: str, free: Sizes, attributes: dict[str, Any]) -> Sizes:
-    contract = plan_of(name).contract
+    contract = launches_of(name).contract
     sizes = {"1": 1} | free | SAMPLED[name].follow(free, attributes)
     names = sizes | contract.integers(attributes)
     return sizes | {axis: evaluate(of, names) for axis, of in contract.derived.items()}
@@ -111,9 +111,9 @@ def seen_by_expressions(contract: Contract, axes: Sizes, attributes: dict[str, A
 
 def is_possible(name: str, axes: Sizes, attributes: dict[str, Any]) -> bool:
     """Whether the operator takes these sizes; ITEMSIZE matters to no limit."""
-    plan = plan_of(name)
-    names = seen_by_expressions(plan.contract, axes, attributes)
-    return all(evaluate(expression, names) for expression, _ in plan.limits)
+    launches = launches_of(name)
+    names = seen_by_expressions(launches.contract, axes, attributes)
+    return all(evaluate(expression, names) for expression, _ in launches.limits)
 
 
 def drawn(r: random.Random, name: str, varied: str) -> tuple[Sizes, Sizes, dict[str, Any]]:
@@ -131,7 +131,7 @@ def drawn(r: random.Random, name: str, varied: str) -> tuple[Sizes, Sizes, dict[
 
     while True:
         attributes = sampled.attributes(r)
-        # What varies is large more often than not: between its sizes the plans change their mind.
+        # What varies is large more often than not: between its sizes the launches change.
         largest = {
             axis: size(axis, most) if axis != varied or r.random() < 0.3 else most
             for axis, most in sampled.free.items()
@@ -152,7 +152,7 @@ def answer(
     dtype: torch.dtype,
 ) -> int:  # fmt: skip
     """What the library's `getWorkspaceSize` says for a profile up to these axes."""
-    contract = plan_of(name).contract
+    contract = launches_of(name).contract
     dtypes = {"T": dtype, "S": dtype}
     tensors = [
         (
@@ -170,19 +170,19 @@ def answer(
     [(name, axis) for name in OPERATORS for axis in ("all", *SAMPLED[name].free)],
 )
 def test_largest_sizes_cover_smaller_problems(harness: Harness, name: str, varied: str) -> None:
-    plan = plan_of(name)
+    launches = launches_of(name)
     r = random.Random(f"{name} {varied}")
     for _ in range(VARIATIONS):
         largest, smaller, attributes = drawn(r, name, varied)
-        assert set(largest) >= {axis for port in plan.contract.ports for axis in port.axes}
+        assert set(largest) >= {axis for port in launches.contract.ports for axis in port.axes}
         dtype = r.choice([torch.float32, torch.float16])
         item = {"ITEMSIZE": dtype.itemsize}
         answered = answer(harness, name, largest, smaller, attributes, dtype)
         needed = answer(harness, name, smaller, smaller, attributes, dtype)
         assert answered >= needed, (largest, smaller, attributes)
         for axes, bytes_ in ((largest, answered), (smaller, needed)):
-            names = seen_by_expressions(plan.contract, axes, attributes) | item
-            assert plan.offsets(names)[1] == bytes_, (axes, attributes)
+            names = seen_by_expressions(launches.contract, axes, attributes) | item
+            assert launches.offsets(names)[1] == bytes_, (axes, attributes)
 
 
 ATTENTION = {"B": 1, "S": 512, "H": 64, "D": 576, "C": 202752}
@@ -204,7 +204,7 @@ KNOWN = [
 def test_calls_that_had_too_little_are_covered(
     harness: Harness, name: str, attributes: dict[str, Any], largest: Sizes, smaller: Sizes
 ) -> None:
-    if plan_of(name).contract.attributes.get("scale"):
+    if launches_of(name).contract.attributes.get("scale"):
         attributes = attributes | {"scale": 1.0}
     most, least = (all_axes(name, largest | of, attributes) for of in ({}, smaller))
     answered, needed = (
@@ -239,14 +239,14 @@ def written(name: str, sizes: Sizes, attributes: dict[str, Any]) -> dict[str, in
 
 @pytest.mark.parametrize("name", ["indexer_topk", "sparse_mla", "causal_mla"])
 def test_buffers_hold_what_kernels_write(name: str) -> None:
-    """Whose sizes the plans give by a bound, and not by what one call writes."""
-    plan, r = plan_of(name), random.Random(name)
+    """Whose sizes the launches give by a bound, and not by what one call writes."""
+    launches, r = launches_of(name), random.Random(name)
     shared = 0
     for _ in range(20 * VARIATIONS):
         _, axes, attributes = drawn(r, name, "all")
-        names = seen_by_expressions(plan.contract, axes, attributes) | {"ITEMSIZE": 2}
+        names = seen_by_expressions(launches.contract, axes, attributes) | {"ITEMSIZE": 2}
         need = written(name, axes, attributes)
-        for buffer in plan.workspace:
+        for buffer in launches.workspace:
             assert evaluate(buffer.elements, names) >= need[buffer.name], (axes, attributes)
         shared += need["found" if name == "indexer_topk" else "stats"] > 0
     assert shared > VARIATIONS  # the others have one part alone
@@ -256,9 +256,9 @@ def test_buffers_hold_what_kernels_write(name: str) -> None:
 def test_experts_of_odd_sizes_have_room_for_pairs_of_all_tokens(tokens: int) -> None:
     """They go by pairs however many there are; room for sorted pairs often hides it."""
     axes = all_axes("fp8_moe_experts", {"T": tokens, "k": 2, "E": 4, "hidden": 32, "I": 3007}, {})
-    plan = plan_of("fp8_moe_experts")
-    names = seen_by_expressions(plan.contract, axes, {}) | {"ITEMSIZE": 2}
-    elements = {of.name: evaluate(of.elements, names) for of in plan.workspace}
+    launches = launches_of("fp8_moe_experts")
+    names = seen_by_expressions(launches.contract, axes, {}) | {"ITEMSIZE": 2}
+    elements = {of.name: evaluate(of.elements, names) for of in launches.workspace}
     assert elements["inner_few"] == tokens * 2 * 3007
 
 
@@ -275,7 +275,7 @@ def test_decode_stays_in_what_prefill_asked_for(
     harness: Harness, name: str, sizes: Sizes, tokens: int, most: int
 ) -> None:
     """`enqueue` in exactly the workspace that the library asked for; in none, and in too little."""
-    module, contract = import_module(f"glm_trt.plugins.{name}"), plan_of(name).contract
+    module, contract = import_module(f"glm_trt.plugins.{name}"), launches_of(name).contract
     attributes: dict[str, Any] = {"scale": 0.2} | (
         {"index_topk": 64} if name == "indexer_topk" else {"value_width": 16}
     )
@@ -316,7 +316,7 @@ def test_decode_stays_in_what_prefill_asked_for(
 
 def test_an_engine_that_says_no_workspace_is_refused(harness: Harness, library: Path) -> None:
     """Libraries that did not say it asked for too little."""
-    contract = plan_of("moe_routing").contract
+    contract = launches_of("moe_routing").contract
     inputs = [torch.zeros(1, 8), torch.zeros(8)]
     outputs = [torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 2)]
     attributes = {"top_k": 2, "n_group": 1, "topk_group": 1, "norm_topk_prob": 1,

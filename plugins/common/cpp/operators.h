@@ -1,4 +1,4 @@
-// What the build generates from the operators' contracts and launch plans.
+// What the build generates from the operators' contracts and launches.
 #pragma once
 
 #include "driver.h"
@@ -109,7 +109,7 @@ struct Call
     bool prepareOnly; //!< load the kernels, launch nothing
 };
 
-//! An operator: its contract, and what its plan became.
+//! An operator: its contract, and what its launches became.
 struct Operator
 {
     char const* name;
@@ -138,7 +138,7 @@ extern char const* const kVersion;
 //! The targets that the library has kernels for, in words: all of kTargets, or some.
 extern char const* const kTargetNames;
 
-// The functions of the language that launch plans are written in.
+// The functions of the language that launches are written in.
 constexpr int64_t cdiv(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;

@@ -301,7 +301,7 @@ int32_t OperatorPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32
 }
 
 // NvInferRuntime.h: the result is "a sufficient workspace size to deal with inputs and outputs of the
-// given size or any smaller problem". The plans' buffers are made so (launch.py, Buffer).
+// given size or any smaller problem". The launches' buffers are made so (launch.py, Buffer).
 size_t OperatorPlugin::getWorkspaceSize(
     nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs, nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
 {

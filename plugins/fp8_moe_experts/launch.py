@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.quantized_launches import experts_plan
+from glm_trt.plugins.common.quantized_launches import experts_launches
 from glm_trt.plugins.fp8_moe_experts import CONTRACT
 
-PLAN = experts_plan(
+LAUNCHES = experts_launches(
     CONTRACT,
     "fp8",
     gate_up=("gate_up", "gate_up_scale"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common.launch import Launch, Launches
 from glm_trt.plugins.common.quantized_launches import FEW, linear_tiles
 from glm_trt.plugins.nvfp4_linear import CONTRACT
 
 POINTERS = ("x", "weight", "scale", "global_scale", "y")
 UNIT = 32  # inputs: 16 bytes
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         Launch(
             "nvfp4_linear_rows",
             when=f"T <= {FEW}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Launch, Launches, Pick
 from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
 from glm_trt.plugins.moe_experts import CONTRACT
 
@@ -67,9 +67,9 @@ def _tiles(
     ]
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         Launch(
             "gate_up_pairs",
             when=FEW,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.contract import ACTIVATION
-from glm_trt.plugins.common.launch import Buffer, Launch, Plan
+from glm_trt.plugins.common.launch import Buffer, Launch, Launches
 from glm_trt.plugins.common.quantized_launches import FEW, decoding_e4m3, linear_tiles
 from glm_trt.plugins.fp8_linear import CONTRACT
 
@@ -31,9 +31,9 @@ def _launches(x: str, quantized: int) -> list[Launch]:
     ]
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         Launch(
             "quantize_tokens",
             when="quantize_activations == 1",

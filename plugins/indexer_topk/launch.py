@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
 from glm_trt.plugins.indexer_topk import CONTRACT
 
 # Few queries over many positions: each query's selection is shared by up to 32 programs.
@@ -43,9 +43,9 @@ def _count(number: int) -> Launch:
     )
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         _score("S < 4", DECODE),
         _score("S >= 4", PREFILL),
         *(_count(number) for number in range(4)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.causal_mla import CONTRACT
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
 
 # What is visible is split until there are about 128 programs of 64 rows (the SMs of a large GPU),
 # each with 64 entries or more. The number follows from the capacity, which is known beforehand;
@@ -55,9 +55,9 @@ def _attend(when: str, mixed: int) -> Launch:
     )  # fmt: skip
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         _attend(UNMIXED, 0),
         _attend(f"not ({UNMIXED})", 1),
         Launch(

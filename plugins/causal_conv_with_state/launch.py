@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.causal_conv_with_state import CONTRACT
-from glm_trt.plugins.common.launch import Launch, Plan
+from glm_trt.plugins.common.launch import Launch, Launches
 
 
 def _convolve(when: str, channels: int, positions: int, aligned: tuple[str, ...] = ()) -> Launch:
@@ -22,8 +22,8 @@ def _convolve(when: str, channels: int, positions: int, aligned: tuple[str, ...]
     )  # fmt: skip
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(_convolve("L <= 8", 256, 1), _convolve("L > 8", 4, 256, aligned=("L",))),
+    steps=(_convolve("L <= 8", 256, 1), _convolve("L > 8", 4, 256, aligned=("L",))),
     limits=(("K >= 1", "a kernel of at least one column"), ("B <= 65535", "at most 65535 rows")),
 )

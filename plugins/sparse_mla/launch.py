@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
 from glm_trt.plugins.sparse_mla import CONTRACT
 
 # From 16 tokens of 64 heads on, programs of 64 heads fill a GPU, and read each entry once.
@@ -64,9 +64,9 @@ def _attend(when: str, configs: dict[str, dict[str, int]]) -> Launch:
     )  # fmt: skip
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         _attend(WIDE, WIDE_CONFIGS),
         _attend(f"not ({WIDE})", NARROW_CONFIGS),
         Launch(

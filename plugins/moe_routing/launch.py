@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.launch import Launch, Pick, Plan
+from glm_trt.plugins.common.launch import Launch, Launches, Pick
 from glm_trt.plugins.moe_routing import CONTRACT
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         Launch(
             "route_tokens",
             grid=("T", "1", "1"),

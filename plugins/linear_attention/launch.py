@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.contract import ACTIVATION
-from glm_trt.plugins.common.launch import Buffer, Launch, Pick, Plan, on_hopper
+from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick, on_hopper
 from glm_trt.plugins.linear_attention import CONTRACT
 
 # The chunked kernels keep a state of at most 128 rows in registers.
@@ -77,9 +77,9 @@ def _chunked(
     return [prepare, scan]
 
 
-PLAN = Plan(
+LAUNCHES = Launches(
     CONTRACT,
-    launches=(
+    steps=(
         # 16 KB of state a program, in registers.
         _recur("dk > 64 and dk <= 128", (128,), columns=32),
         _recur("(dk <= 64 or dk > 128)", (64, 256), columns=16),
