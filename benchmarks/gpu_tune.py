@@ -74,7 +74,7 @@ class Recorder:
     def __call__(
         self, launches: Launches, kernels: Any, tensors: Any, attributes: Any, target: str
     ) -> Any:
-        """As `glm_trt.plugins.common.launch.run`."""
+        """As `glm_trt.plugins.common.run.run`."""
         shapes = tuple(
             None if t is None else (tuple(t.shape), str(t.dtype).removeprefix("torch."))
             for t in tensors

@@ -136,7 +136,7 @@ def linear_works(random: Callable[..., Tensor]) -> list[Work]:
         columns = random(batch, 12288, 3)
         found.append(Work(
             f"convolution, {batch} x {length}",
-            lambda o, t=(x, kernel, columns): o.causal_conv_with_state(*t, activation="silu"),
+            lambda o, t=(x, kernel, None, columns): o.causal_conv_with_state(*t, activation="silu"),
             2 * x.nbytes + 2 * columns.nbytes,
         ))  # fmt: skip
     return found

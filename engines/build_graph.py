@@ -9,11 +9,10 @@ import onnx
 from onnx import inliner
 
 from glm_trt.model.errors import GlmTrtError
+from glm_trt.plugins.common.contract import DOMAIN
+from glm_trt.plugins.folders import contract_of
 
 Shape = list[int | str]
-DOMAIN = "glm_trt"
-# Operators of ai.onnx that TensorRT's importer gives to plugins, and that have no function body.
-STANDARD_PLUGINS = ("LinearAttention", "CausalConvWithState")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
     Raises
     ------
     GlmTrtError
-        Without plugins, for one of `STANDARD_PLUGINS`.
+        Without plugins, for an operator that ONNX defines.
     """
     model = onnx.load(path)
     for graph_input in model.graph.input:
@@ -63,7 +62,7 @@ def prepare_graph(path: Path, sizes: dict[str, int], with_plugins: bool) -> Prep
     plugins = tuple(
         node.op_type
         for node in model.graph.node
-        if node.domain == DOMAIN or (not node.domain and node.op_type in STANDARD_PLUGINS)
+        if node.domain == DOMAIN or contract_of(node) is not None
     )
     if plugins and not with_plugins:
         raise GlmTrtError(f"TensorRT has {plugins[0]} as a plugin alone: build with plugins")

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 
-from glm_trt.engines.build_graph import DOMAIN, STANDARD_PLUGINS
 from glm_trt.model.errors import BundleError
 from glm_trt.plugins.common.bounds import UNBOUNDED, Bounds, bounds
+from glm_trt.plugins.common.contract import DOMAIN
 from glm_trt.plugins.common.selection import (
     Selection,
     TensorRange,
@@ -18,6 +18,7 @@ from glm_trt.plugins.common.selection import (
     make_selection,
     target_for,
 )
+from glm_trt.plugins.folders import contract_of
 
 _DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16",
@@ -50,7 +51,7 @@ def _uses(path: Path, profile: Profile) -> Iterator[Use]:
     # Where the tokens of all sequences are packed.
     symbols["tokens"] = bounds("batch * sequence", symbols)
     for node in graph.node:
-        if node.domain != DOMAIN and (node.domain or node.op_type not in STANDARD_PLUGINS):
+        if node.domain != DOMAIN and contract_of(node) is None:
             continue
         inputs = []
         for name in node.input:

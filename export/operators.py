@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from onnxscript import values
 from torch import Tensor
 
-from glm_trt.plugins.common.contract import DOMAIN, VERSION
-from glm_trt.plugins.operators import CONTRACTS, RegisteredOperators
+from glm_trt.plugins.common.contract import DOMAIN, STANDARD, VERSION, Contract
+from glm_trt.plugins.common.torch_operators import axis_sizes, fake
+from glm_trt.plugins.folders import CONTRACTS
+from glm_trt.plugins.operators import RegisteredOperators
 
 
 class TracedOperators(RegisteredOperators):
-    """Emits RMSNormalization, RotaryEmbedding, TensorScatter, CausalConvWithState and
-    LinearAttention; the rest stay whole.
+    """Emits RMSNormalization, RotaryEmbedding, TensorScatter, and of the operators that have a
+    folder those that ONNX defines; the rest stay whole.
     """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -42,30 +45,36 @@ class TracedOperators(RegisteredOperators):
             dtype=cache.dtype, shape=cache.shape, version=24,
         )  # fmt: skip
 
-    def causal_conv_with_state(
-        self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
-    ) -> tuple[Tensor, Tensor]:
-        """ai.onnx 27 CausalConvWithState; with a bias of zeros: TensorRT asks for every input."""
-        bias = torch.zeros(weight.shape[0], dtype=x.dtype, device=x.device)
-        return _standard(
-            "causal_conv_with_state", [x, weight, bias, past_state], {"activation": activation}
-        )
 
-    def linear_attention(self, *inputs: Any, **attributes: Any) -> tuple[Tensor, Tensor]:
-        """ai.onnx 27 LinearAttention, with every input."""
-        return _standard("linear_attention", list(inputs), attributes)
+def _standard(contract: Contract) -> Callable[..., Any]:
+    """A method that emits the node of an operator that the exporter's own opset has not got yet.
+
+    An optional input that the model leaves out is zeros: TensorRT asks for every input.
+    """
+
+    def emit(_: TracedOperators, *tensors: Tensor | None, **attributes: Any) -> Any:
+        sizes = axis_sizes(contract, tensors, attributes)
+        first = tensors[0]
+        assert first is not None, "no operator's first input is optional"
+        given = [
+            first.new_zeros([sizes[axis] for axis in port.axes]) if tensor is None else tensor
+            for port, tensor in zip(contract.inputs, tensors, strict=True)
+        ]
+        outputs = fake(contract, *given, **attributes)
+        return tuple(
+            torch.onnx.ops.symbolic_multi_out(
+                contract.name, given, attributes,
+                dtypes=[output.dtype for output in outputs], shapes=[o.shape for o in outputs],
+            )
+        )  # fmt: skip
+
+    emit.__name__, emit.__doc__ = contract.torch_name, contract.doc
+    return emit
 
 
-def _standard(name: str, tensors: list[Tensor], attributes: dict[str, Any]) -> Any:
-    """The node of a standard operator that the exporter's own opset has not got yet."""
-    contract = CONTRACTS[name]
-    outputs = contract.fake(*tensors, **attributes)
-    return tuple(
-        torch.onnx.ops.symbolic_multi_out(
-            contract.name, tensors, attributes,
-            dtypes=[output.dtype for output in outputs], shapes=[o.shape for o in outputs],
-        )
-    )  # fmt: skip
+for _name, _contract in CONTRACTS.items():
+    if _contract.domain == STANDARD:
+        setattr(TracedOperators, _name, _standard(_contract))
 
 
 def translations() -> dict[Any, Any]:

@@ -29,7 +29,7 @@ from glm_trt.model.glm_moe_dsa import (
     run_block,
 )
 from glm_trt.model.states import layer_states
-from glm_trt.plugins.onnx_bodies import function_bodies
+from glm_trt.plugins.bodies import function_bodies
 
 MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it
 # Example sizes; all different and above 1, so that no two dynamic axes are taken for one.

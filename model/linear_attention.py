@@ -62,7 +62,7 @@ class GatedDeltaNet(nn.Module):
         mixed, z = self._project(x, lengths.shape[0], length)
         decay, beta = self._gates(x, lengths, length)
         convolved, _ = self.operators.causal_conv_with_state(
-            mixed, self.conv1d.weight, state["conv_state"], activation="silu"
+            mixed, self.conv1d.weight, None, state["conv_state"], activation="silu"
         )
         query, key, value = convolved.transpose(1, 2).split(self.widths, dim=-1)
         attended, recurrent_state = self.operators.linear_attention(

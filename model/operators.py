@@ -264,17 +264,24 @@ class EagerOperators:
         return by_query_slices(query.shape, cache.shape[2], of)
 
     def causal_conv_with_state(
-        self, x: Tensor, weight: Tensor, past_state: Tensor, *, activation: str = "silu"
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        past_state: Tensor,
+        *,
+        activation: str = "silu",
     ) -> tuple[Tensor, Tensor]:
-        """Depthwise convolution over past and present, then SiLU (or "none").
+        """Depthwise convolution over past and present, then SiLU ("silu" or "swish"; or "none").
 
-        x [B, C, S], weight [C, 1, K], past_state [B, C, K−1] → y [B, C, S] and the last K−1
-        columns of [past_state ‖ x]. Sums are float32, the result is in x's dtype.
+        x [B, C, S], weight [C, 1, K], bias [C] or None, past_state [B, C, K−1] → y [B, C, S] and
+        the last K−1 columns of [past_state ‖ x]. Sums are float32, the result is in x's dtype.
         """
         columns = torch.cat([past_state, x], dim=-1)
         wide = at_least_float32(columns)
-        y = F.conv1d(wide, weight.to(wide.dtype), groups=weight.shape[0])
-        y = F.silu(y) if activation == "silu" else y
+        kernel, added = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+        y = F.conv1d(wide, kernel, added, groups=weight.shape[0])
+        y = y if activation == "none" else F.silu(y)
         return y.to(x.dtype), columns[:, :, x.shape[2] :]
 
     def linear_attention(

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +33,16 @@ from glm_trt.plugins.common.codegen import (
 )
 from glm_trt.plugins.common.launch import Launches
 from glm_trt.plugins.common.selection import WHOLE, Selection
+from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.plugins.library import build_key, is_current, library_place
 from glm_trt.plugins.link import BuildError, link_library
 
-OPERATORS = (
-    "moe_routing",
-    "moe_experts",
-    "indexer_topk",
-    "sparse_mla",
-    "causal_mla",
-    "linear_attention",
-    "causal_conv_with_state",
-    "fp8_linear",
-    "fp8_moe_experts",
-    "nvfp4_linear",
-    "nvfp4_moe_experts",
-)
 CACHE = "cache"  # in the folder that libraries are built in: kernels and object files by content
 
 
 def load_launches() -> list[tuple[Launches, Mapping[str, Any]]]:
     """Every operator's launches with its Triton functions by name."""
-    all_launches: list[tuple[Launches, Mapping[str, Any]]] = []
-    for name in OPERATORS:
-        launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
-        all_launches.append((launches, vars(import_module(f"glm_trt.plugins.{name}.kernel"))))
-    return all_launches
+    return [(part_of(name, "launch").LAUNCHES, vars(part_of(name, "kernel"))) for name in CONTRACTS]
 
 
 def build_library(
@@ -145,7 +128,7 @@ def _use_cache(directory: str) -> None:
 
 
 def _compile_one(of: Variant, operator: str, cache: Path) -> Cubin:
-    kernels = vars(import_module(f"glm_trt.plugins.{operator}.kernel"))
+    kernels = vars(part_of(operator, "kernel"))
     try:
         return compile_variant(of, kernels, cache)
     except Exception as error:

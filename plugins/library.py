@@ -10,6 +10,7 @@ import mmap
 from importlib.metadata import version
 from pathlib import Path
 
+from glm_trt import plugins
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import sha256_of
 from glm_trt.plugins.common.selection import WHOLE, Selection
@@ -82,9 +83,9 @@ def build_key(selection: Selection) -> str:
     """A digest of all that a library is made of."""
     made_of = (FLAGS, tensorrt_headers().name, version("triton"), version("glm-trt"))
     digest = hashlib.sha256(repr(made_of).encode() + selection.to_json().encode())
-    package = Path(__file__).resolve().parent
-    for path in sorted([*package.rglob("*.py"), *(package / "common" / "cpp").iterdir()]):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    for package in map(Path, plugins.__path__):  # one, but for operators that are elsewhere
+        for path in sorted([*package.rglob("*.py"), *package.glob("common/cpp/*")]):
+            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

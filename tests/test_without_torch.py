@@ -131,7 +131,7 @@ def test_a_wheel_of_python_alone(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_who_imports_is_named() -> None:
     code, _, errors = without("torch", code="import glm_trt.plugins.operators")
     assert code == 1
-    assert "No module named 'torch'; imported by glm_trt.plugins.operators, line 9" in errors
+    assert "No module named 'torch'; imported by glm_trt.plugins.operators, line 8" in errors
 
 
 def glm_trt_command(*arguments: object, absent: str, before: str = "") -> tuple[int, str, str]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.weights import as_torch
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.common.contract import Contract
+from glm_trt.plugins.folders import contract_of, part_of
 
 Attributes: TypeAlias = dict[str, Any]
 # A tensor, or a weight that is read from its file when it is asked for (`model.weights`).
@@ -37,8 +38,6 @@ _CASTS = {
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.BOOL: torch.bool,
 }
-# Operators that `EagerOperators` has, by op type; the standard ones have inputs of their own.
-_OURS = {c.name: c.torch_name for c in CONTRACTS.values() if c.name != "CausalConvWithState"}
 
 
 class GraphEvaluator:
@@ -106,9 +105,8 @@ class GraphEvaluator:
         return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
 
     def _operation(self, node: onnx.NodeProto) -> Callable[..., Any]:
-        if node.op_type in _OURS:
-            operator = getattr(self.operators, _OURS[node.op_type])
-            return lambda attributes, *inputs: operator(*inputs, **attributes)
+        if (ours := contract_of(node)) is not None:
+            return lambda attributes, *inputs: self._ours(ours, attributes, inputs)
         if node.domain:
             raise GlmTrtError(
                 f"node {node.name}: expected an operator of ai.onnx or of our own, found "
@@ -142,11 +140,13 @@ class GraphEvaluator:
     def _TensorScatter(self, _: Attributes, cache: Tensor, update: Tensor, at: Tensor) -> Tensor:
         return self.operators.update_cache(cache, update, at)
 
-    def _CausalConvWithState(
-        self, attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        assert not bias.any(), "exported with a bias of zeros"
-        return self.operators.causal_conv_with_state(x, weight, past, **attributes)
+    def _ours(self, contract: Contract, attributes: Attributes, inputs: tuple[Value, ...]) -> Any:
+        """An operator that has a folder: as the model defines it, or its reference."""
+        operator = getattr(self.operators, contract.torch_name, None)
+        if operator is None:
+            operator = part_of(contract.torch_name, "reference").reference
+        absent = [None] * (len(contract.inputs) - len(inputs))
+        return operator(*inputs, *absent, **attributes)
 
 
 def _by_onnx(

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.validate.choices import compare_choices
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.graph_evaluator import GraphEvaluator

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from typing import Any, Protocol, cast
 
 import onnx
@@ -21,8 +20,8 @@ from glm_trt.model.operators import EagerOperators
 from glm_trt.model.requirements import require
 from glm_trt.model.weights import load_weights
 from glm_trt.plugins.common.interpreter import round_to_nearest
-from glm_trt.plugins.common.launch import run
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.validate.graph_evaluator import GraphEvaluator
 from glm_trt.validate.names import SUBJECTS
 from glm_trt.validate.reference import Reference, as_array, as_tensor
@@ -214,18 +213,12 @@ class KernelOperators(EagerOperators):
             )
         require("backend 'kernels'", "plugins", "triton")
         round_to_nearest()
-        calls = {name: _interpreted(name) for name in CONTRACTS}
-        convolve = calls["causal_conv_with_state"]
-        calls["causal_conv_with_state"] = lambda x, weight, past, **attributes: convolve(
-            x, weight, None, past, **attributes
-        )  # exported with a bias of zeros, which is none
-        for name, call in calls.items():
-            setattr(self, name, call)
+        for name in CONTRACTS:
+            setattr(self, name, _interpreted(name))
 
 
 def _interpreted(name: str) -> Any:
-    launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
-    kernels = vars(import_module(f"glm_trt.plugins.{name}.kernel"))
+    launches, kernels = part_of(name, "launch").LAUNCHES, vars(part_of(name, "kernel"))
 
     def call(*tensors: Tensor | None, **attributes: Any) -> Any:
         # A view may begin anywhere; kernels ask for aligned memory.

@@ -26,15 +26,15 @@ from glm_trt.model.bindings import (
     is_large_stack,
     release_expert,
 )
-from glm_trt.plugins.linear_bodies import OPSET, linear_bodies
+from glm_trt.plugins.bodies import body_of
+from glm_trt.plugins.common.contract import Contract, StackedExperts
+from glm_trt.plugins.common.onnx_text import OPSET
+from glm_trt.plugins.folders import CONTRACTS, contract_of
 
 Array = NDArray[Any]
-# Operator of stacked experts → that of a linear layer with such weights, and the tensors of one.
-EXPERTS = {
-    "MoeExperts": ("Gemm", 1),
-    "Fp8MoeExperts": ("Fp8Linear", 2),
-    "Nvfp4MoeExperts": ("Nvfp4Linear", 3),
-}
+# What stands before the stored tensors of stacked experts, and before those of a linear layer.
+_GIVEN, _LINEAR_GIVEN = 3, 1
+_ELEMENTS = {"float32": "float"}  # as ONNX's text says them, where it says others
 _MODULES = ("gate", "up", "down")
 
 
@@ -87,11 +87,14 @@ class CutSession:
         make: Callable[[onnx.ModelProto], ort.InferenceSession],
     ) -> None:
         before, after, node = cut_at_experts(model)
-        self.weights = frozenset(node.input[3:])
-        whole = node.op_type == "MoeExperts"
+        self.weights = frozenset(node.input[_GIVEN:])
+        contract = experts_contract(node)
+        assert contract is not None, "it was cut at such a node"
+        self._count = stored_tensors(contract)
+        whole = not linear_of(contract)
         self.stored = onnx.helper.tensor_dtype_to_np_dtype(stored) if whole else None
         self._before, self._after = make(before), make(after)
-        self._expert = make(expert_model(node.op_type, stored))
+        self._expert = make(expert_model(contract, stored))
         self._node = node
         sessions = (self._before, self._after)
         inputs = {value.name: value for s in sessions for value in s.get_inputs()}
@@ -115,11 +118,11 @@ class CutSession:
 
     def run_with_iobinding(self, binding: CutBinding) -> None:
         """One run."""
-        x, indices, weights = self._node.input[:3]
+        x, indices, weights = self._node.input[:_GIVEN]
         values = _run(self._before, binding.inputs, binding.outputs)
         y = self._run_experts(
             values[x].numpy(), values[indices].numpy(), values[weights].numpy(),
-            [binding.experts[name] for name in self._node.input[3:]],
+            [binding.experts[name] for name in self._node.input[_GIVEN:]],
         )  # fmt: skip
         inputs = binding.inputs | values | {self._node.output[0]: ort_value(y)}
         binding.results = values | _run(self._after, inputs, binding.outputs)
@@ -129,7 +132,7 @@ class CutSession:
     ) -> Array:
         """x [T, hidden], indices, weights [T, k] → [T, hidden]."""
         y = np.zeros_like(x)
-        count = EXPERTS[self._node.op_type][1]
+        count = self._count
         for expert in np.unique(indices).tolist():
             token, slot = np.nonzero(indices == expert)
             arrays = {"x": x[token], "weight": weights[token, slot, None]}
@@ -195,8 +198,24 @@ def _run(
 
 def experts_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
     """The graph's node of experts; no graph of ours has two."""
-    nodes = (node for node in model.graph.node if node.domain == "glm_trt")
-    return next((node for node in nodes if node.op_type in EXPERTS), None)
+    return next((node for node in model.graph.node if experts_contract(node)), None)
+
+
+def experts_contract(node: onnx.NodeProto) -> Contract | None:
+    """The contract of a node of stacked experts; None for any other."""
+    contract = contract_of(node)
+    return contract if contract and isinstance(contract.form, StackedExperts) else None
+
+
+def linear_of(experts: Contract) -> str:
+    """The folder of the linear layer with what is stored of one expert; "" for whole weights."""
+    assert isinstance(experts.form, StackedExperts)
+    return experts.form.linear
+
+
+def stored_tensors(experts: Contract) -> int:
+    """How many tensors are stored of a module: its weight, its scales."""
+    return (len(experts.inputs) - _GIVEN) // 2
 
 
 def cut_at_experts(
@@ -217,7 +236,7 @@ def cut_at_experts(
             after.append(other)
     before = [other for other in model.graph.node if other is not node and other not in after]
     made = {name for other in before for name in other.output}
-    needed = {name for other in after for name in other.input} | set(node.input[:3])
+    needed = {name for other in after for name in other.input} | set(node.input[:_GIVEN])
     wanted = {value.name for value in model.graph.output}
     graphs = []
     for nodes, given, results in (
@@ -238,32 +257,36 @@ def cut_at_experts(
     return graphs[0], graphs[1], node
 
 
-def expert_model(op_type: str, stored: int) -> onnx.ModelProto:
+def expert_model(experts: Contract, stored: int) -> onnx.ModelProto:
     """One expert: x [n, hidden], weight [n, 1] and the tensors of its modules → [n, hidden].
 
     Parameters
     ----------
-    op_type : of the stacked experts, in `EXPERTS`.
+    experts : the contract of the stacked experts.
     stored : ONNX's number of the dtype of whole weights.
     """
-    linear, count = EXPERTS[op_type]
+    linear = CONTRACTS[linear_of(experts)] if linear_of(experts) else None
+    kinds: list[tuple[str, tuple[str, ...]]]
+    if linear is None:
+        name = onnx.helper.tensor_dtype_to_string(stored).removeprefix("TensorProto.").lower()
+        kinds = [(name, ("rows", "columns"))]
+    else:
+        ports = linear.inputs[_LINEAR_GIVEN:]
+        kinds = [(_ELEMENTS.get(port.dtype, port.dtype), port.axes) for port in ports]
 
     def product(module: str, x: str, y: str) -> str:
-        weights = ", ".join(f"{module}_{i}" for i in range(count))
-        if linear == "Gemm":
+        weights = ", ".join(f"{module}_{i}" for i in range(len(kinds)))
+        if linear is None:
             wide = f"{module}_wide"
             return f"{wide} = Cast <to = 1> ({weights})\n{y} = Gemm <transB = 1> ({x}, {wide})"
-        attribute = "<quantize_activations = 0>" if linear == "Fp8Linear" else ""
-        return f"{y} = glm_trt.{linear} {attribute} ({x}, {weights})"
+        # Of activations that stay as they are: what an attribute may ask for is of other layers.
+        asked = ", ".join(f"{name} = 0" for name in linear.attributes)
+        return f"{y} = glm_trt.{linear.name} {f'<{asked}>' if asked else ''} ({x}, {weights})"
 
-    name_of = onnx.helper.tensor_dtype_to_string(stored).removeprefix("TensorProto.").lower()
-    kinds = {"Gemm": [name_of], "Fp8Linear": ["int8", "float"],
-             "Nvfp4Linear": ["int8", "int8", "float"]}[linear]  # fmt: skip
-    shapes = ["rows_{m}, columns_{m}", "a_{m}, b_{m}", "one"]
     inputs = [
-        f"{kind}[{shapes[i].format(m=module)}] {module}_{i}"
+        f"{kind}[{', '.join(f'{axis}_{module}' for axis in axes)}] {module}_{i}"
         for module in _MODULES
-        for i, kind in enumerate(kinds)
+        for i, (kind, axes) in enumerate(kinds)
     ]
     text = f"""
         <ir_version: 10, opset_import: ["": {OPSET}, "glm_trt": 1]>
@@ -279,7 +302,7 @@ def expert_model(op_type: str, stored: int) -> onnx.ModelProto:
             y = Mul (part, weight)
         }}"""
     model = onnx.parser.parse_model(text)
-    if linear != "Gemm":
-        model.functions.append(linear_bodies()[linear])
+    if linear is not None:
+        model.functions.append(body_of(linear.torch_name))
     lower_opset(model)
     return model

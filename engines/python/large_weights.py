@@ -13,11 +13,12 @@ from onnx import helper
 
 from glm_trt.engines.python.values import ELEMENT_TYPES
 from glm_trt.model.bindings import NUMPY_DTYPES
-from glm_trt.model.quantization import FP8_BLOCK
+from glm_trt.plugins.common.contract import NarrowLinear
+from glm_trt.plugins.folders import contract_of
 
 LARGE = 1 << 28  # numbers: a gigabyte in float32
 SLICE_NUMBERS = 1 << 22  # of one piece of a product
-_SCALED_ROWS = {"Fp8Linear": FP8_BLOCK[0], "Nvfp4Linear": 1}  # rows of the weight to one of scales
+_ROWS = 128  # of the weight: slices begin at multiples of them
 
 
 def keep_stored(model: onnx.ModelProto, stored: dict[str, str]) -> onnx.ModelProto:
@@ -54,7 +55,7 @@ def keep_stored(model: onnx.ModelProto, stored: dict[str, str]) -> onnx.ModelPro
 
 
 def slice_narrow_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`Fp8Linear` and `Nvfp4Linear` of large weights → one for some rows after another.
+    """Linear layers of large narrow weights → one for some rows after another.
 
     What the function bodies dequantise is then never the whole: 1.2 GB for the largest of GLM-5.1.
     Rewritten where the weight is a graph input of static shape above `SLICE_NUMBERS`.
@@ -75,8 +76,14 @@ def slice_narrow_products(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_narrow(node: onnx.NodeProto, inputs: dict[str, onnx.ValueInfoProto]) -> bool:
-    of_ours = node.domain == "glm_trt" and node.op_type in _SCALED_ROWS
-    return of_ours and node.input[1] in inputs
+    return _rows_of_scale(node) > 0 and node.input[1] in inputs
+
+
+def _rows_of_scale(node: onnx.NodeProto) -> int:
+    """Of a linear layer with a narrow weight; 0 for any other node."""
+    contract = contract_of(node)
+    form = contract.form if contract else None
+    return form.rows_of_scale if isinstance(form, NarrowLinear) else 0
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -117,9 +124,9 @@ def _sliced_product(node: onnx.NodeProto, rows: int, columns: int) -> list[onnx.
 
 def _sliced_narrow_product(node: onnx.NodeProto, rows: int, columns: int) -> list[onnx.NodeProto]:
     x, weight, scale, *rest = node.input
-    block = FP8_BLOCK[0]  # a multiple of the rows that share a scale, in either form
+    per_scale = _rows_of_scale(node)
+    block = math.lcm(_ROWS, per_scale)
     slices = _Slices(node, rows, block * max(SLICE_NUMBERS // (block * columns), 1))
-    per_scale = _SCALED_ROWS[node.op_type]
     for i, of in enumerate(slices.rows):
         part = slices.cut(weight, i, of.start, of.stop)
         scales = slices.cut(scale, i, of.start // per_scale, -(-of.stop // per_scale))

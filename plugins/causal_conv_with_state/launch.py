@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.causal_conv_with_state import CONTRACT
+from glm_trt.plugins.causal_conv_with_state.contract import CONTRACT
 from glm_trt.plugins.common.launch import Launch, Launches
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.causal_mla import CONTRACT
+from glm_trt.plugins.causal_mla.contract import CONTRACT
 from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
 
 # What is visible is split until there are about 128 programs of 64 rows (the SMs of a large GPU),

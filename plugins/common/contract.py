@@ -1,22 +1,22 @@
-"""The contract of an operator as data; the torch operator and the ONNX schema come from it."""
+"""The contract of an operator as data; the torch operator and the ONNX schema come from it.
+
+Nothing here loads torch: what only runs a bundle reads contracts too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx.defs
-import torch
-from torch import Tensor
-
-from glm_trt.plugins.common.expressions import evaluate
 
 DOMAIN, VERSION = "glm_trt", 1
 STANDARD = ""  # the domain of ai.onnx
 ACTIVATION = "T"  # a port of this type has the dtype of the block
 STATE = "S"  # float32, or the dtype of the block
-ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes, of the dtypes of blocks
+ACTIVATION_DTYPES = tuple(ITEMSIZES)
 
 _ONNX = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 
@@ -51,6 +51,31 @@ class Types:
 
 
 @dataclass(frozen=True)
+class NarrowLinear:
+    """A linear layer y = x Wᵀ: x, a weight that is stored narrow, its scales, what belongs to all.
+
+    Attributes
+    ----------
+    rows_of_scale : rows of the weight to one of the scales.
+    """
+
+    rows_of_scale: int
+
+
+@dataclass(frozen=True)
+class StackedExperts:
+    """A token's experts: x, indices, weights, what is stored of gate and up, and as much of down.
+
+    Attributes
+    ----------
+    linear : the linear layer with what is stored of one expert: the folder of a `NarrowLinear`; ""
+        for whole weights.
+    """
+
+    linear: str
+
+
+@dataclass(frozen=True)
 class Contract:
     """One operator.
 
@@ -63,6 +88,7 @@ class Contract:
         an input has such an axis, its size must be that.
     tolerance : dtype → relative L2 error allowed against the reference in float64.
     domain : `STANDARD` for an operator that ONNX defines.
+    form : what passes over graphs know it by, where there are several of a kind.
     """
 
     name: str
@@ -74,6 +100,7 @@ class Contract:
     tolerance: dict[str, float]
     derived: dict[str, str] = field(default_factory=dict)
     domain: str = DOMAIN
+    form: NarrowLinear | StackedExperts | None = None
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -89,8 +116,10 @@ class Contract:
         dtypes = ACTIVATION_DTYPES if ACTIVATION in variables else ("float32",)
         return tuple(Types(dtype, dtype) for dtype in dtypes)
 
-    def types_of(self, tensors: Sequence[Tensor | None]) -> Types:
-        """The type variables in a call; an absent state has the activations' dtype."""
+    def types_of(self, tensors: Sequence[Any]) -> Types:
+        """The type variables in a call; an absent input is None, an absent state has the dtype of
+        the activations.
+        """
         found: dict[str, str] = {}
         for port, tensor in zip(self.inputs, tensors, strict=True):
             if tensor is not None:
@@ -125,27 +154,6 @@ class Contract:
                 found[name] = int(value)
         return found
 
-    def fake(self, *tensors: Tensor | None, **attributes: Any) -> Any:
-        """Outputs of the right shape and dtype without data, for tracing."""
-        sizes: dict[str, Any] = {
-            axis: size
-            for port, tensor in zip(self.inputs, tensors, strict=True)
-            if tensor is not None
-            for axis, size in zip(port.axes, tensor.shape, strict=True)
-        }
-        names = sizes | self.integers(attributes)
-        for axis, expression in self.derived.items():
-            sizes.setdefault(axis, evaluate(expression, names, minimum=torch.sym_min))
-        types, first = self.types_of(tensors), tensors[0]
-        assert first is not None
-        outputs = tuple(
-            first.new_empty(
-                [sizes[axis] for axis in port.axes], dtype=getattr(torch, types.of(port.dtype))
-            )
-            for port in self.outputs
-        )
-        return outputs if len(outputs) > 1 else outputs[0]
-
     def onnx_schema(self) -> onnx.defs.OpSchema:
         """The operator's schema in the domain `glm_trt`."""
         schema = onnx.defs.OpSchema
@@ -178,21 +186,3 @@ class Contract:
 def attribute_kind(kind: type | Choice) -> str:
     """How torch and the documents call an attribute's type: int, float or str."""
     return "str" if isinstance(kind, Choice) else kind.__name__
-
-
-_LIBRARY = torch.library.Library(DOMAIN, "DEF")
-
-
-def register(
-    contract: Contract, reference: Callable[..., Any], kernels: Callable[..., Any]
-) -> None:
-    """Define the torch operator, and the ONNX schema of an operator of ours.
-
-    The operator is `reference` on the CPU, `kernels` on a CUDA device, and the contract's fake.
-    """
-    _LIBRARY.define(contract.torch_schema())
-    _LIBRARY.impl(contract.torch_name, reference, "CPU")
-    _LIBRARY.impl(contract.torch_name, kernels, "CUDA")
-    torch.library.register_fake(f"{DOMAIN}::{contract.torch_name}", contract.fake, lib=_LIBRARY)
-    if contract.domain == DOMAIN:
-        onnx.defs.register_schema(contract.onnx_schema())

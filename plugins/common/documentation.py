@@ -58,6 +58,6 @@ def _kind(kind: type | Choice) -> str:
 
 
 if __name__ == "__main__":
-    from glm_trt.plugins.operators import CONTRACTS
+    from glm_trt.plugins.folders import CONTRACTS
 
     print(operators_markdown(CONTRACTS.values()), end="")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from glm_trt.plugins.common.bounds import UNBOUNDED, Bounds, bounds
-from glm_trt.plugins.common.contract import ACTIVATION, STATE, Contract, Types
+from glm_trt.plugins.common.contract import ACTIVATION, ITEMSIZES, STATE, Contract, Types
 from glm_trt.plugins.common.launch import SIZE_ALIGNMENT, Launch
 from glm_trt.plugins.common.selection import Use
 
@@ -48,7 +46,7 @@ def describe(contract: Contract, use: Use) -> tuple[Types, dict[str, Bounds]]:
     absent = {axis: (0, 0) for port in contract.inputs for axis in port.axes}
     activation = types.get(ACTIVATION, "float32")
     found_types = Types(activation, types.get(STATE, activation))
-    size = getattr(torch, found_types.activation).itemsize
+    size = ITEMSIZES[found_types.activation]
     return found_types, absent | ranges | {"ITEMSIZE": (size, size)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from glm_trt.plugins.common.contract import ACTIVATION
 from glm_trt.plugins.common.launch import Buffer, Launch, Launches
 from glm_trt.plugins.common.quantized_launches import FEW, decoding_e4m3, linear_tiles
-from glm_trt.plugins.fp8_linear import CONTRACT
+from glm_trt.plugins.fp8_linear.contract import CONTRACT
 
 # Rows that are no multiple of 16 bytes admit no wide load.
 MANY = f"T > {FEW} and in_features % 16 == 0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
-from glm_trt.plugins.indexer_topk import CONTRACT
+from glm_trt.plugins.indexer_topk.contract import CONTRACT
 
 # Few queries over many positions: each query's selection is shared by up to 32 programs.
 MOST_CHUNKS = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glm_trt.plugins.common.contract import ACTIVATION
 from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick, on_hopper
-from glm_trt.plugins.linear_attention import CONTRACT
+from glm_trt.plugins.linear_attention.contract import CONTRACT
 
 # The chunked kernels keep a state of at most 128 rows in registers.
 FEW, MANY = "(S <= 32 or dk > 128)", "S > 32 and dk <= 128"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Launch, Launches, Pick
 from glm_trt.plugins.common.pair_launches import most_tiles, pair_buffers, sorting, summing
-from glm_trt.plugins.moe_experts import CONTRACT
+from glm_trt.plugins.moe_experts.contract import CONTRACT
 
 FEW, MANY = "T <= 16", "T > 16"
 # Rows that are no multiple of 16 elements admit no wide load: their tiles are small and slow.

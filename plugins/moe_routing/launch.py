@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Launch, Launches, Pick
-from glm_trt.plugins.moe_routing import CONTRACT
+from glm_trt.plugins.moe_routing.contract import CONTRACT
 
 LAUNCHES = Launches(
     CONTRACT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Launch, Launches
 from glm_trt.plugins.common.quantized_launches import FEW, linear_tiles
-from glm_trt.plugins.nvfp4_linear import CONTRACT
+from glm_trt.plugins.nvfp4_linear.contract import CONTRACT
 
 POINTERS = ("x", "weight", "scale", "global_scale", "y")
 UNIT = 32  # inputs: 16 bytes

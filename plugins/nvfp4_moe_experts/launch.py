@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.quantized_launches import experts_launches
-from glm_trt.plugins.nvfp4_moe_experts import CONTRACT
+from glm_trt.plugins.nvfp4_moe_experts.contract import CONTRACT
 
 LAUNCHES = experts_launches(
     CONTRACT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.plugins.common.launch import Buffer, Launch, Launches, Pick
-from glm_trt.plugins.sparse_mla import CONTRACT
+from glm_trt.plugins.sparse_mla.contract import CONTRACT
 
 # From 16 tokens of 64 heads on, programs of 64 heads fill a GPU, and read each entry once.
 WIDE = "H > 32 and B * S * cdiv(H, 64) >= 16"

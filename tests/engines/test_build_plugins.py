@@ -34,9 +34,9 @@ from glm_trt.export.manifest import read_manifest, verify_files
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.presets import preset_config
-from glm_trt.plugins.linear_bodies import OPSET
-from glm_trt.plugins.onnx_bodies import function_bodies
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.bodies import function_bodies
+from glm_trt.plugins.common.onnx_text import OPSET
+from glm_trt.plugins.folders import CONTRACTS
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from glm_trt.engines.build import BUILDER_OPTIONS, WORKER
 from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
-from glm_trt.plugins.linear_bodies import OPSET
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.common.onnx_text import OPSET
+from glm_trt.plugins.folders import CONTRACTS
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.presets import preset_config
 from glm_trt.model.quantization import Quantization
-from glm_trt.plugins.common.launch import TARGETS
+from glm_trt.plugins.common.selection import TARGETS
+from glm_trt.plugins.folders import part_of
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 GLM_5_1 = preset_config("glm-5.1", "full")
@@ -223,13 +223,11 @@ SIZES = {
 
 def plugins_workspace(*operators: str) -> int:
     """The most that a plugin asks for at GLM-5.1's sizes: one token, and 512 of a prompt."""
-    plans = {name: import_module(f"glm_trt.plugins.{name}.plan").PLAN for name in operators}
+    sizes = {"B": 1, "C": 195_000, "ITEMSIZE": 2}
     return max(
-        plan.offsets(SIZES[name] | {"B": 1, "S": length, "T": length, "C": 195_000, "ITEMSIZE": 2})[
-            1
-        ]
-        for name, plan in plans.items()
-        for length in (1, 512)
+        part_of(name, "launch").LAUNCHES.offsets(SIZES[name] | sizes | {"S": n, "T": n})[1]
+        for name in operators
+        for n in (1, 512)
     )
 
 

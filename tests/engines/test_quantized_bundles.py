@@ -29,6 +29,8 @@ from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.safetensors_file import TensorFiles
+from glm_trt.plugins.common.contract import StackedExperts
+from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
@@ -263,9 +265,11 @@ def test_hybrid_in_fp8(tmp_path: Path) -> None:
 
 def test_expert_session_takes_what_is_stored() -> None:
     """The three forms of an expert's graph are valid models."""
-    from glm_trt.engines.python.cut_session import EXPERTS, expert_model
+    from glm_trt.engines.python.cut_session import expert_model
 
-    for op_type in EXPERTS:
-        model = expert_model(op_type, onnx.TensorProto.BFLOAT16)
+    experts = [c for c in CONTRACTS.values() if isinstance(c.form, StackedExperts)]
+    assert len(experts) == 3
+    for contract in experts:
+        model = expert_model(contract, onnx.TensorProto.BFLOAT16)
         onnx.checker.check_model(model, full_check=True)
         ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -24,8 +24,8 @@ from glm_trt.engines.python.values import ort_value
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
-from glm_trt.plugins.linear_bodies import OPSET
-from glm_trt.plugins.onnx_bodies import function_bodies
+from glm_trt.plugins.bodies import function_bodies
+from glm_trt.plugins.common.onnx_text import OPSET
 
 TOLERANCE = 1e-6
 EXPERTS, HIDDEN, WIDTH, TOP_K = 8, 20, 12, 3
@@ -337,7 +337,8 @@ def test_few_tokens_are_convolved_directly(activation: str, width: int) -> None:
         feeds["bias"] = np.zeros(10, np.float32)
         y, state = run(rewritten, feeds)
         expected, columns = EagerOperators().causal_conv_with_state(
-            *(torch.from_numpy(feeds[name]).double() for name in shapes), activation=activation
+            *(torch.from_numpy(feeds[name]).double() for name in ("x", "weight", "bias", "past")),
+            activation=activation,
         )
         assert relative(y, expected.numpy()) < TOLERANCE
         assert (state == columns.numpy()).all()

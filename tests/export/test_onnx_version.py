@@ -12,7 +12,7 @@ from glm_trt.cli import main
 from glm_trt.export import trace
 from glm_trt.export.onnx_version import RELEASES, require_opset
 from glm_trt.model.errors import MissingCapabilityError
-from glm_trt.plugins.linear_bodies import OPSET
+from glm_trt.plugins.common.onnx_text import OPSET
 
 
 def test_releases_are_those_of_onnx() -> None:

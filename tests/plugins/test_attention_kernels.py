@@ -20,15 +20,17 @@ import torch
 from plugin_harness import SHARED_KB, SPILLS_THAT_PAY, by_turns, compiled_kernels, mostly_slow
 from torch import Tensor
 
-from glm_trt.plugins import indexer_topk, sparse_mla
 from glm_trt.plugins.causal_mla import launch as causal_launch
 from glm_trt.plugins.common.expressions import evaluate
-from glm_trt.plugins.common.launch import TARGETS, run
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.common.selection import TARGETS
 from glm_trt.plugins.indexer_topk import kernel as indexer_kernel
 from glm_trt.plugins.indexer_topk import launch as indexer_launch
+from glm_trt.plugins.indexer_topk.reference import reference as indexer_reference
 from glm_trt.plugins.sparse_mla import cases as mla_cases
 from glm_trt.plugins.sparse_mla import kernel as mla_kernel
 from glm_trt.plugins.sparse_mla import launch as mla_launch
+from glm_trt.plugins.sparse_mla.reference import reference as mla_reference
 
 ROOT = Path(__file__).parent.parent.parent
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -194,9 +196,9 @@ def attend(inputs: list[Tensor], attributes: dict[str, Any], target: str) -> Ten
 def test_attention_on_every_target(name: str, dtype: torch.dtype, target: str) -> None:
     (case,) = (case for case in mla_cases.CASES if case.name == name)
     inputs = case.make(torch.Generator().manual_seed(5), dtype)
-    wanted = sparse_mla.reference(*inputs, **case.attributes).double()
+    wanted = mla_reference(*inputs, **case.attributes).double()
     difference = (attend(inputs, case.attributes, target).double() - wanted).norm()
-    tolerance = sparse_mla.CONTRACT.tolerance[str(dtype).removeprefix("torch.")]
+    tolerance = mla_launch.CONTRACT.tolerance[str(dtype).removeprefix("torch.")]
     assert difference <= tolerance * wanted.norm()
 
 
@@ -207,7 +209,7 @@ def test_positions_on_every_target(dtype: torch.dtype, target: str) -> None:
     integers = [torch.randint(-3, 4, s, generator=generator).float()
                 for s in ((2, 5, 3, 9), (2, 1, 150, 9), (2, 5, 3))]  # fmt: skip
     inputs = [integers[0].to(dtype), integers[1].to(dtype), integers[2], torch.tensor([140, 60])]
-    wanted = indexer_topk.reference(*inputs, index_topk=20, scale=0.25)
+    wanted = indexer_reference(*inputs, index_topk=20, scale=0.25)
     assert torch.equal(index(inputs, 20, target), wanted)
 
 
@@ -224,7 +226,7 @@ def test_rows_of_no_entry_or_one(kind: str, selected: int) -> None:
         indices[:, 1, selected - 1] = 255
     inputs, attributes = [query, cache, indices], {"scale": 0.2, "value_width": 16}
     found = attend(inputs, attributes, "sm90")
-    assert torch.equal(found, sparse_mla.reference(*inputs, **attributes))
+    assert torch.equal(found, mla_reference(*inputs, **attributes))
     assert torch.equal(found[0, 0], torch.zeros(3, 16))
     if kind == "last alone":
         assert torch.equal(found[0, 1], cache[0, 0, 255, :16].expand(3, 16))
@@ -235,7 +237,7 @@ def test_large_scores_do_not_overflow() -> None:
     query, cache = (torch.randn(s, generator=generator) for s in ((1, 1, 3, 24), (1, 1, 200, 24)))
     indices = torch.arange(200, dtype=torch.int32).view(1, 1, 200)
     inputs, attributes = [query * 100, cache, indices], {"scale": 10.0, "value_width": 16}
-    wanted = sparse_mla.reference(*inputs, **attributes)
+    wanted = mla_reference(*inputs, **attributes)
     found = attend(inputs, attributes, "sm90")
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 

@@ -19,10 +19,11 @@ from test_attention_kernels import DTYPES, Fresh, guarded
 from torch import Tensor
 
 from glm_trt.model.operators import EagerOperators, positions_of
-from glm_trt.plugins import causal_mla
 from glm_trt.plugins.causal_mla import kernel, launch
+from glm_trt.plugins.causal_mla.contract import CONTRACT
 from glm_trt.plugins.common.expressions import evaluate
-from glm_trt.plugins.common.launch import TARGETS, run
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.common.selection import TARGETS
 
 
 def attend(
@@ -66,7 +67,7 @@ def test_attention_is_torchs_own(shape: Any, dtype: torch.dtype, target: str) ->
     query, cache = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
     inputs, attributes = [query, cache, torch.tensor(past)], {"scale": 0.3, "value_width": 20}
     found, _ = attend(inputs, attributes, target)
-    tolerance = causal_mla.CONTRACT.tolerance[str(dtype).removeprefix("torch.")]
+    tolerance = CONTRACT.tolerance[str(dtype).removeprefix("torch.")]
     assert error(found, torchs_own(inputs, attributes)) <= tolerance
 
 

@@ -11,7 +11,7 @@ import pytest
 from glm_trt.plugins.common.codegen import contract_header
 from glm_trt.plugins.common.documentation import operators_markdown
 from glm_trt.plugins.common.expressions import evaluate, names_in, to_cpp, to_postfix
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.folders import CONTRACTS
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -16,9 +16,10 @@ import torch
 from plugin_harness import WORKSPACE, Harness, Launched, without_gaps
 from torch import Tensor
 
-from glm_trt.plugins.build import OPERATORS
 from glm_trt.plugins.common.aot import dtypes_of
-from glm_trt.plugins.common.launch import Launch, Launches, run
+from glm_trt.plugins.common.launch import Launch, Launches
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.folders import CONTRACTS
 
 GUARD = 64  # elements before and after each buffer
 TOKENS = ("B", "S", "T", "L")  # axes of which a profile has more
@@ -50,7 +51,7 @@ def bits(tensor: Tensor) -> Tensor:
 def cases() -> list[Any]:
     """All cases in all dtypes; by default each in one, so that every operator has all of them."""
     found = []
-    for name in OPERATORS:
+    for name in CONTRACTS:
         dtypes = dtypes_of(import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES)
         for i, case in enumerate(import_module(f"glm_trt.plugins.{name}.cases").CASES):
             for j, dtype in enumerate(dtypes):
@@ -134,7 +135,7 @@ def followed(
 def test_enqueue_is_run_and_the_reference(
     harness: Harness, name: str, case: Any, dtype: str, number: int
 ) -> None:
-    operator = import_module(f"glm_trt.plugins.{name}")
+    operator = import_module(f"glm_trt.plugins.{name}.reference")
     launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     inputs = case.make(torch.Generator().manual_seed(1), getattr(torch, dtype))
     expected = operator.reference(*inputs, **case.attributes)
@@ -174,7 +175,7 @@ def assert_agrees(
             assert torch.equal(ours, wanted)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", CONTRACTS)
 def test_limits_are_said(name: str) -> None:
     launches = import_module(f"glm_trt.plugins.{name}.launch").LAUNCHES
     case = import_module(f"glm_trt.plugins.{name}.cases").CASES[0]

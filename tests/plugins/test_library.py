@@ -19,6 +19,8 @@ import torch
 from plugin_harness import Harness, up_to, without_gaps
 from stand_in_device import LAUNCH
 
+from glm_trt.plugins.folders import part_of
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -96,7 +98,7 @@ def test_work_beyond_the_workspace_is_told(
     cases = import_module("glm_trt.plugins.sparse_mla.cases").CASES
     case = next(of for of in cases if of.name == "split")
     inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
-    found = import_module("glm_trt.plugins.sparse_mla").reference(*inputs, **case.attributes)
+    found = part_of("sparse_mla", "reference").reference(*inputs, **case.attributes)
     built = harness.build(
         launches.contract, up_to(launches.contract, (*inputs, found)), case.attributes
     )
@@ -113,7 +115,7 @@ def test_sm86_has_the_shared_memory_of_kernels_of_sm80(harness: Harness, name: s
     cases = import_module(f"glm_trt.plugins.{name}.cases").CASES
     case = next(of for of in cases if of.name == "wide")
     inputs = case.make(torch.Generator().manual_seed(0), torch.bfloat16)
-    wanted = import_module(f"glm_trt.plugins.{name}").reference(*inputs, **case.attributes)
+    wanted = part_of(name, "reference").reference(*inputs, **case.attributes)
     given = without_gaps(launches.contract, inputs, case.attributes)
     found = torch.zeros_like(wanted)
     harness.renew_context()

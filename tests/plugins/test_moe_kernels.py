@@ -16,18 +16,20 @@ import pytest
 import torch
 from plugin_harness import coarse, compiled_kernels, mostly_slow
 
-from glm_trt.plugins import moe_experts, moe_routing
 from glm_trt.plugins.common.contract import ACTIVATION_DTYPES
 from glm_trt.plugins.common.expressions import evaluate
-from glm_trt.plugins.common.launch import TARGETS, run
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.common.selection import TARGETS
 from glm_trt.plugins.library import selection_of
 from glm_trt.plugins.moe_experts import kernel as experts_kernel
 from glm_trt.plugins.moe_experts.cases import CASES as EXPERTS_CASES
 from glm_trt.plugins.moe_experts.launch import LAUNCHES as EXPERTS
 from glm_trt.plugins.moe_experts.launch import ROWS, TILES
+from glm_trt.plugins.moe_experts.reference import reference as experts_reference
 from glm_trt.plugins.moe_routing import kernel as routing_kernel
 from glm_trt.plugins.moe_routing.cases import CASES as ROUTING_CASES
 from glm_trt.plugins.moe_routing.launch import LAUNCHES as ROUTING
+from glm_trt.plugins.moe_routing.reference import reference as routing_reference
 
 GLM = {"k": 8, "E": 256, "hidden": 6144, "I": 2048, "ITEMSIZE": 2}
 # Their last expert is hit, so the end of every input is read.
@@ -97,7 +99,7 @@ def test_tiles_of_every_target(name: str, target: str) -> None:
     wanted = torch.einsum("tk,tkhi,tki->th", weights.double(), down.double()[indices.long()], inner)
     (found,) = run(EXPERTS, vars(experts_kernel), inputs, {}, target)
     error = (found.double() - wanted).norm() / wanted.norm()
-    assert error <= moe_experts.CONTRACT.tolerance["bfloat16"]
+    assert error <= EXPERTS.contract.tolerance["bfloat16"]
 
 
 def between_guards(tensor: torch.Tensor) -> torch.Tensor:
@@ -157,9 +159,9 @@ def test_addresses_beyond_32_bits(tokens: int, tmp_path: Path) -> None:
     indices = torch.full((tokens, 1), experts - 1, dtype=torch.int32)
     inputs = [x, indices, torch.ones(tokens, 1), gate_up, down]
     (found,) = run(coarse(EXPERTS), vars(experts_kernel), inputs, {}, "sm90")
-    wanted = moe_experts.reference(*inputs).double()
+    wanted = experts_reference(*inputs).double()
     error = (found.double() - wanted).norm() / wanted.norm()
-    assert error <= moe_experts.CONTRACT.tolerance["float16"]
+    assert error <= EXPERTS.contract.tolerance["float16"]
 
 
 def test_nan_shows_in_the_weights_and_never_as_an_expert_that_is_not_there() -> None:
@@ -185,7 +187,7 @@ def test_no_expert_is_chosen_twice_where_biases_exclude_most(groups: tuple[int, 
     logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     attributes = {"top_k": 4, "n_group": groups[0], "topk_group": groups[1]}
     indices, _ = route(logits, bias, **attributes)
-    wanted, _ = moe_routing.reference(
+    wanted, _ = routing_reference(
         logits, bias, **attributes, norm_topk_prob=1, routed_scaling_factor=2.5
     )
     assert torch.equal(indices, wanted)
@@ -215,7 +217,7 @@ def test_routing_of_a_tie_is_by_hand() -> None:
     logits[0, 0] = 0.0  # now the first too scores 1.5: the smaller of equals
     indices, _ = route(logits, torch.zeros(8), top_k=3, n_group=4, topk_group=2)
     assert indices.tolist() == [[1, 3, 0]]
-    reference, _ = moe_routing.reference(
+    reference, _ = routing_reference(
         logits, torch.zeros(8), top_k=3, n_group=4, topk_group=2, norm_topk_prob=1,
         routed_scaling_factor=2.5,
     )  # fmt: skip

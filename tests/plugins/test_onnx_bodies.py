@@ -10,9 +10,9 @@ import torch
 from onnx import helper
 from test_operators import CASES, as_tuple
 
-from glm_trt.plugins.linear_bodies import OPSET
-from glm_trt.plugins.onnx_bodies import function_bodies
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.bodies import function_bodies
+from glm_trt.plugins.common.onnx_text import OPSET
+from glm_trt.plugins.folders import CONTRACTS
 
 BODIES = function_bodies()
 ONNX_TYPES = {torch.float32: 1, torch.int8: 3, torch.int32: 6, torch.int64: 7}

@@ -29,11 +29,13 @@ from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.formats import e2m1_pairs, e4m3, round_to_e4m3
-from glm_trt.plugins.common.launch import TARGETS, run
 from glm_trt.plugins.common.quantized_launches import PAIR_ROWS
+from glm_trt.plugins.common.run import run
+from glm_trt.plugins.common.selection import TARGETS
 from glm_trt.plugins.common.sum_experts import sum_experts
+from glm_trt.plugins.common.torch_operators import fake
+from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.plugins.library import selection_of
-from glm_trt.plugins.operators import CONTRACTS
 
 LINEAR, EXPERTS = ("fp8_linear", "nvfp4_linear"), ("fp8_moe_experts", "nvfp4_moe_experts")
 BYTES = torch.arange(256, dtype=torch.uint8).view(torch.int8)
@@ -224,8 +226,8 @@ def test_bodies_and_fakes(name: str, case: Any) -> None:
     inputs = case.make(torch.Generator().manual_seed(4), torch.float32)
     expected = getattr(torch.ops.glm_trt, name)(*inputs, **case.attributes)
     (found,) = run_body(name, inputs, case.attributes)
-    fake = CONTRACTS[name].fake(*inputs, **case.attributes)
-    for other in (found, fake):
+    faked = fake(CONTRACTS[name], *inputs, **case.attributes)
+    for other in (found, faked):
         assert (other.dtype, other.shape) == (expected.dtype, expected.shape)
     if expected.numel():
         assert error_of(found, expected) < CONTRACTS[name].tolerance["float32"]

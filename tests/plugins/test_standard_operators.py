@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import onnx
@@ -11,11 +10,10 @@ import pytest
 import torch
 from onnx import defs, helper
 
-from glm_trt.engines.build_graph import STANDARD_PLUGINS
 from glm_trt.plugins.common.contract import STANDARD, Choice
-from glm_trt.plugins.operators import CONTRACTS
+from glm_trt.plugins.folders import CONTRACTS, part_of
 
-NAMES = ("linear_attention", "causal_conv_with_state")
+NAMES = [name for name, contract in CONTRACTS.items() if contract.domain == STANDARD]
 OPSET = 27
 
 
@@ -23,14 +21,14 @@ def cases() -> list[Any]:
     return [
         pytest.param(name, case, id=f"{name}-{case.name}")
         for name in NAMES
-        for case in import_module(f"glm_trt.plugins.{name}.cases").CASES
+        for case in part_of(name, "cases").CASES
         if not case.name.startswith("no token")  # onnxruntime runs neither on an empty sequence
     ]
 
 
 def onnx_model(name: str, inputs: list[torch.Tensor | None], attributes: Any) -> onnx.ModelProto:
     """One node of the standard operator, float32; an absent input has no name."""
-    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    contract = CONTRACTS[name]
     names = [
         "" if tensor is None else port.name
         for port, tensor in zip(contract.inputs, inputs, strict=True)
@@ -56,7 +54,7 @@ def run_onnxruntime(
     name: str, inputs: list[torch.Tensor | None], attributes: Any
 ) -> list[torch.Tensor]:
     """The standard operator in float32, by onnxruntime; inputs that are None are absent."""
-    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    contract = CONTRACTS[name]
     model = onnx_model(name, inputs, attributes)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -71,7 +69,7 @@ def run_onnxruntime(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract_is_the_standard_schema(name: str) -> None:
-    contract = import_module(f"glm_trt.plugins.{name}").CONTRACT
+    contract = CONTRACTS[name]
     schema = defs.get_schema(contract.name, OPSET)
     optional = defs.OpSchema.FormalParameterOption.Optional
     assert [(p.name, p.option == optional) for p in schema.inputs] == [
@@ -86,19 +84,12 @@ def test_contract_is_the_standard_schema(name: str) -> None:
             assert f"'{value}'" in schema.attributes[attribute].description
 
 
-def test_the_builder_knows_every_standard_operator() -> None:
-    """It counts their nodes without loading the contracts, which would load torch."""
-    standard = {c.name for c in CONTRACTS.values() if c.domain == STANDARD}
-    assert set(STANDARD_PLUGINS) == standard
-
-
 @pytest.mark.parametrize(("name", "case"), cases())
 def test_reference_is_the_standard_operator(name: str, case: Any) -> None:
-    operator = import_module(f"glm_trt.plugins.{name}")
     inputs = case.make(torch.Generator().manual_seed(4), torch.float32)
     expected = run_onnxruntime(name, inputs, case.attributes)
-    found = operator.reference(*inputs, **case.attributes)
+    found = part_of(name, "reference").reference(*inputs, **case.attributes)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         difference = (ours.double() - theirs.double()).norm()
-        assert difference <= operator.CONTRACT.tolerance["float32"] * theirs.double().norm()
+        assert difference <= CONTRACTS[name].tolerance["float32"] * theirs.double().norm()

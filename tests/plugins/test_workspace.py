@@ -17,10 +17,10 @@ import pytest
 import torch
 from plugin_harness import Harness, up_to
 
-from glm_trt.plugins.build import OPERATORS
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import Launches
+from glm_trt.plugins.folders import CONTRACTS, part_of
 
 Sizes = dict[str, int]
 VARIATIONS = 50
@@ -167,7 +167,7 @@ def answer(
 
 @pytest.mark.parametrize(
     ("name", "varied"),
-    [(name, axis) for name in OPERATORS for axis in ("all", *SAMPLED[name].free)],
+    [(name, axis) for name in CONTRACTS for axis in ("all", *SAMPLED[name].free)],
 )
 def test_largest_sizes_cover_smaller_problems(harness: Harness, name: str, varied: str) -> None:
     launches = launches_of(name)
@@ -275,7 +275,7 @@ def test_decode_stays_in_what_prefill_asked_for(
     harness: Harness, name: str, sizes: Sizes, tokens: int, most: int
 ) -> None:
     """`enqueue` in exactly the workspace that the library asked for; in none, and in too little."""
-    module, contract = import_module(f"glm_trt.plugins.{name}"), launches_of(name).contract
+    contract = launches_of(name).contract
     attributes: dict[str, Any] = {"scale": 0.2} | (
         {"index_topk": 64} if name == "indexer_topk" else {"value_width": 16}
     )
@@ -291,7 +291,7 @@ def test_decode_stays_in_what_prefill_asked_for(
         tensor = made.get(port.name)
         shape = [axes[axis] for axis in port.axes]
         inputs.append(torch.randn(shape, generator=generator) if tensor is None else tensor)
-    wanted = module.reference(*inputs, **attributes)
+    wanted = part_of(name, "reference").reference(*inputs, **attributes)
     found = [torch.full_like(wanted, -7)]
     capability = int(harness.targets[0].removeprefix("sm"))
     harness.run(contract, inputs, attributes, found, capability, larger={"S": most})

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from triton.runtime.interpreter import GridExecutor
 
-from glm_trt.plugins import build
+from glm_trt.plugins.folders import CONTRACTS
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
                "i8": torch.int8, "i32": torch.int32, "i64": torch.int64}  # fmt: skip
@@ -24,7 +24,7 @@ TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
 def triton_functions() -> dict[str, Any]:
     """Every Triton function of every operator, by name."""
     found: dict[str, Any] = {}
-    for name in build.OPERATORS:
+    for name in CONTRACTS:
         found |= vars(import_module(f"glm_trt.plugins.{name}.kernel"))
     return found
 

@@ -1,0 +1,20 @@
+"""The contract of causal MLA."""
+
+from __future__ import annotations
+
+from glm_trt.plugins.common.contract import Contract, Port
+
+CONTRACT = Contract(
+    name="CausalMla",
+    torch_name="causal_mla",
+    doc="softmax(q.c * scale) c[:value_width] over the cache entries up to the query's position.",
+    inputs=(
+        Port("query", ("B", "S", "H", "D")),
+        Port("cache", ("B", "1", "C", "D")),
+        Port("past_lengths", ("B",), "int64"),
+    ),
+    outputs=(Port("latent", ("B", "S", "H", "R")),),
+    attributes={"scale": float, "value_width": int},
+    derived={"R": "value_width"},
+    tolerance={"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2},
+)

@@ -1,0 +1,36 @@
+"""The naive reference, in the layout that ModelOpt writes. Its `input_scale` is for
+quantised activations, which are not: they stay as they are.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glm_trt.model.dequantize import dequantize_nvfp4
+from glm_trt.plugins.common.sum_experts import sum_experts
+
+
+def reference(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    gate_up_scale: Tensor,
+    gate_up_global: Tensor,
+    down: Tensor,
+    down_scale: Tensor,
+    down_global: Tensor,
+) -> Tensor:
+    """x [T, hidden], indices, weights [T, k], gate_up int8 [E, 2I, hidden/2] (gate rows first),
+    its scales int8 [E, 2I, hidden/16] and [E, 2], down int8 [E, hidden, I/2], its scales int8
+    [E, hidden, I/16] and [E] → [T, hidden].
+    """
+    width = gate_up.shape[1] // 2
+
+    def dequantize(expert: int) -> tuple[Tensor, Tensor, Tensor]:
+        codes, scale, both = gate_up[expert], gate_up_scale[expert], gate_up_global[expert]
+        gate = dequantize_nvfp4(codes[:width], scale[:width], both[0])
+        up = dequantize_nvfp4(codes[width:], scale[width:], both[1])
+        return gate, up, dequantize_nvfp4(down[expert], down_scale[expert], down_global[expert])
+
+    return sum_experts(x, indices, weights, dequantize)
