@@ -13,15 +13,11 @@ from glm_trt.engines.python.onnxruntime_module import CPU, GPU, ort
 from glm_trt.export.passes.lower_opset import lower_opset
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.model.requirements import installed
+from glm_trt.plugins.common.contract import STANDARD, STATE, Contract
+from glm_trt.plugins.folders import contract_of
 
 DOMAIN = "com.microsoft"
 SINCE = (1, 25)  # of onnxruntime
-STATE = 3  # which of LinearAttention's inputs is its past state
-# Standard operator → the attributes that onnxruntime's operator of the same name has.
-_ATTRIBUTES = {
-    "LinearAttention": ("q_num_heads", "kv_num_heads", "update_rule", "scale"),
-    "CausalConvWithState": ("activation",),
-}
 
 
 @functools.cache
@@ -43,19 +39,19 @@ def reads_opset(version: int) -> bool:
 
 
 def use_contrib_linear(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`LinearAttention` and `CausalConvWithState` of ai.onnx 27 → those of `com.microsoft`, which
-    have the same contract, in a graph of a lower opset.
+    """Operators of ai.onnx 27 that have a folder → those of `com.microsoft`, which have the same
+    contract, in a graph of a lower opset.
 
-    1. Nodes change their domain, and lose attributes that the others have not.
-    2. The CUDA kernel of `LinearAttention` takes a state of the dtype of its queries alone. One of
-       a wider dtype keeps it: the other inputs are converted to it, and the result back.
+    1. Nodes change their domain, and lose attributes that the contract has not.
+    2. A CUDA kernel takes a state of the dtype of its first input alone. One of a wider dtype
+       keeps it: the other inputs are converted to it, and the result back.
 
     Raises
     ------
     MissingCapabilityError
         If this onnxruntime has neither form of a linear layer.
     """
-    if not any(_is_of_27(node) for node in model.graph.node):
+    if not any(_of_27(node) for node in model.graph.node):
         return model
     if tuple(int(part) for part in ort.__version__.split(".")[:2]) < SINCE:
         least = ".".join(map(str, SINCE))
@@ -70,35 +66,41 @@ def use_contrib_linear(model: onnx.ModelProto) -> onnx.ModelProto:
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     dtypes = {value.name: value.type.tensor_type.elem_type for value in values}
     for node in model.graph.node:
-        if not _is_of_27(node):
+        contract = _of_27(node)
+        if contract is None:
             rewritten.graph.node.append(node)
             continue
-        kept = [a for a in node.attribute if a.name in _ATTRIBUTES[node.op_type]]
+        kept = [a for a in node.attribute if a.name in contract.attributes]
         contrib = onnx.NodeProto()
         contrib.CopyFrom(node)
         contrib.domain = DOMAIN
         del contrib.attribute[:]
         contrib.attribute.extend(kept)
-        is_attention = node.op_type == "LinearAttention"
-        rewritten.graph.node.extend(_widened(contrib, dtypes) if is_attention else [contrib])
+        rewritten.graph.node.extend(_widened(contrib, contract, dtypes))
     if all(entry.domain != DOMAIN for entry in rewritten.opset_import):
         rewritten.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     lower_opset(rewritten)
     return rewritten
 
 
-def _is_of_27(node: onnx.NodeProto) -> bool:
-    return not node.domain and node.op_type in _ATTRIBUTES
+def _of_27(node: onnx.NodeProto) -> Contract | None:
+    contract = contract_of(node)
+    return contract if contract and contract.domain == STANDARD else None
 
 
-def _widened(node: onnx.NodeProto, dtypes: dict[str, int]) -> list[onnx.NodeProto]:
+def _widened(
+    node: onnx.NodeProto, contract: Contract, dtypes: dict[str, int]
+) -> list[onnx.NodeProto]:
     """The node as in case 2, between those that convert."""
-    query, state = dtypes[node.input[0]], dtypes[node.input[STATE]]
+    place = next((i for i, port in enumerate(contract.inputs) if port.dtype == STATE), None)
+    if place is None:
+        return [node]
+    query, state = dtypes[node.input[0]], dtypes[node.input[place]]
     if query == state:
         return [node]
     nodes = []
     for i, name in enumerate(node.input):
-        if i != STATE:
+        if i != place:
             node.input[i] = f"{node.name}_{i}_wide"
             nodes.append(helper.make_node("Cast", [name], [node.input[i]], to=state))
     output = node.output[0]

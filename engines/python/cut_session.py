@@ -87,7 +87,7 @@ class CutSession:
         make: Callable[[onnx.ModelProto], ort.InferenceSession],
     ) -> None:
         before, after, node = cut_at_experts(model)
-        self.weights = frozenset(node.input[_GIVEN:])
+        self.weights = frozenset(stored_inputs(node))
         contract = experts_contract(node)
         assert contract is not None, "it was cut at such a node"
         self._count = stored_tensors(contract)
@@ -122,7 +122,7 @@ class CutSession:
         values = _run(self._before, binding.inputs, binding.outputs)
         y = self._run_experts(
             values[x].numpy(), values[indices].numpy(), values[weights].numpy(),
-            [binding.experts[name] for name in self._node.input[_GIVEN:]],
+            [binding.experts[name] for name in stored_inputs(self._node)],
         )  # fmt: skip
         inputs = binding.inputs | values | {self._node.output[0]: ort_value(y)}
         binding.results = values | _run(self._after, inputs, binding.outputs)
@@ -211,6 +211,17 @@ def linear_of(experts: Contract) -> str:
     """The folder of the linear layer with what is stored of one expert; "" for whole weights."""
     assert isinstance(experts.form, StackedExperts)
     return experts.form.linear
+
+
+def has_narrow_experts(node: onnx.NodeProto) -> bool:
+    """Whether the weights of a node of stacked experts are stored narrow."""
+    contract = experts_contract(node)
+    return contract is not None and bool(linear_of(contract))
+
+
+def stored_inputs(node: onnx.NodeProto) -> list[str]:
+    """What is stored of the experts: first of gate and up, then of down."""
+    return list(node.input[_GIVEN:])
 
 
 def stored_tensors(experts: Contract) -> int:

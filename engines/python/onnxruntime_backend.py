@@ -19,7 +19,13 @@ from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.backend import Array
 from glm_trt.engines.python.contrib_linear import reads_opset, use_contrib_linear
-from glm_trt.engines.python.cut_session import CutSession, MappedExperts, experts_node
+from glm_trt.engines.python.cut_session import (
+    CutSession,
+    MappedExperts,
+    experts_node,
+    has_narrow_experts,
+    stored_inputs,
+)
 from glm_trt.engines.python.large_weights import LARGE, keep_stored, slice_narrow_products
 from glm_trt.engines.python.memory import HostMemory, Memory, ProviderMemory
 from glm_trt.engines.python.onnxruntime_batch import OnnxruntimeBatch
@@ -103,13 +109,12 @@ class OnnxruntimeBackend:
         session, inputs = self._sessions[kind], self._inputs[kind]
         if isinstance(session, CutSession) and binding.name in session.weights:
             return binding.name, MappedExperts(binding, self.bundle.weights, session.stored)
-        parted = (r.PARTED_GATE_UP, r.PARTED_DOWN)
-        suffix = next((suffix for suffix in parted if binding.name + suffix in inputs), "")
+        suffix = next((suffix for suffix in r.PREPARED if binding.name + suffix in inputs), "")
         dtype = _DTYPES.get(inputs.get(binding.name + suffix, ""))  # None: as it is stored
         key = (binding.tensors, binding.transform, tuple(binding.arguments.items()), suffix, dtype)
         if key not in self._shared:  # a tied head is the embedding's own tensor
             if suffix:
-                array: Array = r.parted_experts(binding, self.bundle.weights, self._parts, suffix)
+                array: Array = r.PREPARED[suffix](binding, self.bundle.weights, self._parts)
             else:
                 array = bound_tensor(binding, self.bundle.weights, dtype)
             self._shared[key] = self.memory.weight(array)
@@ -186,7 +191,7 @@ class OnnxruntimeBackend:
 
 def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
     """Of the node's stacked gate and up weights."""
-    value = next(value for value in model.graph.input if value.name == node.input[3])
+    value = next(value for value in model.graph.input if value.name == stored_inputs(node)[0])
     return math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
@@ -233,9 +238,11 @@ def _make_session(
         if x.dtype is None and math.prod(x.shape) > LARGE and stored[x.name] != DTYPE
     }  # fmt: skip
     node = experts_node(model)
-    if node is not None and (node.op_type != "MoeExperts" or _numbers(model, node) > LARGE):
+    if node is not None and (has_narrow_experts(node) or _numbers(model, node) > LARGE):
         _mark(model, marked)
-        of = {stored[name] for name in node.input[3:]}  # one dtype, or what holds the values of all
+        of = {
+            stored[name] for name in stored_inputs(node)
+        }  # one dtype, or what holds the values of all
         kept = of.pop() if len(of) == 1 else DTYPE
         return CutSession(model, ELEMENT_TYPES[NUMPY_DTYPES[kept]], rewritten)
     return rewritten(keep_stored(model, mapped))

@@ -25,7 +25,9 @@ from glm_trt.export.bundle import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins.bodies import function_bodies
+from glm_trt.plugins.causal_conv_with_state.rewrite import FEW_TOKENS
 from glm_trt.plugins.common.onnx_text import OPSET
+from glm_trt.plugins.moe_experts.rewrite import PARTED_DOWN, PARTED_GATE_UP
 
 TOLERANCE = 1e-6
 EXPERTS, HIDDEN, WIDTH, TOP_K = 8, 20, 12, 3
@@ -93,10 +95,8 @@ class Stacked:
 def parted(feeds: dict[str, Any], parts: int) -> dict[str, Any]:
     source = Stacked(**{name: feeds[name] for name in ("gate_up", "down")})
     arranged = {
-        name + suffix: r.parted_experts(
-            Binding(name, (name,), feeds[name].shape), source, parts, suffix
-        )
-        for name, suffix in (("gate_up", r.PARTED_GATE_UP), ("down", r.PARTED_DOWN))
+        name + suffix: r.PREPARED[suffix](Binding(name, (name,), feeds[name].shape), source, parts)
+        for name, suffix in (("gate_up", PARTED_GATE_UP), ("down", PARTED_DOWN))
     }
     return feeds | arranged
 
@@ -131,12 +131,12 @@ def test_fused_experts_equal_the_body(case: str, tokens: int, parts: int) -> Non
     if case == "large":  # gates far into both ends of the sigmoid, weights far apart
         feeds["x"] *= 1e3
         feeds["logits"] *= 8
-    fused = r.fuse_experts(model, parts)
+    fused = r.rewrite(model, parts, ["moe_experts"])
     assert op_types(fused) == ["glm_trt:MoeRouting", "glm_trt.cpu:MoeExperts"]
     assert op_types(model) == ["glm_trt:MoeRouting", "glm_trt:MoeExperts"]
     assert {value.name for value in fused.graph.input} >= {
-        "gate_up" + r.PARTED_GATE_UP,
-        "down" + r.PARTED_DOWN,
+        "gate_up" + PARTED_GATE_UP,
+        "down" + PARTED_DOWN,
     }
     expected, indices, _ = run(model, feeds)
     found, same, _ = run(fused, parted(feeds, parts))
@@ -149,7 +149,7 @@ def test_fused_experts_equal_the_body(case: str, tokens: int, parts: int) -> Non
 @pytest.mark.parametrize("weights", [[0, 0, 0], [0, 1, 0], [1e-38, 2, 1e-30], [1e-20] * 3])
 def test_fused_experts_of_vanishing_weights(weights: list[float]) -> None:
     model = moe_model()
-    fused = r.fuse_experts(model, 2)
+    fused = r.rewrite(model, 2, ["moe_experts"])
     for each in (model, fused):  # the routing's outputs become inputs
         del each.graph.node[0]
         del each.graph.output[1:]
@@ -219,7 +219,7 @@ def test_experts_stay_where_no_case_applies() -> None:
         (moe_model(onnx.TensorProto.FLOAT16), 2),
         (moe_model(), 5),
     ):
-        assert r.fuse_experts(model, parts) is model
+        assert r.rewrite(model, parts, ["moe_experts"]) is model
     elsewhere = moe_model()
     elsewhere.graph.node[1].input[1] = "other"
     twice = moe_model()
@@ -227,14 +227,14 @@ def test_experts_stay_where_no_case_applies() -> None:
     dynamic = moe_model()
     dynamic.graph.input[4].type.tensor_type.shape.dim[0].dim_param = "E"
     for model in (elsewhere, twice, dynamic):
-        assert r.fuse_experts(model, 2) is model
+        assert r.rewrite(model, 2, ["moe_experts"]) is model
 
 
 @pytest.mark.parametrize("norm", [0, 1])
 def test_ungrouped_routing_is_the_same_bit_for_bit(norm: int) -> None:
     for groups in (1, 4):
         model = moe_model(n_group=groups, topk_group=groups, norm_topk_prob=norm)
-        routed = r.route_ungrouped(model)
+        routed = r.rewrite(model, 2, ["moe_routing"])
         assert op_types(routed) == ["glm_trt.cpu:MoeRouting", "glm_trt:MoeExperts"]
         for tokens in (1, 9):
             feeds = moe_feeds(tokens)
@@ -246,7 +246,7 @@ def test_ungrouped_routing_is_the_same_bit_for_bit(norm: int) -> None:
 
 def test_grouped_routing_stays() -> None:
     model = moe_model(n_group=4, topk_group=2)
-    assert r.route_ungrouped(model) is model
+    assert r.rewrite(model, 2, ["moe_routing"]) is model
     feeds = parted(moe_feeds(5), 2)
     both = r.rewrite(model, 2)
     assert op_types(both) == ["glm_trt:MoeRouting", "glm_trt.cpu:MoeExperts"]
@@ -263,7 +263,7 @@ def test_attention_sliced_after(batch: int, length: int, capacity: int) -> None:
         "query": ("B", "S", 4, 9), "cache": ("B", 1, "C", 9), "indices": (6, ("B", "S", "K")),
     }  # fmt: skip
     model = make_model([node], inputs, {"latent": 1})
-    sliced = r.slice_attended(model)
+    sliced = r.rewrite(model, 2)
     assert op_types(sliced) == ["glm_trt.cpu:SparseMla"]
     rng = np.random.default_rng(0)
     indices = np.full((batch, length, 5), -1, np.int32)
@@ -294,7 +294,7 @@ def test_linear_attention_in_one_kernel(rule: str, scale: float) -> None:
         inputs: dict[str, Any] = {name: ("B", "S", width) for name, width in widths.items()}
         inputs |= {"past": ("B", heads, d_k, d_v), "decay": ("B", "S", "G")}
         model = make_model([node], inputs, {"y": 1, "state": 1})
-        rewritten = r.attend_linearly_in_one_kernel(model)
+        rewritten = r.rewrite(model, 2)
         assert op_types(rewritten) == ["glm_trt.cpu:LinearAttention"]
         for length in (1, 2, 63, 64, 65, 200):
             feeds = {
@@ -328,10 +328,10 @@ def test_few_tokens_are_convolved_directly(activation: str, width: int) -> None:
         "x": ("B", 10, "S"), "weight": (10, 1, width), "bias": (10,), "past": ("B", 10, width - 1),
     }  # fmt: skip
     model = make_model([node], inputs, {"y": 1, "state": 1})
-    rewritten = r.convolve_few_directly(model)
+    rewritten = r.rewrite(model, 2)
     assert op_types(rewritten) == ["glm_trt.cpu:CausalConvWithState"]
     rng = np.random.default_rng(0)
-    for length in (1, 2, r.FEW_TOKENS, r.FEW_TOKENS + 1, 60):
+    for length in (1, 2, FEW_TOKENS, FEW_TOKENS + 1, 60):
         shapes = {"x": (2, 10, length), "weight": (10, 1, width), "past": (2, 10, width - 1)}
         feeds = {name: rng.normal(size=of).astype(np.float32) for name, of in shapes.items()}
         feeds["bias"] = np.zeros(10, np.float32)
@@ -352,7 +352,7 @@ def test_parted_experts_need_no_second_copy() -> None:
     )
     binding = Binding("w", ("g{expert}", "u{expert}"), (16, 512, 128), "stack_experts")
     tracemalloc.start()
-    found = r.parted_experts(binding, source, 4, r.PARTED_GATE_UP)
+    found = r.PREPARED[PARTED_GATE_UP](binding, source, 4)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.3 * found.nbytes

@@ -158,7 +158,7 @@ import glm_trt.plugins
 from glm_trt.plugins.folders import CONTRACTS, has_part
 from glm_trt.plugins.bodies import body_of
 
-parts = ("contract", "launch", "cost", "rewrite")
+parts = ("contract", "launch", "cost", "rewrite", "absent_inputs")
 loaded = [
     import_module(f"glm_trt.plugins.{name}.{part}")
     for name in CONTRACTS
