@@ -12,6 +12,9 @@ from glm_trt.engines.planning.weights import Weights
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import kind_states
 from glm_trt.model.tensors import mtp_layers
+from glm_trt.plugins.common.cost import Cost, sizes_of_call
+from glm_trt.plugins.common.launch import Launches
+from glm_trt.plugins.folders import CONTRACTS, part_of
 
 # Not planned with: the CUDA context, the plans, communication buffers, fragments.
 RESERVED_FRACTION = 0.10
@@ -20,8 +23,6 @@ RESERVED_LEAST = 2 * 10**9
 PREFILL_TOKENS = 512
 # Scratch of a block's engine for one token, measured: MLA with a dense MLP at GLM-5.1's dimensions.
 BLOCK_SCRATCH = 34 * 10**6
-# Programs that share the entries of few queries in sparse and causal MLA, and rows of each.
-_SPLIT_ROWS = 128 * 64
 _ACTIVATION = 2  # bytes; caches too
 
 
@@ -33,6 +34,28 @@ class StateBytes:
 
     per_token: dict[str, int]
     per_sequence: dict[str, int]
+
+
+@lru_cache
+def plugin_bytes(config: ModelConfig, context: int, batch: int) -> dict[str, int]:
+    """What each operator of the model's blocks asks for, by its folder: for a prompt's tokens or
+    for one of each sequence, whichever is more.
+
+    Those for narrow weights are left out: experts ask for the same, linear layers for nothing.
+    """
+    calls = {(1, min(PREFILL_TOKENS, context)), (batch, 1)}
+    found = {}
+    for name, contract in CONTRACTS.items():
+        cost: Cost = part_of(name, "cost").COST
+        sizes = cost.sizes(config)
+        if sizes is None or cost.narrow:
+            continue
+        launches: Launches = part_of(name, "launch").LAUNCHES
+        found[name] = max(
+            launches.offsets(sizes_of_call(contract, sizes, rows, tokens, context, _ACTIVATION))[1]
+            for rows, tokens in calls
+        )
+    return found
 
 
 @lru_cache
@@ -59,26 +82,9 @@ def workspace_bytes(config: ModelConfig, context: int, batch: int) -> dict[str, 
     of one block, and what blocks hand to each other. None of it is taken as split over GPUs.
     """
     tokens = max(min(PREFILL_TOKENS, context), batch)
-    buffers = {"attention": 0, "indexer": 0, "linear_attention": 0, "experts": 0}
-    if any(kind != "linear" for kind in config.attention_kinds):
-        buffers["attention"] = _SPLIT_ROWS * (config.kv_lora_rank + 2) * 4
-    if "indexed" in config.attention_kinds:
-        # A score for each token and position, and counts of what few tokens select.
-        buffers["indexer"] = tokens * context * 4 + 256 * 4 * (256 + 3) * 4
-    if "linear" in config.attention_kinds:
-        # Two squares of a chunk of 32 tokens, and factors of its keys, for each head.
-        chunk = 2 * 32 * 32 * _ACTIVATION + 2 * max(32, config.linear_key_head_dim) * 4
-        buffers["linear_attention"] = config.linear_num_value_heads * -(-tokens // 32) * chunk
-    widths = config.moe_intermediate_size, config.hidden_size
-    if "sparse" in config.mlp_layer_types:
-        pairs = tokens * config.num_experts_per_tok
-        # Up to 16 tokens go by pairs of float32, in the place of what more tokens need.
-        few = min(tokens, 16) * config.num_experts_per_tok * widths[0] * 4
-        tables = 4 * (config.n_routed_experts + pairs + 3 * (pairs + config.n_routed_experts))
-        buffers["experts"] = max(few, pairs * sum(widths) * _ACTIVATION + tables)
+    largest = max(plugin_bytes(config, context, batch).values(), default=0)
     activations = BLOCK_SCRATCH + tokens * _live_elements(config) * _ACTIVATION
     between = tokens * (2 * config.hidden_size + config.vocab_size) * _ACTIVATION
-    largest = max(buffers.values())
     return {"plugins": largest, "activations": activations, "logits_and_hidden": between}
 
 

@@ -1,0 +1,27 @@
+"""What a linear layer with FP8 weights costs: a byte a weight, and a scale for 128 × 128."""
+
+from __future__ import annotations
+
+from glm_trt.model.config import ModelConfig
+from glm_trt.plugins.common.cost import Cost, Sizes
+
+
+def sizes(config: ModelConfig) -> Sizes | None:
+    """As in `Cost`."""
+    # The largest of a layer: what attention is projected back with.
+    return {
+        "in_features": config.num_attention_heads * config.v_head_dim,
+        "out_features": config.hidden_size,
+        "quantize_activations": 0,
+    }
+
+
+COST = Cost(
+    bytes=(
+        "in_features * out_features + 4 * in_blocks * out_blocks"
+        " + ITEMSIZE * T * (in_features + out_features)"
+    ),
+    operations="2 * T * in_features * out_features",
+    sizes=sizes,
+    narrow=True,
+)
