@@ -381,12 +381,13 @@ def test_runtimes_with_and_without_agree(tmp_path: Path, shape: str) -> None:
 
 def test_constants_are_typed_tensors() -> None:
     """onnxruntime 1.24 infers no shape of `value_ints` in a function, and refuses the graph."""
+    of = r.REWRITES
     texts = [
-        r._experts_body(4, 2, 2),
-        r._routing_body(2, True, 2.5),
-        r._routing_body(2, False, 1.0),
-        r._attention_body(0.5, 8),
-        r._convolution_body("silu"),
+        of["moe_experts"]._function(4, 2, 2),
+        of["moe_routing"]._function(2, True, 2.5),
+        of["moe_routing"]._function(2, False, 1.0),
+        of["sparse_mla"]._function(0.5, 8),
+        of["causal_conv_with_state"]._function("silu"),
     ]
     for text in texts:
         function = onnx.parser.parse_function(
