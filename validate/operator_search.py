@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.plugins.folders import CONTRACTS
+from glm_trt.plugins.common.contract import Chooser
+from glm_trt.plugins.folders import contract_of
 from glm_trt.validate.choices import compare_choices
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.graph_evaluator import GraphEvaluator
@@ -41,7 +42,6 @@ MOST_SLACK = 1e3
 STRICT = 0.0
 # Of an operator without a contract: that of most which have one.
 USUAL_TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
-_CONTRACTS = {contract.name: contract for contract in CONTRACTS.values()}
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,16 @@ class OperatorSearch:
         if expected.shape != found.shape:
             text = f"expected shape {expected.shape}, found {found.shape}"
             return Check(name, behind, text, {}, expected, found)
-        if node.op_type in ("IndexerTopK", "MoeRouting") and found.dtype.kind in "iu":
-            text = self._choice_problem(node, arrays)
+        contract = contract_of(node)
+        chooser = contract.form if contract and isinstance(contract.form, Chooser) else None
+        if chooser and found.dtype.kind in "iu":
+            text = self._choice_problem(node, chooser.output, arrays)
             return Check(name, behind, text, _first_unlike(expected, found), expected, found)
         if found.dtype.kind in "iub":
             same = np.array_equal(expected, found)
             worst = {} if same else _first_unlike(expected, found)
             return Check(name, behind, "" if same else "other values", worst, expected, found)
-        if node.op_type == "MoeRouting":  # of other experts, other weights
+        if chooser:  # of others that were taken, in another order
             arrays = {chain: np.sort(array, -1) for chain, array in arrays.items()}
         pair = Pair.of(self.dtype)
         as_rows = {c: array.reshape(-1, array.shape[-1] if array.ndim else 1)
@@ -234,8 +236,7 @@ class OperatorSearch:
         entry = entry | {"worst": worst}
         return Check(name, behind, explain(entry), worst, expected, found, share)
 
-    def _choice_problem(self, node: onnx.NodeProto, arrays: Arrays) -> str:
-        output = "topk_indices" if node.op_type == "IndexerTopK" else "expert_indices"
+    def _choice_problem(self, node: onnx.NodeProto, output: str, arrays: Arrays) -> str:
         scores = [
             {name: as_array(x) for name, x in operators.scores.items()}
             for operators in self._operators
@@ -290,5 +291,5 @@ def _tolerance(nodes: tuple[onnx.NodeProto, ...], dtype: str) -> float:
     """What the operators' contracts allow: one value may be rounded well by chance in one of two
     right implementations, which a whole block is not.
     """
-    contracts = [_CONTRACTS[node.op_type] for node in nodes if node.op_type in _CONTRACTS]
+    contracts = [contract for node in nodes if (contract := contract_of(node))]
     return max([USUAL_TOLERANCE[dtype], *(c.tolerance.get(dtype, 0.0) for c in contracts)])

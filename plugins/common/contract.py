@@ -76,6 +76,18 @@ class StackedExperts:
 
 
 @dataclass(frozen=True)
+class Chooser:
+    """Takes some of many: its first output says which, other outputs are of what was taken.
+
+    Attributes
+    ----------
+    output : the name under which a block gives what was taken.
+    """
+
+    output: str
+
+
+@dataclass(frozen=True)
 class Contract:
     """One operator.
 
@@ -100,7 +112,7 @@ class Contract:
     tolerance: dict[str, float]
     derived: dict[str, str] = field(default_factory=dict)
     domain: str = DOMAIN
-    form: NarrowLinear | StackedExperts | None = None
+    form: NarrowLinear | StackedExperts | Chooser | None = None
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -128,7 +140,7 @@ class Contract:
         return Types(activation, found.get(STATE, activation))
 
     def torch_schema(self) -> str:
-        """For example `moe_routing(Tensor logits, …, *, int top_k) -> (Tensor, Tensor)`."""
+        """For example `route(Tensor logits, …, *, int top_k) -> (Tensor, Tensor)`."""
         inputs = [f"Tensor{'?' if port.optional else ''} {port.name}" for port in self.inputs]
         attributes = [f"{attribute_kind(kind)} {name}" for name, kind in self.attributes.items()]
         outputs = ", ".join("Tensor" for _ in self.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.contract import Contract, Port
+from glm_trt.plugins.common.contract import Chooser, Contract, Port
 
 CONTRACT = Contract(
     name="IndexerTopK",
@@ -18,4 +18,5 @@ CONTRACT = Contract(
     attributes={"index_topk": int, "scale": float},
     derived={"K": "min(index_topk, C)"},
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    form=Chooser(output="topk_indices"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_trt.plugins.common.contract import Contract, Port
+from glm_trt.plugins.common.contract import Chooser, Contract, Port
 
 CONTRACT = Contract(
     name="MoeRouting",
@@ -22,4 +22,5 @@ CONTRACT = Contract(
     },
     derived={"k": "top_k"},
     tolerance={"float32": 1e-6},
+    form=Chooser(output="expert_indices"),
 )
