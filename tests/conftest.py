@@ -18,7 +18,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import pytest
 import torch
 from references import remembered_block
-from traces import trace_once
+from traces import SharedTraces, trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.bundle import ExportOptions, export_checkpoint
@@ -67,7 +67,7 @@ def traced_once() -> Iterator[None]:
     """Exports and bisections take the traces that all tests share; what tests tracing calls it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace_block", trace_once)
-        patch.setattr("glm_trt.validate.bisect.trace_block", trace_once)
+        patch.setattr("glm_trt.validate.graph_check.FreshGraphs", SharedTraces)
         yield
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import onnx
 
 from glm_trt.engines.bundle import Bundle, BundleBlock
-from glm_trt.export.trace import trace_block
 from glm_trt.model.errors import BlockError
-from glm_trt.model.weights import TORCH_DTYPES
 from glm_trt.validate.cases import make_cases
+from glm_trt.validate.fresh_graphs import FreshGraphs
+from glm_trt.validate.graph_check import KindCheck, check_kind, graph_dtype, open_fresh
+from glm_trt.validate.graph_difference import differences
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
 from glm_trt.validate.reference import Reference, fitting_threads
@@ -68,7 +69,10 @@ def bisect_bundle(
     bundle = open_bundle(directory, options.checkpoint)
     reference = Reference(bundle, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype, options.provider)
-    with closing(subject), fitting_threads(bundle):
+    with (
+        closing(subject), closing(open_fresh(bundle, subject.dtype)) as fresh,
+        fitting_threads(bundle),
+    ):  # fmt: skip
         progress("continuing prompts")
         flows = [start(case) for case in make_cases(bundle, reference, options.cases)]
         kinds = {block.name: block.kind for block in all_blocks(bundle)}
@@ -81,7 +85,9 @@ def bisect_bundle(
             "reference": reference.source,
         }  # fmt: skip
         if failure is None:
-            return report
+            progress("comparing graphs")
+            unlike = _unlike_kind(bundle, reference, subject.dtype, fresh)
+            return report if unlike is None else report | _of_graph(unlike)
         report |= {"block": failure.block, "problems": failure.problems}
         if failure.observation is None:
             return report | {"operator": None}
@@ -91,8 +97,32 @@ def bisect_bundle(
         assert inputs is not None
         report["place"] = failure.observation.place
         return report | search_block(
-            bundle, block, reference, subject, inputs, report, output, progress
+            bundle, block, reference, subject, fresh, inputs, report, output, progress
         )
+
+
+def _unlike_kind(
+    bundle: Bundle, reference: Reference, dtype: str, fresh: FreshGraphs
+) -> KindCheck | None:
+    """The first kind whose graph makes other values than the one that this version exports."""
+    dtype = graph_dtype(dtype)
+    if dtype not in bundle.manifest["dtypes"]:
+        return None
+    checks = (check_kind(bundle, reference, kind, dtype, fresh) for kind in bundle.kinds)
+    return next((check for check in checks if check.problem is not None), None)
+
+
+def _of_graph(check: KindCheck) -> Report:
+    """The finding where no block is out of tolerance, but the graph of one would make it so."""
+    nodes = [_node_entry(node) for node in check.nodes]
+    return {
+        "ok": False, "block": check.blocks[0], "problems": [f"graph: {check.problem}"],
+        "place": "none of a case: the backend does not run what differs", "steps": [],
+        "operator": nodes[0] if nodes else None, "region": nodes[:1], "vanished": False,
+        "value": nodes[0]["outputs"][0] if nodes else None, "problem": check.problem,
+        "coordinates": None, "expected": None, "found": None,
+        "graph_differs": check.differences[0][1].text,
+    }  # fmt: skip
 
 
 def first_failure(
@@ -142,6 +172,7 @@ def search_block(
     block: BundleBlock,
     reference: Reference,
     subject: Subject,
+    fresh: FreshGraphs,
     inputs: Arrays,
     failed: Report,
     output: Path | None,
@@ -149,9 +180,7 @@ def search_block(
 ) -> Report:
     """The part of a bisection that is about one input of one block; `failed` is the other part."""
     dtype = subject.dtype
-    # Traced anew: what the bundle's graph should be, not what it is.
-    graph_dtype = "float32" if dtype == "float64" else dtype
-    model = trace_block(bundle.config, block.kind, TORCH_DTYPES[graph_dtype])
+    model = fresh.model(block.kind)  # what the bundle's graph should be, not what it is
     weights = reference.weights(block, "float64"), reference.weights(block, dtype)
     search = OperatorSearch(bundle.config, model, weights, dtype)
 
@@ -267,23 +296,10 @@ def describe_finding(report: Report) -> str:
 def graph_difference(
     bundle: Bundle, block: BundleBlock, model: onnx.ModelProto, dtype: str
 ) -> str | None:
-    """The first node in which the bundle's graph is not what this version exports; no fault by
+    """The first thing in which the bundle's graph is not what this version exports; no fault by
     itself, as another version may have exported it.
     """
     if dtype not in bundle.manifest["dtypes"]:
         return None
-    theirs = onnx.load(bundle.graph_path(block.kind, dtype)).graph
-    makers = {name: node for node in theirs.node for name in node.output}
-    for ours in model.graph.node:
-        other = makers.get(ours.output[0])
-        if other is None:
-            return f"nothing makes {ours.output[0]}, as {ours.name} ({ours.op_type}) should"
-        if ours.SerializeToString(deterministic=True) != other.SerializeToString(
-            deterministic=True
-        ):
-            return f"{ours.output[0]} is made otherwise than by {ours.name} ({ours.op_type})"
-    bodies = {f.name: f.SerializeToString(deterministic=True) for f in model.functions}
-    for function in onnx.load(bundle.graph_path(block.kind, dtype)).functions:
-        if bodies.get(function.name) != function.SerializeToString(deterministic=True):
-            return f"the function body of {function.name} is another one"
-    return None
+    found = differences(onnx.load(bundle.graph_path(block.kind, dtype)), model)
+    return found[0].text if found else None

@@ -34,6 +34,7 @@ _CASTS = {
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
     onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
     onnx.TensorProto.INT32: torch.int32,
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.BOOL: torch.bool,
@@ -121,6 +122,20 @@ class GraphEvaluator:
             return x
         return x.to(dtype)
 
+    def _Constant(self, attributes: Attributes) -> Tensor:
+        """As function bodies have them, in place of initializers."""
+        ((name, value),) = attributes.items()
+        if isinstance(value, onnx.TensorProto):
+            tensor = as_torch(numpy_helper.to_array(value))
+        else:
+            whole = name in ("value_int", "value_ints")
+            tensor = torch.tensor(value, dtype=torch.int64 if whole else torch.float32)
+        return tensor.double() if self.exact and tensor.is_floating_point() else tensor
+
+    def _CastLike(self, _: Attributes, x: Tensor, like: Tensor) -> Tensor:
+        floating = x.is_floating_point() and like.is_floating_point()
+        return x if self.exact and floating else x.to(like.dtype)
+
     def _RMSNormalization(self, attributes: Attributes, x: Tensor, weight: Tensor) -> Tensor:
         return self.operators.rms_norm(x, weight, attributes["epsilon"])
 
@@ -182,7 +197,10 @@ def _gemm(attributes: Attributes, x: Tensor, weight: Value, bias: Tensor | None 
 
 
 def _gather(attributes: Attributes, table: Value, indices: Tensor) -> Tensor:
-    return table(indices) if callable(table) else table[indices]
+    if callable(table):
+        return table(indices)
+    axis = attributes.get("axis", 0) % table.ndim
+    return table[(*[slice(None)] * axis, indices)]
 
 
 def _layer_norm(

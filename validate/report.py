@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, Policy, Target
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
 from glm_trt.validate.verdict import Report, judge
 
@@ -25,6 +26,11 @@ def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) ->
         for name, target in targets_in(context).items()
         if target.layer is not None
     }
+    for kind in context["graphs"]["kinds"]:
+        if kind["problem"] is not None:
+            text = f"of {kind['kind']} ({', '.join(kind['blocks'])}): {kind['problem']}"
+            finding = Finding("graph", text, ProblemKind.GRAPHS)
+            measures.results[kind["blocks"][0]].findings.append(finding)
     judged = judge(measures, policy, layers)
     report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
     report |= {name: value for name, value in context.items() if name != TARGETS}

@@ -121,6 +121,7 @@ def summary(report: Report) -> str:
     rows = [("blocks", blocks_line(report)), *end_to_end_rows(report)]
     if compared := report["compared"]:
         rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
+    rows.append(("graphs", graphs_line(report)))
     rows += [("policy", text) for text in unused_rules(report)]
     width = max(len(name) for name, _ in rows)
     return "\n".join([
@@ -129,6 +130,22 @@ def summary(report: Report) -> str:
         *found,
         *(f"  {name:<{width}}  {text}" for name, text in rows),
     ])  # fmt: skip
+
+
+def graphs_line(report: Report) -> str:
+    """Whether the graphs are as this version exports them."""
+    graphs = report["graphs"]
+    if graphs["skipped"] is not None:
+        return f"not compared: {graphs['skipped']}"
+    kinds = graphs["kinds"]
+    unlike = [kind for kind in kinds if kind["differences"]]
+    traced = [kind for kind in kinds if kind["skipped"] is None]
+    text = f"{len(traced) - len(unlike)} of {len(kinds)} kinds as this version exports them"
+    for kind in unlike:
+        count = len(kind["differences"]) + kind["more"]
+        values = "the values are the same" if kind["problem"] is None else "OTHER VALUES"
+        text += f"; {kind['kind']} in {count}: {kind['differences'][0]['text']}; {values}"
+    return text + "".join(f"; {kind['skipped']}" for kind in kinds if kind["skipped"])
 
 
 def unused_rules(report: Report) -> list[str]:
@@ -177,6 +194,7 @@ def markdown(report: Report) -> str:
     skipped = report["runtime_skipped"]
     runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
         "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
+    lines += [f"| graphs | {_cell(graphs_line(report))} |"]
     lines += [f"| runtime | {runtime} |", f"| tokens set aside after a near tie | "
               f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
     lines += [

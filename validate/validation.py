@@ -14,6 +14,7 @@ from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
 from glm_trt.validate.environment import describe_backend, describe_environment
+from glm_trt.validate.graph_check import check_graphs, open_fresh
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, RUNTIME, Target, read_policy, target_of
 from glm_trt.validate.recording import Recorder
@@ -94,7 +95,10 @@ def validate_bundle(
     require_subject(options.backend)
     bundle = open_bundle(directory, options.checkpoint)
     subject = open_subject(bundle, options.backend, options.dtype, options.provider)
-    with closing(subject), fitting_threads(bundle):
+    with (
+        closing(subject), closing(open_fresh(bundle, subject.dtype)) as fresh,
+        fitting_threads(bundle),
+    ):  # fmt: skip
         targets = {block.name: _target(bundle, block) for block in all_blocks(bundle)}
         policy = NO_POLICY
         if options.policy:
@@ -116,6 +120,7 @@ def validate_bundle(
                     recorder.close_block(name)
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
+            context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)
             context["seconds"] = time.monotonic() - began
             if recorder:
                 recorder.finish(context, bundle.manifest["config"], measures, cases)

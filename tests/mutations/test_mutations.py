@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import FAULTS
+from all_faults import FAULTS
 from fork_server import ForkServer
 from mutations import ROOT, Mutation, MutationError, read_mutations, reason_not_run
 from run import CAUGHT, ERROR, SURVIVED, run_in

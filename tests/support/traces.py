@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
@@ -86,6 +86,19 @@ def trace_once(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.Model
         partial.write_text(content)
         partial.rename(path)  # last: a graph counts when it is whole
     return model
+
+
+class SharedTraces:
+    """In the place of `FreshGraphs`, whose process would trace anew."""
+
+    def __init__(self, config: Mapping[str, Any], kinds: Sequence[str], dtype: str) -> None:
+        self._config, self._dtype = ModelConfig.from_dict(config, "config"), dtype
+
+    def model(self, kind: str) -> onnx.ModelProto:
+        return trace_once(self._config, kind, getattr(torch, self._dtype))
+
+    def close(self) -> None:
+        pass
 
 
 @cache

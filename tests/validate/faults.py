@@ -70,7 +70,8 @@ class Faulty:
 class Fault:
     """A fault, where it is, and the operators of which one must be named.
 
-    `of` is the bundle it is put into: "plain", "hybrid", "fp8", "nvfp4".
+    `of` is the bundle it is put into: "plain", "hybrid", "fp8", "nvfp4"; `dtype` that in which it
+    exceeds rounding, None if both.
     """
 
     name: str
@@ -78,14 +79,18 @@ class Fault:
     block: str
     operators: tuple[str, ...]
     edit: Edit
+    dtype: str | None = None
+    slow: bool = False
 
 
 FAULTS: list[Fault] = []
 
 
-def fault(of: str, block: str, *operators: str) -> Callable[[Edit], Edit]:
+def fault(
+    of: str, block: str, *operators: str, dtype: str | None = None, slow: bool = False
+) -> Callable[[Edit], Edit]:
     def listed(edit: Edit) -> Edit:
-        FAULTS.append(Fault(edit.__name__, of, block, operators, edit))
+        FAULTS.append(Fault(edit.__name__, of, block, operators, edit, dtype, slow))
         return edit
 
     return listed

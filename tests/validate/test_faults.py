@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faults_rows  # noqa: F401  # its faults are in FAULTS then
 import pytest
+from all_faults import FAULTS
 from bundles import BUNDLES, LENGTH
 from checkpoints import make_oracle, save
-from faults import FAULTS, Fault, Faulty
+from faults import Fault, Faulty
 from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
@@ -26,7 +26,13 @@ from glm_trt.validate.validation import ValidationOptions, validate_bundle
 Made = Callable[[str], tuple[Path, Path]]
 
 
-@pytest.fixture(params=FAULTS, ids=lambda fault: fault.name)
+PUT = [
+    pytest.param(fault, id=fault.name, marks=pytest.mark.slow if fault.slow else ())
+    for fault in FAULTS
+]
+
+
+@pytest.fixture(params=PUT)
 def faulty(
     made: Made, shared_walks: None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> tuple[Fault, list[str]]:
@@ -44,7 +50,8 @@ def test_a_fault_is_found_and_named(
 ) -> None:
     fault, arguments = faulty
     # Half of the faults in the checkpoint's other dtype: both have to find each kind of them.
-    dtype = ["--dtype", "bfloat16"] if FAULTS.index(fault) % 2 else []
+    other = fault.dtype == "bfloat16" if fault.dtype else FAULTS.index(fault) % 2
+    dtype = ["--dtype", "bfloat16"] if other else []
     assert main(["validate", *arguments, *dtype]) == 1
     report = json.loads(capsys.readouterr().out)
     bad = [block["name"] for block in report["blocks"] if not block["ok"]]
