@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
@@ -15,12 +15,14 @@ from glm_trt.model.errors import BlockError
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.fresh_graphs import FreshGraphs
 from glm_trt.validate.graph_check import KindCheck, check_kind, graph_dtype, open_fresh
-from glm_trt.validate.graph_difference import differences
+from glm_trt.validate.graph_difference import differences, inserted_before
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
+from glm_trt.validate.policy import RUNTIME
 from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
-from glm_trt.validate.subjects import Subject, open_subject, require_subject
+from glm_trt.validate.runtime_search import find_parting
+from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
 from glm_trt.validate.validation import ValidationOptions, all_blocks, open_bundle, walk
 from glm_trt.validate.verdict import (
     PROBLEMS_SHOWN,
@@ -29,7 +31,7 @@ from glm_trt.validate.verdict import (
     g,
     judge_block,
 )
-from glm_trt.validate.walk import Observation, start
+from glm_trt.validate.walk import Flow, Observation, start
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -89,6 +91,9 @@ def bisect_bundle(
             unlike = _unlike_kind(bundle, reference, subject.dtype, fresh)
             return report if unlike is None else report | _of_graph(unlike)
         report |= {"block": failure.block, "problems": failure.problems}
+        if failure.block == RUNTIME:
+            progress("following the runtime")
+            return report | _of_runtime(subject, flows)
         if failure.observation is None:
             return report | {"operator": None}
         block = next(block for block in all_blocks(bundle) if block.name == failure.block)
@@ -99,6 +104,14 @@ def bisect_bundle(
         return report | search_block(
             bundle, block, reference, subject, fresh, inputs, report, output, progress
         )
+
+
+def _of_runtime(subject: Subject, flows: list[Flow]) -> Report:
+    """The finding where the blocks are right, and the runtime that joins them is not."""
+    backend = as_backend(subject)
+    parting = None if backend is None else find_parting(backend, flows)
+    layer = None if parting is None else asdict(parting)
+    return {"operator": None, "layer": layer}
 
 
 def _unlike_kind(
@@ -196,7 +209,8 @@ def search_block(
         found = search.search(run, inputs)
     except BlockError as error:
         return failed | refused_operator(model, str(error)) | difference
-    report = failed | describe(found) | difference
+    inserted = inserted_nodes(bundle, block, model, dtype, found)
+    report = failed | describe(found) | difference | {"inserted": inserted}
     if found.bad is None or output is None:
         return report
     progress("shrinking the input")
@@ -227,6 +241,7 @@ def describe(found: Search) -> Report:
     return report | {
         "operator": nodes[-1],
         "region": nodes,
+        "suspected": found.suspected,
         "vanished": found.vanished,
         "value": found.bad.name,
         "problem": found.bad.problem,
@@ -234,6 +249,18 @@ def describe(found: Search) -> Report:
         "expected": found.bad.worst.get("expected"),
         "found": found.bad.worst.get("found"),
     }
+
+
+def inserted_nodes(
+    bundle: Bundle, block: BundleBlock, model: onnx.ModelProto, dtype: str, found: Search
+) -> list[Report]:
+    """The operators of the bundle's graph that `model` has not, where the bad value comes from."""
+    if found.bad is None or dtype not in bundle.manifest["dtypes"]:
+        return []
+    made = {name for node in found.bad.nodes for name in node.output}
+    known = {name for node in found.bad.nodes for name in node.input} - made
+    theirs = onnx.load(bundle.graph_path(block.kind, dtype))
+    return [_node_entry(node) for node in inserted_before(found.bad.name, known, theirs, model)]
 
 
 def refused_operator(model: onnx.ModelProto, error: str) -> Report:
@@ -262,7 +289,17 @@ def describe_finding(report: Report) -> str:
         return f"{what}: no block is out of tolerance"
     lines = [f"{what}: {report['block']} is the first block out of tolerance"]
     lines += [f"  {problem}" for problem in report["problems"][:PROBLEMS_SHOWN]]
-    if report["operator"] is None:
+    if layer := report.get("layer"):
+        rows, tokens = layer["shape"]
+        lines.append(
+            f"  layer         {layer['block']}: the runtime parts there from the same blocks run "
+            f"alone, by {layer['before']:.1e} before it and {layer['behind']:.1e} behind it"
+        )
+        lines.append(
+            f"  pass          {layer['number']}: {rows} row(s) of {tokens} token(s) behind "
+            f"{layer['past']}"
+        )
+    elif report["operator"] is None:
         lines.append(
             "  operator      none: each is within its bound on this input, or the backend shows no "
             "inner values"
@@ -279,6 +316,11 @@ def describe_finding(report: Report) -> str:
             lines.append(
                 f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "
                 f"{g(report['found'])}"
+            )
+        for node in report.get("inserted", []):
+            lines.append(
+                f"  inserted      {node['op_type']} ({node['name']}), which is not exported, makes "
+                f"{', '.join(node['outputs'])}"
             )
         if report["steps"]:
             most = max(len(step["marked"]) for step in report["steps"])

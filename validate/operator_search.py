@@ -12,7 +12,7 @@ may be where the fault is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,14 @@ class Search:
     vanished : whether marking more values made the fault go away, so that it lies in how the
         backend joins the operators of `bad`.
     known : the backend's values of the last run in which `bad` was bad.
+    suspected : whether no value left its bound, and `bad` is what takes the largest share of it.
     """
 
     bad: Check | None
     steps: tuple[tuple[tuple[str, ...], str], ...]
     vanished: bool
     known: Arrays
+    suspected: bool = False
 
 
 class OperatorSearch:
@@ -107,12 +109,18 @@ class OperatorSearch:
         self._inner = _inner_values(model)
 
     def search(self, run: Callable[[tuple[str, ...]], Arrays], inputs: Arrays) -> Search:
-        """Narrow down; `run` runs the block with these values marked and gives all it knows."""
+        """Narrow down; `run` runs the block with these values marked and gives all it knows.
+
+        Where no output is beyond its bound, inner values are marked all the same: those between
+        which the operators lie that take the largest share of their bound.
+        """
         marked: tuple[str, ...] = ()
         steps: list[tuple[tuple[str, ...], str]] = []
         last: tuple[Check, Arrays] | None = None
         tried: set[str] = set()
         slack: float | None = None
+        suspect: Check | None = None
+        inside: set[str] | None = None
         for _ in range(MOST_RUNS):
             known = run(marked)
             stop = last[0].name if last else None
@@ -122,6 +130,15 @@ class OperatorSearch:
                 slack = max(1.0, slack / 10) if slack > 1 else STRICT
                 bad = self.first_bad(inputs, known, stop, slack)
             steps.append((marked, bad.name if bad else ""))
+            if bad is None and last is None:
+                suspect = self._largest(inputs, known, inside) or suspect
+                inner = self._to_mark(suspect, tried) if suspect else ()
+                if suspect is None or not inner:
+                    return Search(suspect, tuple(steps), False, known, suspected=True)
+                tried |= set(inner)
+                marked = (*self.boundary(suspect, known), *inner)
+                inside = {name for node in suspect.nodes for name in node.output}
+                continue
             if bad is None:
                 break
             last = bad, known
@@ -131,7 +148,7 @@ class OperatorSearch:
                 return Search(bad, tuple(steps), False, known)
             marked = (*self.boundary(bad, known), *inner)
         if last is None:
-            return Search(None, tuple(steps), False, {})
+            return Search(suspect, tuple(steps), False, known, suspected=True)
         return Search(last[0], tuple(steps), steps[-1][1] == "", last[1])
 
     def _first_slack(self, inputs: Arrays, known: Arrays) -> float:
@@ -144,6 +161,21 @@ class OperatorSearch:
         shares = [check.share for check in self.checks(inputs, known)]
         worst = max((share for share in shares if share is not None), default=1.0)
         return min(max(worst**0.5, 1.0), MOST_SLACK)
+
+    def _largest(self, inputs: Arrays, known: Arrays, inside: set[str] | None) -> Check | None:
+        """The value, of those `inside` if given, that takes the largest share of its bound; its
+        problem says so.
+        """
+        checks = [
+            check
+            for check in self.checks(inputs, known, STRICT)
+            if check.share is not None and (inside is None or check.name in inside)
+        ]
+        found = max(checks, key=lambda check: check.share or 0.0, default=None)
+        if found is None or not found.share:
+            return None
+        text = f"within its bound, of which it takes {found.share:.0%}: the largest share"
+        return replace(found, problem=text)
 
     def first_bad(
         self, inputs: Arrays, known: Arrays, stop: str | None = None, slack: float = 1.0

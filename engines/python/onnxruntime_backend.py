@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,6 +94,8 @@ class OnnxruntimeBackend:
         self._weights: dict[str, dict[str, Any]] = {}
         self._shared: dict[tuple[Any, ...], tuple[ort.OrtValue, Any]] = {}
         self._marked: dict[str, tuple[str, ...]] = {}
+        # Is told what each block of a pass made, by its name; copies, which cost their time.
+        self.watch: Callable[[str, dict[str, Array]], None] | None = None
         for block in bundle.blocks if preload else ():
             self._load(block)
 

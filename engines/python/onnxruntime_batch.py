@@ -318,17 +318,21 @@ class _Work:
         # onnxruntime keeps no array alive.
         names = [value.name for value in session.get_inputs()]
         self._inputs = {name: inputs[name] for name in names if name in inputs}
-        self._outputs = outputs
+        made = [value.name for value in session.get_outputs()]
+        self._outputs = {name: outputs[name] for name in made if name in outputs}
         for name, array in self._inputs.items():
             memory.bind_input(self._binding, name, array)
-        for output in session.get_outputs():
-            if output.name in outputs:
-                memory.bind_output(self._binding, output.name, outputs[output.name])
+        for name, array in self._outputs.items():
+            memory.bind_output(self._binding, name, array)
 
     def run(self) -> None:
         """Once more, on what the arrays hold now."""
         self._memory.bind_again(self._binding, self._inputs)
         self._session.run_with_iobinding(self._binding)
+
+    def outputs(self) -> dict[str, Array]:
+        """Copies of what the latest run made, by name."""
+        return {name: self._memory.get(array) for name, array in self._outputs.items()}
 
     def logits(self) -> NDArray[np.float32]:
         """Those of a head, in a buffer of their own: the caller may keep it."""
@@ -367,8 +371,10 @@ class _Pass(_Bound):
         self.set(ids, past, appended)
         if turn not in self._turns:
             self._turns[turn] = self._bind_all(turn)
-        for work in self._turns[turn]:
+        for block, work in zip(self._blocks, self._turns[turn], strict=True):
             work.run()
+            if self._backend.watch is not None:
+                self._backend.watch(block.name, work.outputs())
 
     def _bind_all(self, turn: int) -> list[_Work]:
         cos, sin = self._shared["cos"], self._shared["sin"]

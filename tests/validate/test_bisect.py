@@ -13,13 +13,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from faults import FAULTS, Faulty
+from all_faults import FAULTS
+from faults import Faulty
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import BundleBlock
+from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.engines.python import onnxruntime_batch
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.model.errors import BundleError
 from glm_trt.validate.bisect import bisect_bundle, describe_finding
+from glm_trt.validate.graph_values import probes as graph_probes
+from glm_trt.validate.operator_search import OperatorSearch
+from glm_trt.validate.reference import Reference
+from glm_trt.validate.subjects import open_subject
 from glm_trt.validate.validation import ValidationOptions
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
@@ -112,3 +118,62 @@ def test_the_command_on_a_right_bundle(made: Made, capsys: pytest.CaptureFixture
     checkpoint, bundle = made("hybrid")
     assert main(["bisect", str(bundle), "--checkpoint", str(checkpoint)]) == 0
     assert "no block is out of tolerance" in capsys.readouterr().out
+
+
+def test_what_was_inserted_is_named_itself(made: Made, tmp_path: Path) -> None:
+    bundle, options = faulty_bundle(made, "experts_through_half_precision", tmp_path)
+    report = bisect_bundle(bundle, options)
+    assert report["block"] == "layer.1"
+    assert [node["op_type"] for node in report["inserted"]] == ["Cast", "Cast"]
+    assert "inserted      Cast (narrowed), which is not exported" in describe_finding(report)
+
+
+def test_an_initializer_is_part_of_a_graph(made: Made, tmp_path: Path) -> None:
+    bundle, options = faulty_bundle(made, "one_frequency_off", tmp_path)
+    report = bisect_bundle(bundle, options)
+    assert "values differ, first at" in report["graph_differs"]
+    assert report["inserted"] == []
+
+
+def test_inner_values_where_no_output_is_bad_by_itself(made: Made) -> None:
+    """A block may be out of tolerance over all its runs, and in none of them."""
+    checkpoint, bundle = made("plain")
+    opened = Bundle.open(bundle)
+    reference = Reference(opened, checkpoint)
+    block = opened.blocks[2]
+    subject = open_subject(opened, "graph", "bfloat16")
+    model = onnx.load(opened.graph_path(block.kind, "bfloat16"))
+    weights = reference.weights(block, "float64"), reference.weights(block, "bfloat16")
+    probes = dict(graph_probes(opened, block, "bfloat16"))
+    names = [x.name for x in model.graph.input if x.name not in weights[0]]
+    inputs = {
+        name: x.astype(np.float32) if x.dtype == np.float64 else x
+        for name, x in probes["prefill"].items() if name in names
+    }  # fmt: skip
+
+    def run(marked: tuple[str, ...]) -> dict[str, Any]:
+        subject.mark(block.kind, marked)
+        return subject.run_block(block, inputs)
+
+    found = OperatorSearch(opened.config, model, weights, "bfloat16").search(run, inputs)
+    assert found.suspected and found.bad is not None
+    assert len(found.steps) > 1 and len(found.bad.nodes) == 1
+    assert "the largest share" in found.bad.problem
+
+
+def test_a_fault_of_the_runtime_is_followed_into_its_layers(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block is right alone; in a pass, one is given the past of another pass."""
+    bind = onnxruntime_batch._Pass.bind
+
+    def faulty(self: Any, block: BundleBlock, inputs: Any, outputs: Any, turn: int = 0) -> Any:
+        if block.name == "layer.2":
+            inputs = inputs | {"past_lengths": np.zeros_like(self.past)}
+        return bind(self, block, inputs, outputs, turn)
+
+    monkeypatch.setattr(onnxruntime_batch._Pass, "bind", faulty)
+    checkpoint, bundle = made("plain")
+    report = bisect_bundle(bundle, ValidationOptions(checkpoint=checkpoint))
+    assert (report["block"], report["layer"]["block"]) == ("runtime", "layer.2")
+    assert "layer         layer.2: the runtime parts there" in describe_finding(report)
