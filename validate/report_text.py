@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glm_trt.validate.policy import END_TO_END, RUNTIME
+from glm_trt.validate.problem_kinds import ProblemKind
 from glm_trt.validate.verdict import Report, e, g, limit_share
 
 PROBLEMS_SHOWN = 10
@@ -22,7 +23,7 @@ def title(report: Report) -> str:
 def problems(report: Report, *, waived: bool = False) -> list[tuple[str, str]]:
     """Where and what: all problems of a report, with what is waived and why if `waived`."""
     found = [
-        (part["name"], problem["text"] + _why(problem["waived"]))
+        (part["name"], problem["text"] + _named(problem["problem"]) + _why(problem["waived"]))
         for part in parts(report)
         for problem in part["problems"]
         if waived or not problem["waived"]
@@ -241,6 +242,12 @@ def _block_rows(block: Report) -> list[str]:
 def of_limit(entry: Report) -> str:
     """How much of its limit an entry takes."""
     return share(limit_share(entry)).removesuffix(" of its limit").removesuffix(" its limit")
+
+
+def _named(problem: str) -> str:
+    """What a rule that waives it has to name, if it has to."""
+    kind = ProblemKind(problem)
+    return "" if kind.is_of_degree or kind is ProblemKind.LIMIT else f" [{kind}]"
 
 
 def _why(reason: str | None) -> str:

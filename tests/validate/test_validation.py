@@ -192,9 +192,15 @@ def test_outputs_of_another_shape_are_a_finding(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-plain", "graph"])
 def test_a_block_that_does_not_run_fails(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backend: str,
 ) -> None:
-    """A weight of another shape than its graph expects, as from a wrong binding."""
+    """A weight of another shape than its graph expects, as from a wrong binding; whatever a policy
+    waives of its layer and of the whole pass.
+    """
     from glm_trt.engines.python import onnxruntime_backend
     from glm_trt.model.bindings import bound_tensor
     from glm_trt.validate import subjects
@@ -215,9 +221,15 @@ def test_a_block_that_does_not_run_fails(
     monkeypatch.setattr(onnxruntime_backend, "bound_tensor", cut)
     monkeypatch.setattr(subjects, "load_weights", cut_weights)
     arguments = [str(bundle), "--backend", backend, "--dtype", "float32", "--json"]
-    assert main(["validate", *arguments]) == 1
+    names = ("layer.0", "end to end", "runtime")
+    rules = [f'[[rule]]\nblock = "{name}"\nwaive = true\nreason = "all"\n' for name in names]
+    (tmp_path / "policy.toml").write_text("".join(rules))
+    assert main(["validate", *arguments, "--policy", str(tmp_path / "policy.toml")]) == 1
     report = json.loads(capsys.readouterr().out)
     check_schema(report)
+    parts = (report["blocks"][1], report["end_to_end"], report["runtime"] or {"problems": []})
+    left = {p["problem"] for part in parts for p in part["problems"] if not p["waived"]}
+    assert left == {"cannot be run", "not finite", "impossible choices"}
     assert any("cannot be run" in p["text"] for p in report["blocks"][1]["problems"])
     if report["runtime"]:
         assert any("cannot be run" in p["text"] for p in report["runtime"]["problems"])
