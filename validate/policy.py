@@ -49,6 +49,8 @@ from glm_trt.validate.problem_kinds import MEASURED, ProblemKind
 # What rules may be about beside blocks: the whole pass, block by block and by the runtime.
 END_TO_END, RUNTIME = "end to end", "runtime"
 WHOLE = (END_TO_END, RUNTIME)
+# The "output" of what is wrong with a block's graph itself.
+GRAPH = "graph"
 _MATCHES = {"kind": str, "layer": int, "block": str, "output": str}
 _NARROWS = {"problem": str}
 _ACTIONS = {"ratio": float, "waive": bool, "waive_up_to": float}
@@ -63,7 +65,7 @@ class PolicyError(GlmTrtError):
 
 
 class Target(NamedTuple):
-    """What rules may be about in one block: its kind, its layer, its outputs and weights."""
+    """What rules may be about in one block: its kind, its layer, its outputs, graph and weights."""
 
     kind: str
     layer: int | None
@@ -90,7 +92,7 @@ def target_of(
             outputs.append("topk_indices")
         if config.mlp_kind(layer) == "sparse":
             outputs.append("expert_indices")
-    return Target(kind, layer, (*outputs, *weights))
+    return Target(kind, layer, (*outputs, GRAPH, *weights))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.validate.measure import Measures
-from glm_trt.validate.policy import NO_POLICY, Policy, Target
+from glm_trt.validate.policy import GRAPH, NO_POLICY, Policy, Target
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
 from glm_trt.validate.verdict import Report, judge
@@ -29,7 +29,7 @@ def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) ->
     for kind in context["graphs"]["kinds"]:
         if kind["problem"] is not None:
             text = f"of {kind['kind']} ({', '.join(kind['blocks'])}): {kind['problem']}"
-            finding = Finding("graph", text, ProblemKind.GRAPHS)
+            finding = Finding(GRAPH, text, ProblemKind.GRAPHS)
             measures.results[kind["blocks"][0]].findings.append(finding)
     judged = judge(measures, policy, layers)
     report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}

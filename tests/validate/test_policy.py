@@ -231,21 +231,26 @@ def test_waived_faults_pass_and_are_in_the_report(
     assert main([*faulty, "--json"]) == 1
     kinds = {p["output"] for b in json.loads(capsys.readouterr().out)["blocks"]
              for p in b["problems"]}  # fmt: skip
-    assert kinds == {"hidden_out", "expert_indices"}
+    assert kinds == {"hidden_out", "expert_indices", "graph"}
     reason = "TICKET-12: the fast norm"
     text = rule(kind="sparse_indexed", waive=True, reason=reason)
+    graph = rule(kind="sparse_indexed", output="graph", problem="graphs", waive=True, reason=reason)
     whole = [rule(block=name, waive=True, reason=reason) for name in ("end to end", "runtime")]
     only_blocks = policy(tmp_path / "blocks.toml", text)
     assert main([*faulty, "--policy", str(only_blocks)]) == 1
     assert "end to end" in capsys.readouterr().out
-    both = policy(tmp_path / "both.toml", text + "".join(whole))
+    # What is broken is not waived along with its kind.
+    without = policy(tmp_path / "without.toml", text + "".join(whole))
+    assert main([*faulty, "--policy", str(without)]) == 1
+    assert "[graphs]\n" in capsys.readouterr().out
+    both = policy(tmp_path / "both.toml", text + graph + "".join(whole))
     assert main([*faulty, "--policy", str(both), "--report", str(tmp_path / "r")]) == 0
     assert f"(waived: {reason})" in capsys.readouterr().out
     for name in ("report.md", "report.html"):
         assert reason in (tmp_path / "r" / name).read_text()
     # Not beyond what was waived.
     text = rule(kind="sparse_indexed", waive_up_to=2.5, reason=reason)
-    up_to = policy(tmp_path / "up_to.toml", text + "".join(whole))
+    up_to = policy(tmp_path / "up_to.toml", text + graph + "".join(whole))
     assert main([*faulty, "--policy", str(up_to)]) == 1
 
 
