@@ -27,11 +27,11 @@ import torch
 from transformers import DynamicCache, GlmMoeDsaConfig, GlmMoeDsaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent

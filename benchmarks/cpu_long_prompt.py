@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import glm_trt
 from glm_trt.engines.python.runtime import Runtime
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.weights import load_model
 

@@ -27,7 +27,7 @@ from cpu_decode import GENERATED, TINY, WORK, generated_checkpoint
 import glm_trt
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 STREAMS = 8
 

@@ -25,7 +25,7 @@ import glm_trt
 from glm_trt.engines.python.request import GenerateOptions
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"

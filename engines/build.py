@@ -10,10 +10,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -21,25 +20,29 @@ from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
 from glm_trt.engines.build_worker import Request, Result
 from glm_trt.engines.needed_kernels import needed_kernels
 from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
-from glm_trt.export import manifest as m
+from glm_trt.export.bundle.format import LIBRARY_PLACE, EngineEntry, Manifest
+from glm_trt.export.bundle.read import read_manifest, verify_file, verify_files
+from glm_trt.export.bundle.records import to_json
+from glm_trt.export.bundle.write import BundleEdit
 from glm_trt.model.child_python import python_module
-from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
-from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
+from glm_trt.model.files import explain, locked, sha256_of
 from glm_trt.plugins.common.selection import Selection
-from glm_trt.plugins.library import LIBRARY, WHOLE_ONE, selection_of
+from glm_trt.plugins.library import WHOLE_ONE, selection_of
 
 WORKER = python_module("glm_trt.engines.build_worker")
 # Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
 # in every dtype, would choose other experts.
 BUILDER_OPTIONS = {"tf32": False, "optimization_level": 3}
 LOG_LINES = 12
-PLUGINS = f"plugins/{LIBRARY}"
 # Said by every ahead-of-time build on a machine without a driver; never the reason of a failure.
 NOISE = "cudaError 35"
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
+
+
+Profiles = dict[str, dict[str, tuple[int, ...]]]
 
 
 class BuildError(GlmTrtError):
@@ -72,23 +75,17 @@ class BuildOptions:
 class BuiltEngine:
     """One engine of the bundle: its entry in the manifest, and whether it was there already."""
 
-    entry: dict[str, Any]
+    entry: EngineEntry
     cached: bool
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """An engine to be: its entry before building, and the hash of all that makes it."""
+class _Wanted:
+    """An engine to be: its entry, of which only what building tells is not there yet."""
 
-    kind: str
-    target: str
     graph: str
-    entry: dict[str, Any]
+    entry: EngineEntry
     embed: bool
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        return _identity(self.entry)
 
 
 def build_engines(
@@ -114,16 +111,16 @@ def build_engines(
     try:
         # The lock of the export too, which replaces the directory as a whole.
         with locked(bundle.parent / f".{bundle.name}.lock", "export or build of this bundle"):
-            manifest = m.read_manifest(bundle)
-            plans = _plans(bundle, manifest, options, flavour, targets)
-            _verify_all_but(bundle, manifest, {plan.identity for plan in plans})
+            edit = BundleEdit(bundle)
+            wanted = _wanted(bundle, edit.manifest, options, flavour, targets)
+            _verify_all_but(bundle, edit.manifest, {one.entry.identity for one in wanted})
             if options.plugins:
-                _check_library(options.plugins, _needed(bundle, plans))
-                _copy_library(bundle, manifest, options.plugins)
+                _check_library(options.plugins, _needed(bundle, wanted))
+                edit.set_library(options.plugins)
             engines: list[BuiltEngine] = []
-            for plan in plans:
-                done = len(engines), len(plans)
-                engines.append(_cached_or_built(bundle, manifest, plan, flavour, progress, done))
+            for one in wanted:
+                done = len(engines), len(wanted)
+                engines.append(_cached_or_built(edit, one, flavour, progress, done))
             return engines
     except OSError as error:
         raise BundleError(explain(Path(error.filename or bundle), error)) from error
@@ -133,14 +130,13 @@ def needed_by(bundle: Path, options: BuildOptions) -> Selection:
     """The kernels that the engines of `bundle` need which `options` would build."""
     flavour = load_flavour(options.backend)
     targets = flavour.chosen_targets(options.targets)
-    manifest = m.read_manifest(bundle)
-    return _needed(bundle, _plans(bundle, manifest, options, flavour, targets))
+    return _needed(bundle, _wanted(bundle, read_manifest(bundle), options, flavour, targets))
 
 
-def _needed(bundle: Path, plans: list[_Plan]) -> Selection:
-    graphs = {bundle / plan.graph for plan in plans}
-    targets = {plan.target for plan in plans}
-    return needed_kernels(sorted(graphs), plans[0].entry["profiles"], targets)
+def _needed(bundle: Path, wanted: list[_Wanted]) -> Selection:
+    graphs = {bundle / one.graph for one in wanted}
+    targets = {one.entry.target for one in wanted}
+    return needed_kernels(sorted(graphs), wanted[0].entry.profiles, targets)
 
 
 def _check_library(library: Path, needed: Selection) -> None:
@@ -151,145 +147,110 @@ def _check_library(library: Path, needed: Selection) -> None:
         )
 
 
-def _verify_all_but(bundle: Path, manifest: m.Manifest, ours: set[tuple[str, ...]]) -> None:
+def _verify_all_but(bundle: Path, manifest: Manifest, ours: set[tuple[str, ...]]) -> None:
     """Check every hash but those of engines to be built: a damaged one is built again."""
-    skipped = {e["file"] for e in manifest["engines"] if _identity(e) in ours}
-    rest = {name: entry for name, entry in manifest["files"].items() if name not in skipped}
-    m.verify_files(bundle, {"files": rest})
+    skipped = {engine.file for engine in manifest.engines if engine.identity in ours}
+    verify_files(bundle, {k: v for k, v in manifest.files.items() if k not in skipped})
 
 
-def make_profiles(max_seq_len: int, max_prefill: int, selected: int) -> dict[str, Any]:
-    """Axis → [min, opt, max] in the two optimisation profiles: one token, and several.
+def make_profiles(max_seq_len: int, max_prefill: int, selected: int) -> Profiles:
+    """Axis → (min, opt, max) in the two optimisation profiles: one token, and several.
 
     The batch and the capacity of the caches are static. Without any indexer (0 `selected`), no
     graph has that axis.
     """
-    fixed = {"batch": [1, 1, 1], "capacity": [max_seq_len] * 3}
-    fixed["selected"] = [min(selected, max_seq_len)] * 3
+    fixed: dict[str, tuple[int, ...]] = {"batch": (1, 1, 1), "capacity": (max_seq_len,) * 3}
+    if selected:
+        fixed["selected"] = (min(selected, max_seq_len),) * 3
     longest = min(max_prefill, max_seq_len)
-    profiles = {"decode": fixed | {"sequence": [1, 1, 1]}}
+    profiles: Profiles = {"decode": fixed | {"sequence": (1, 1, 1)}}
     if longest > 1:
-        profiles["prefill"] = fixed | {"sequence": [2, longest, longest]}
+        profiles["prefill"] = fixed | {"sequence": (2, longest, longest)}
     return profiles
 
 
-def _plans(
+def _wanted(
     bundle: Path,
-    manifest: m.Manifest,
+    manifest: Manifest,
     options: BuildOptions,
     flavour: Flavour,
     targets: tuple[str, ...],
-) -> list[_Plan]:
-    dtype = options.dtype or manifest["checkpoint"]["dtype"]
-    if dtype not in manifest["dtypes"]:
-        have = ", ".join(manifest["dtypes"])
+) -> list[_Wanted]:
+    dtype = options.dtype or manifest.checkpoint.dtype
+    if dtype not in manifest.dtypes:
+        have = ", ".join(manifest.dtypes)
         raise BundleError(f"{bundle}: no graphs in {dtype}; it has {have}; export with it")
     if options.max_prefill < 1:
         raise GlmTrtError(f"max_prefill: expected at least 1, found {options.max_prefill}")
-    profiles = make_profiles(
-        manifest["max_seq_len"],
-        options.max_prefill,
-        ModelConfig.from_dict(manifest["config"]).index_topk,
-    )
-    graphs = {g["kind"]: g["file"] for g in manifest["graphs"] if g["dtype"] == dtype}
-    plans = []
+    profiles = make_profiles(manifest.max_seq_len, options.max_prefill, manifest.model.index_topk)
+    library = sha256_of(options.plugins) if options.plugins else None
+    wanted = []
     for target in targets:
-        for kind, graph in graphs.items():
-            entry = {
-                "backend": flavour.backend,
-                "backend_version": flavour.version,
-                "target": target,
-                "kind": kind,
-                "dtype": dtype,
-                "graph_sha256": manifest["files"][graph]["sha256"],
-                "profiles": profiles,
-                "plugin_library": sha256_of(options.plugins) if options.plugins else None,
-            }
-            entry["key"] = _key(entry, options.embed_plugins)
-            entry["file"] = f"engines/{flavour.backend}/{target}/{dtype}/{kind}.plan"
-            plans.append(_Plan(kind, target, graph, entry, options.embed_plugins))
-    return plans
+        for graph in (x for x in manifest.graphs if x.dtype == dtype):
+            entry = EngineEntry(
+                backend=flavour.backend,
+                backend_version=flavour.version,
+                target=target,
+                kind=graph.kind,
+                dtype=dtype,
+                file=f"engines/{flavour.backend}/{target}/{dtype}/{graph.kind}.plan",
+                key="",
+                graph_sha256=manifest.files[graph.file].sha256,
+                bytes=0,
+                seconds=0.0,
+                peak_memory_bytes=0,
+                layers=0,
+                profiles=profiles,
+                plugins=(),
+                plugin_library=library,
+            )
+            entry = replace(entry, key=_key(entry, options.embed_plugins))
+            wanted.append(_Wanted(graph.file, entry, options.embed_plugins))
+    return wanted
 
 
-def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(entry[name] for name in ("backend", "target", "kind", "dtype"))
-
-
-def _key(entry: dict[str, Any], embed: bool) -> str:
-    made_of = [entry, embed, BUILDER_OPTIONS, version("onnx")]
+def _key(entry: EngineEntry, embed: bool) -> str:
+    """Of an engine of which nothing is known yet that building tells."""
+    made_of = [to_json(entry), embed, BUILDER_OPTIONS, version("onnx")]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for module in (build_worker, build_graph, tensorrt_flavours):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
 
-def _copy_library(bundle: Path, manifest: m.Manifest, library: Path) -> None:
-    """Put the plugin library into the bundle, where runtimes load it from.
-
-    Engines built with another one are taken out: they could not be loaded beside it.
-    """
-    entry = m.file_entry(library)
-    if manifest["files"].get(PLUGINS) == entry:
-        return
-    digest = entry["sha256"]
-    _forget(bundle, manifest, [
-        e for e in manifest["engines"] if e["plugin_library"] not in (None, digest)
-    ])  # fmt: skip
-    with library.open("rb") as source:
-        write_atomically(bundle / PLUGINS, lambda file: shutil.copyfileobj(source, file))
-    manifest["files"][PLUGINS] = entry
-    m.write_manifest(bundle, manifest)
-
-
 def _cached_or_built(
-    bundle: Path, manifest: m.Manifest, plan: _Plan, flavour: Flavour, progress: Progress,
-    done: tuple[int, int],
-) -> BuiltEngine:  # fmt: skip
-    previous = [e for e in manifest["engines"] if _identity(e) == plan.identity]
-    if len(previous) == 1 and previous[0]["key"] == plan.entry["key"]:
+    edit: BundleEdit, wanted: _Wanted, flavour: Flavour, progress: Progress, done: tuple[int, int]
+) -> BuiltEngine:
+    bundle, entry = edit.directory, wanted.entry
+    previous = [x for x in edit.manifest.engines if x.identity == entry.identity]
+    if len(previous) == 1 and previous[0].key == entry.key:
         try:
-            m.verify_file(bundle / previous[0]["file"], manifest["files"][previous[0]["file"]])
+            verify_file(bundle / entry.file, edit.manifest.files[entry.file])
             return BuiltEngine(previous[0], cached=True)
         except BundleError:
             pass  # damaged: build it anew
-    dtype = plan.entry["dtype"]
     before, count = done
-    progress(f"{plan.kind} in {dtype} for {plan.target} ({before + 1} of {count})", before / count)
+    of = f"{entry.kind} in {entry.dtype} for {entry.target}"
+    progress(f"{of} ({before + 1} of {count})", before / count)
     engines = bundle / "engines"
     engines.mkdir(exist_ok=True)
     for left_over in engines.glob(".build-*"):  # of a build that was killed: we hold the lock
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=engines) as directory:
         built = Path(directory) / "engine.plan"
-        request = _request(bundle, plan.entry, bundle / plan.graph, built, plan.embed)
-        result = _run_worker(plan.entry, request, flavour.environment(Path(directory)))
-        _forget(bundle, manifest, previous)
-        place = bundle / plan.entry["file"]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        built.replace(place)
-        sync_directory(place.parent)
-    entry = plan.entry | {"bytes": place.stat().st_size} | result
-    manifest["files"][entry["file"]] = m.file_entry(place)
-    manifest["engines"].append(entry)
-    m.write_manifest(bundle, manifest)
-    return BuiltEngine(entry, cached=False)
+        request = _request(bundle, entry, bundle / wanted.graph, built, wanted.embed)
+        result = _run_worker(entry, request, flavour.environment(Path(directory)))
+        entry = replace(
+            entry,
+            seconds=result["seconds"],
+            peak_memory_bytes=result["peak_memory_bytes"],
+            layers=result["layers"],
+            plugins=tuple(result["plugins"]),
+        )
+        return BuiltEngine(edit.add(entry, built), cached=False)
 
 
-def _forget(bundle: Path, manifest: m.Manifest, entries: list[dict[str, Any]]) -> None:
-    """Take engines out of the manifest, then off the disk: never listed without being whole."""
-    if not entries:
-        return
-    for entry in entries:
-        manifest["engines"].remove(entry)
-        del manifest["files"][entry["file"]]
-    m.write_manifest(bundle, manifest)
-    for entry in entries:
-        (bundle / entry["file"]).unlink(missing_ok=True)
-
-
-def build_marked(
-    bundle: Path, entry: dict[str, Any], names: Collection[str], directory: Path
-) -> Path:
+def build_marked(bundle: Path, entry: EngineEntry, names: Collection[str], directory: Path) -> Path:
     """The engine of `entry` once more, in `directory`, with inner values of its graph as outputs.
 
     Of the named values those are marked that the graph has and that are tensors of activations: a
@@ -300,8 +261,8 @@ def build_marked(
     BuildError
         If TensorRT refuses the graph or crashes.
     """
-    graphs = {(g["kind"], g["dtype"]): g["file"] for g in m.read_manifest(bundle)["graphs"]}
-    model = onnx.load(bundle / graphs[entry["kind"], entry["dtype"]])
+    graphs = {(x.kind, x.dtype): x.file for x in read_manifest(bundle).graphs}
+    model = onnx.load(bundle / graphs[entry.kind, entry.dtype])
     model.graph.output.extend(
         value
         for value in model.graph.value_info
@@ -309,25 +270,25 @@ def build_marked(
     )
     marked, built = directory / "marked.onnx", directory / "marked.plan"
     onnx.save(model, marked)
-    environment = load_flavour(entry["backend"]).environment(directory)
+    environment = load_flavour(entry.backend).environment(directory)
     _run_worker(entry, _request(bundle, entry, marked, built, embed=False), environment)
     return built
 
 
-def _request(bundle: Path, entry: dict[str, Any], graph: Path, built: Path, embed: bool) -> Request:
+def _request(bundle: Path, entry: EngineEntry, graph: Path, built: Path, embed: bool) -> Request:
     return {
-        "backend": entry["backend"],
-        "target": entry["target"],
+        "backend": entry.backend,
+        "target": entry.target,
         "graph": str(graph),
         "plan": str(built),
-        "profiles": entry["profiles"],
+        "profiles": entry.profiles,
         "options": BUILDER_OPTIONS,
-        "plugins": str(bundle / PLUGINS) if entry["plugin_library"] else None,
+        "plugins": str(bundle / LIBRARY_PLACE) if entry.plugin_library else None,
         "embed": embed,
     }
 
 
-def _run_worker(entry: dict[str, Any], request: Request, environment: dict[str, str]) -> Result:
+def _run_worker(entry: EngineEntry, request: Request, environment: dict[str, str]) -> Result:
     built = Path(request["plan"])
     done = subprocess.run(
         WORKER, input=json.dumps(request), capture_output=True, text=True, errors="replace",
@@ -339,8 +300,8 @@ def _run_worker(entry: dict[str, Any], request: Request, environment: dict[str, 
     lines = [line for line in done.stderr.splitlines() if line.strip() and NOISE not in line]
     log = "\n  ".join(lines[-LOG_LINES:]) or "(nothing)"
     raise BuildError(
-        f"{entry['kind']} in {entry['dtype']} for {entry['target']} ({entry['backend']} "
-        f"{entry['backend_version']}): the builder's process {_ending(done.returncode)}; "
+        f"{entry.kind} in {entry.dtype} for {entry.target} ({entry.backend} "
+        f"{entry.backend_version}): the builder's process {_ending(done.returncode)}; "
         f"its last log lines:\n  {log}"
     )
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,7 +19,7 @@ from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import write_atomically
 
-Range = list[int]  # min, opt, max
+Range = Sequence[int]  # min, opt, max
 
 
 class Request(TypedDict):
@@ -31,7 +32,7 @@ class Request(TypedDict):
     target: str
     graph: str
     plan: str
-    profiles: dict[str, dict[str, Range]]
+    profiles: Mapping[str, Mapping[str, Range]]
     options: dict[str, Any]
     plugins: str | None
     embed: bool
@@ -111,7 +112,7 @@ def build(flavour: Flavour, request: Request) -> tuple[bytes, int, tuple[str, ..
     return None if plan is None else (bytes(plan), network.num_layers, graph.plugins)
 
 
-def _fixed_sizes(profiles: dict[str, dict[str, Range]]) -> dict[str, int]:
+def _fixed_sizes(profiles: Mapping[str, Mapping[str, Range]]) -> dict[str, int]:
     """The axes that have one size in every profile."""
     ranges: dict[str, set[int]] = {}
     for profile in profiles.values():

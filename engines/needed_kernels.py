@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.INT32: "int32", onnx.TensorProto.INT64: "int64",
 }  # fmt: skip
-Profile = Mapping[str, list[int]]  # axis → min, opt, max
+Profile = Mapping[str, Sequence[int]]  # axis → min, opt, max
 
 
 def needed_kernels(

@@ -20,16 +20,16 @@ _FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8":
 
 
 def materialize_block(
-    bindings: list[b.Binding], checkpoint: Checkpoint, directory: Path, name: str
-) -> list[b.Binding]:
+    bindings: tuple[b.Binding, ...], checkpoint: Checkpoint, directory: Path, name: str
+) -> tuple[b.Binding, ...]:
     """Write `directory/name.safetensors`; returns bindings that read it without transformation.
 
     No more than one tensor is in memory, and of stacked experts one. A file that is there already
     is whole, as files are renamed into place, and is kept.
     """
-    stored = [
+    stored = tuple(
         replace(x, tensors=(f"{name}.{x.name}",), transform="none", arguments={}) for x in bindings
-    ]
+    )
     path = directory / f"{name}.safetensors"
     if path.is_file():
         return stored

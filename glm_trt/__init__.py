@@ -68,8 +68,8 @@ def load(
         If there is no such backend or provider, or a provider is named for another backend.
     """
     # Loaded here so that `import glm_trt` is instant.
-    from glm_trt.engines.bundle import Bundle
     from glm_trt.engines.python.runtime import Runtime
+    from glm_trt.export.bundle.read import Bundle
     from glm_trt.model.errors import GlmTrtError
 
     if backend == "onnxruntime":

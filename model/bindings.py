@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +18,7 @@ from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import StoredPart
+from glm_trt.model.rules import Rules
 from glm_trt.model.stored_weights import dequantize
 from glm_trt.model.tensors import experts_precision
 
@@ -48,9 +49,15 @@ LARGE = 1 << 26
 EXPERT_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
+TRANSFORMS = ("none", "head_rows", "fill", "stack_experts")
+BOUND_DTYPES = ("float32", "int8")
+
+
 @dataclass(frozen=True)
 class Binding:
     """One weight input of a block.
+
+    The rules are for the schema of a bundle's bindings.json.
 
     Attributes
     ----------
@@ -68,20 +75,11 @@ class Binding:
     """
 
     name: str
-    tensors: tuple[str, ...]
-    shape: tuple[int, ...]
-    transform: str = "none"
+    tensors: Annotated[tuple[str, ...], Rules(min_items=1)]
+    shape: tuple[Annotated[int, Rules(minimum=0)], ...]
+    transform: Annotated[str, Rules(choices=TRANSFORMS)] = "none"
     arguments: dict[str, int] = field(default_factory=dict)
-    dtype: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, for `bindings.json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Binding:
-        """Read back what `to_dict` wrote."""
-        return cls(**{**data, "tensors": tuple(data["tensors"]), "shape": tuple(data["shape"])})
+    dtype: Annotated[str, Rules(choices=BOUND_DTYPES)] | None = None
 
 
 def embedding_bindings(config: ModelConfig, checkpoint: Checkpoint) -> list[Binding]:

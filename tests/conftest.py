@@ -21,7 +21,7 @@ from references import remembered_block
 from traces import SharedTraces, trace_once
 
 from glm_trt.export import trace
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.validate.reference import Reference
 

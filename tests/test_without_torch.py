@@ -15,7 +15,7 @@ from bundles import LENGTH, make_checkpoint
 
 import glm_trt
 from glm_trt.engines.build_wheel import build_wheel
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.model.requirements import require
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import onnx
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BlockError
 from glm_trt.validate.cases import make_cases
 from glm_trt.validate.fresh_graphs import FreshGraphs
@@ -119,7 +120,7 @@ def _unlike_kind(
 ) -> KindCheck | None:
     """The first kind whose graph makes other values than the one that this version exports."""
     dtype = graph_dtype(dtype)
-    if dtype not in bundle.manifest["dtypes"]:
+    if dtype not in bundle.manifest.dtypes:
         return None
     checks = (check_kind(bundle, reference, kind, dtype, fresh) for kind in bundle.kinds)
     return next((check for check in checks if check.problem is not None), None)
@@ -182,7 +183,7 @@ def _tokens(seen: Observation) -> int:
 
 def search_block(
     bundle: Bundle,
-    block: BundleBlock,
+    block: Block,
     reference: Reference,
     subject: Subject,
     fresh: FreshGraphs,
@@ -252,10 +253,10 @@ def describe(found: Search) -> Report:
 
 
 def inserted_nodes(
-    bundle: Bundle, block: BundleBlock, model: onnx.ModelProto, dtype: str, found: Search
+    bundle: Bundle, block: Block, model: onnx.ModelProto, dtype: str, found: Search
 ) -> list[Report]:
     """The operators of the bundle's graph that `model` has not, where the bad value comes from."""
-    if found.bad is None or dtype not in bundle.manifest["dtypes"]:
+    if found.bad is None or dtype not in bundle.manifest.dtypes:
         return []
     made = {name for node in found.bad.nodes for name in node.output}
     known = {name for node in found.bad.nodes for name in node.input} - made
@@ -336,12 +337,12 @@ def describe_finding(report: Report) -> str:
 
 
 def graph_difference(
-    bundle: Bundle, block: BundleBlock, model: onnx.ModelProto, dtype: str
+    bundle: Bundle, block: Block, model: onnx.ModelProto, dtype: str
 ) -> str | None:
     """The first thing in which the bundle's graph is not what this version exports; no fault by
     itself, as another version may have exported it.
     """
-    if dtype not in bundle.manifest["dtypes"]:
+    if dtype not in bundle.manifest.dtypes:
         return None
     found = differences(onnx.load(bundle.graph_path(block.kind, dtype)), model)
     return found[0].text if found else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 
 if TYPE_CHECKING:  # diff reads cases too, and needs no PyTorch

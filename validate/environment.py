@@ -7,7 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from glm_trt.engines.bundle import Bundle
+from glm_trt.export.bundle.format import Shard
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.requirements import installed
 from glm_trt.validate.names import SUBJECTS
 
@@ -20,10 +21,16 @@ def describe_backend(
 ) -> dict[str, Any]:
     """The backend, and the engines it runs."""
     engines = [
-        {key: entry[key] for key in ("kind", "target", "backend_version", "plugins", "key")}
-        | {"plugin_library": entry["plugin_library"]}
-        for entry in bundle.manifest["engines"]
-        if entry["backend"] == name and entry["dtype"] == dtype
+        {
+            "kind": engine.kind,
+            "target": engine.target,
+            "backend_version": engine.backend_version,
+            "plugins": list(engine.plugins),
+            "key": engine.key,
+            "plugin_library": engine.plugin_library,
+        }
+        for engine in bundle.manifest.engines
+        if (engine.backend, engine.dtype) == (name, dtype)
     ]
     description = SUBJECTS[name]
     if provider not in (None, "cpu"):
@@ -31,9 +38,7 @@ def describe_backend(
     return {"name": name, "description": description, "dtype": dtype, "engines": engines}
 
 
-def describe_environment(
-    bundle: Bundle, weights: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def describe_environment(bundle: Bundle, weights: tuple[Shard, ...] = ()) -> dict[str, Any]:
     """Versions, hashes of what was compared, the machine.
 
     Parameters
@@ -42,21 +47,19 @@ def describe_environment(
         those that the bundle reads its weights from.
     """
     manifest = bundle.manifest
-    graphs = {graph["file"] for graph in manifest["graphs"]}
+    graphs = {graph.file for graph in manifest.graphs}
     return {
         "versions": {name: found for name in _PACKAGES if (found := installed(name))},
-        "exported_with": manifest["versions"],
+        "exported_with": manifest.versions,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "hashes": {
-            name: entry["sha256"] for name, entry in manifest["files"].items() if name in graphs
-        },
+        "hashes": {name: entry.sha256 for name, entry in manifest.files.items() if name in graphs},
         "checkpoint": {
-            entry["file"]: entry["sha256"]
-            or f"header {entry['header_sha256']}, sample {entry['sample_sha256']}"
-            for entry in weights or manifest["checkpoint"]["files"]
+            shard.file: shard.sha256
+            or f"header {shard.header_sha256}, sample {shard.sample_sha256}"
+            for shard in weights or manifest.checkpoint.files
         },
     }
 

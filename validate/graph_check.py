@@ -12,7 +12,8 @@ from typing import Any
 
 import onnx
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.validate.fresh_graphs import FreshGraphs
 from glm_trt.validate.graph_difference import GRAPH, GraphDifference, differences
@@ -59,7 +60,7 @@ def open_fresh(bundle: Bundle, dtype: str) -> FreshGraphs:
     """Begin to trace the kinds of the bundle in `dtype`; of float64, which no bundle has, the
     graphs of float32 are as they should be.
     """
-    return FreshGraphs(bundle.manifest["config"], bundle.kinds, graph_dtype(dtype))
+    return FreshGraphs(bundle.manifest.config, bundle.kinds, graph_dtype(dtype))
 
 
 def graph_dtype(dtype: str) -> str:
@@ -76,7 +77,7 @@ def check_graphs(
 ) -> Report:
     """The part `graphs` of a report."""
     dtype = graph_dtype(dtype)
-    if dtype not in bundle.manifest["dtypes"]:
+    if dtype not in bundle.manifest.dtypes:
         return {"dtype": dtype, "skipped": f"the bundle has none in {dtype}", "kinds": []}
     checks = []
     for i, kind in enumerate(bundle.kinds):
@@ -99,7 +100,7 @@ def check_kind(
     problems: list[str] = []
     nodes: list[onnx.NodeProto] = []
     judged: set[bytes] = set()  # bodies, which are the same in all dtypes
-    for other in dict.fromkeys((dtype, *bundle.manifest["dtypes"])):
+    for other in dict.fromkeys((dtype, *bundle.manifest.dtypes)):
         theirs = onnx.load(bundle.graph_path(kind, other))
         unlike = differences(theirs, ours)
         if other != dtype:  # its nodes are not those of this dtype
@@ -132,7 +133,7 @@ def _judge_body(
 
 
 def _judge_graph(
-    bundle: Bundle, block: BundleBlock, reference: Reference, theirs: onnx.ModelProto,
+    bundle: Bundle, block: Block, reference: Reference, theirs: onnx.ModelProto,
     ours: onnx.ModelProto, dtype: str, unlike: list[GraphDifference],
     problems: list[str], nodes: list[onnx.NodeProto],
 ) -> None:  # fmt: skip

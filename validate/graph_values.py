@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.inliner import inline_local_functions
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
@@ -43,7 +44,7 @@ SEED = 20
 
 def graph_problem(
     bundle: Bundle,
-    block: BundleBlock,
+    block: Block,
     reference: Reference,
     theirs: onnx.ModelProto,
     ours: onnx.ModelProto,
@@ -133,7 +134,7 @@ class _Pooled:
         return None
 
 
-def probes(bundle: Bundle, block: BundleBlock, dtype: str) -> Iterator[tuple[str, Arrays]]:
+def probes(bundle: Bundle, block: Block, dtype: str) -> Iterator[tuple[str, Arrays]]:
     """Inputs of a block by name, more than it takes, and what to call them."""
     config, generator = bundle.config, np.random.default_rng(SEED)
     longest = bundle.max_seq_len
@@ -171,7 +172,7 @@ def probes(bundle: Bundle, block: BundleBlock, dtype: str) -> Iterator[tuple[str
     yield "prefill of zeros", nothing | {s.name: nothing[s.name] * 0 for s in bundle.states(block)}
 
 
-def _far(bundle: Bundle, block: BundleBlock) -> int:
+def _far(bundle: Bundle, block: Block) -> int:
     """The last position of the range, or of as much of it as a state of `FAR_BYTES` holds."""
     widths = [int(np.prod(spec.shape(1, 1))) for spec in bundle.states(block) if spec.has_capacity]
     room = min((FAR_BYTES // (8 * width) for width in widths), default=bundle.max_seq_len)

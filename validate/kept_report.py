@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from glm_trt.export.manifest import FILE_NAME
+from glm_trt.export.bundle.format import FILE_NAME
 from glm_trt.model.files import sha256_of, write_atomically
 from glm_trt.validate.cases import held_text
 from glm_trt.validate.environment import describe_environment
@@ -35,7 +35,7 @@ def validation_key(directory: Path, options: ValidationOptions) -> str | None:
     if on_gpu or options.save:
         return None
     bundle = open_bundle(directory, options.checkpoint)
-    if any(entry["sha256"] is None for entry in bundle.manifest["checkpoint"]["files"]):
+    if any(shard.sha256 is None for shard in bundle.manifest.checkpoint.files):
         return None
     digest = hashlib.sha256(repr(asdict(options)).encode())
     digest.update(repr((held_text(options.cases), describe_environment(bundle))).encode())

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import write_atomically
@@ -108,7 +109,7 @@ def block_feeds(directory: str, name: str, dtype: str, run: str | None) -> Itera
         yield {k: _in_dtype(k, x, dtype) for k, x in fed.items()} | weights
 
 
-def random_inputs(bundle: Bundle, block: BundleBlock, seed: int = 0) -> Arrays:
+def random_inputs(bundle: Bundle, block: Block, seed: int = 0) -> Arrays:
     """Activations and states of a block, floating ones in float64; indices and lengths are valid.
 
     The names are those that a graph of the block has, and no others.
@@ -137,7 +138,7 @@ def random_inputs(bundle: Bundle, block: BundleBlock, seed: int = 0) -> Arrays:
     return {name: made[name] for name in _inputs(bundle, block)}
 
 
-def _inputs(bundle: Bundle, block: BundleBlock) -> list[str]:
+def _inputs(bundle: Bundle, block: Block) -> list[str]:
     """The graph's inputs that are no weights."""
     import onnx
 
@@ -152,7 +153,7 @@ def _in_dtype(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
     return array.astype(NUMPY_DTYPES[input_dtype(name, dtype)])
 
 
-def _block(bundle: Bundle, name: str) -> BundleBlock:
+def _block(bundle: Bundle, name: str) -> Block:
     blocks = [*bundle.blocks, *bundle.prediction_blocks]
     for block in blocks:
         if name in (block.name, block.kind):
@@ -161,5 +162,5 @@ def _block(bundle: Bundle, name: str) -> BundleBlock:
     raise GlmTrtError(f"{bundle.directory}: no block or kind {name}; it has {names}")
 
 
-def _saved(run: Path, block: BundleBlock) -> Path:
+def _saved(run: Path, block: Block) -> Path:
     return run / FOLDER / f"{block.name}.inputs.json"

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
-from glm_trt.export.bundle import shard_entries
+from glm_trt.export.bundle.format import Block, Shard
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import shard_entries
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import BundleError, CheckpointError
@@ -130,8 +131,8 @@ class Reference:
         self.bundle, self.config = bundle, bundle.config
         self.published: PublishedWeights | None = None
         self.source = OWN_WEIGHTS
-        self.files: list[dict[str, Any]] = bundle.manifest["checkpoint"]["files"]
-        given = checkpoint is not None or not bundle.manifest["materialized"]
+        self.files: tuple[Shard, ...] = bundle.manifest.checkpoint.files
+        given = checkpoint is not None or not bundle.manifest.materialized
         if given and not own_bindings:
             opened = Checkpoint.open(checkpoint or bundle.weights_directory)
             if opened.config != bundle.config:
@@ -143,29 +144,29 @@ class Reference:
             _check_blocks(bundle, opened)
             self.published = PublishedWeights(opened.directory, opened.config)
             self.source = str(opened.directory.resolve())
-            if bundle.manifest["materialized"]:
+            if bundle.manifest.materialized:
                 self.files = shard_entries(opened.files, opened.directory)
 
-    def block(self, block: BundleBlock, dtype: str, *, absorbed: bool = False) -> EagerBlock:
+    def block(self, block: Block, dtype: str, *, absorbed: bool = False) -> EagerBlock:
         """`block` in `dtype`; expanded attention unless `absorbed`, as exported."""
         operators = RecordingOperators()
         module = self._empty(block, absorbed, operators)
         return EagerBlock(fill_block(module, self._weights(block, module, dtype)), dtype, operators)
 
-    def weights(self, block: BundleBlock, dtype: str) -> dict[str, Any]:
+    def weights(self, block: Block, dtype: str) -> dict[str, Any]:
         """The weights of `block` as its graph takes them, by name; see `load_weights`."""
         return self._weights(block, self._empty(block, False, RecordingOperators()), dtype)
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """Let go of the pages of files that a backend read `block` from, and this one too."""
         for name in b.tensor_names(block.bindings):
             self.bundle.weights.release(name)
 
-    def _empty(self, block: BundleBlock, absorbed: bool, operators: EagerOperators) -> nn.Module:
+    def _empty(self, block: Block, absorbed: bool, operators: EagerOperators) -> nn.Module:
         layer = block.kind if block.layer is None else block.layer
         return empty_block(self.config, layer, absorbed=absorbed, operators=operators)
 
-    def _weights(self, block: BundleBlock, module: nn.Module, dtype: str) -> dict[str, Any]:
+    def _weights(self, block: Block, module: nn.Module, dtype: str) -> dict[str, Any]:
         if self.published is None:
             return load_weights(block.bindings, self.bundle.weights, dtype)
         prefix = "" if block.layer is None else f"model.layers.{block.layer}."

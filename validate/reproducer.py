@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import explain
@@ -41,7 +42,7 @@ class Reproducer:
     """What is written: inputs of the block in `dtype`, and what a search knew on them."""
 
     bundle: Bundle
-    block: BundleBlock
+    block: Block
     dtype: str
     inputs: Arrays
     search: Search
@@ -49,7 +50,7 @@ class Reproducer:
 
 def shrink(
     bundle: Bundle,
-    block: BundleBlock,
+    block: Block,
     inputs: Arrays,
     still_bad: Callable[[Arrays], Search | None],
 ) -> Small:
@@ -65,7 +66,7 @@ def shrink(
     return smallest
 
 
-def _smaller(bundle: Bundle, block: BundleBlock, inputs: Arrays) -> Iterator[Arrays]:
+def _smaller(bundle: Bundle, block: Block, inputs: Arrays) -> Iterator[Arrays]:
     """Inputs with fewer rows, or half of the tokens, or no room behind the last token."""
     rows = len(next(iter(inputs.values())))
     if rows > 1:
@@ -128,7 +129,7 @@ def _write(reproducer: Reproducer, report: dict[str, Any], place: Path) -> dict[
     summary = {"tokens": tokens, "bytes": sum(x.nbytes for x in feeds.values()),
                "omitted": omitted, "coordinates": bad.worst.get("coordinates"),
                "expected": bad.worst.get("expected"), "found": bad.worst.get("found")}  # fmt: skip
-    finding = report | {"reproducer": summary, "versions": reproducer.bundle.manifest["versions"]}
+    finding = report | {"reproducer": summary, "versions": reproducer.bundle.manifest.versions}
     (place / "finding.json").write_text(json.dumps(finding, indent=1) + "\n")
     (place / "reproduce.py").write_text(_SCRIPT)
     (place / "README.md").write_text(_readme(finding, bad))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.backend import Backend, Batch
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.validate.policy import RUNTIME
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.walk import Flow, Observation

@@ -10,11 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.backend import Backend
 from glm_trt.engines.python.tensorrt_backend import open_backend
 from glm_trt.engines.python.tensorrt_engine import require_tensorrt
 from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.requirements import require
@@ -37,7 +38,7 @@ class Subject(Protocol):
 
     dtype: str
 
-    def run_block(self, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def run_block(self, block: Block, inputs: Arrays) -> Arrays:
         """All outputs of the block by name, and those marked values that there are."""
         ...
 
@@ -47,7 +48,7 @@ class Subject(Protocol):
         """
         ...
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """Let go of the block's weights; `run_block` loads them again."""
         ...
 
@@ -73,7 +74,7 @@ def open_subject(
         If the machine lacks what it needs.
     """
     _require_name(name)
-    checkpoints: str = bundle.manifest["checkpoint"]["dtype"]
+    checkpoints = bundle.dtype
     if name.startswith("onnxruntime"):
         provider = provider or "cpu"
         _require(name, dtype, "float32" if provider == "cpu" else checkpoints)
@@ -90,8 +91,8 @@ def open_subject(
     dtype = dtype or checkpoints
     if name == "eager":
         return EagerSubject(bundle, dtype)
-    if dtype not in bundle.manifest["dtypes"]:
-        have = ", ".join(bundle.manifest["dtypes"])
+    if dtype not in bundle.manifest.dtypes:
+        have = ", ".join(bundle.manifest.dtypes)
         raise GlmTrtError(f"backend {name!r}: no graphs in {dtype}; the bundle has {have}")
     return GraphSubject(bundle, dtype, KernelOperators() if name == "kernels" else None)
 
@@ -133,7 +134,7 @@ class EagerSubject:
         self._reference = Reference(bundle, own_bindings=True)
         self._loaded: tuple[str, Any] = ("", None)
 
-    def run_block(self, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def run_block(self, block: Block, inputs: Arrays) -> Arrays:
         """As in `Subject`."""
         if self._loaded[0] != block.name:
             self._loaded = block.name, self._reference.block(block, self.dtype, absorbed=True)
@@ -143,7 +144,7 @@ class EagerSubject:
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
         """As in `Subject`: no inner value has a name here."""
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """As in `Subject`."""
         self._loaded = "", None
 
@@ -161,7 +162,7 @@ class GraphSubject:
         self._marked: dict[str, tuple[str, ...]] = {}
         self._weights: tuple[str, dict[str, Any]] = ("", {})
 
-    def run_block(self, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def run_block(self, block: Block, inputs: Arrays) -> Arrays:
         """As in `Subject`."""
         if block.kind not in self._evaluators:
             model = onnx.load(self.bundle.graph_path(block.kind, self.dtype))
@@ -184,7 +185,7 @@ class GraphSubject:
         """As in `Subject`."""
         self._marked[kind] = names
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """As in `Subject`."""
         self._weights = "", {}
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
 from glm_trt.validate.environment import describe_backend, describe_environment
@@ -66,9 +67,9 @@ class ValidationOptions:
 
 def open_bundle(directory: Path, checkpoint: Path | None) -> Bundle:
     """The bundle; its weights are looked for in `checkpoint` unless it has its own."""
-    from glm_trt.export.manifest import read_manifest
+    from glm_trt.export.bundle.read import read_manifest
 
-    own = bool(read_manifest(directory)["materialized"])
+    own = read_manifest(directory).materialized
     return Bundle.open(directory, None if own else checkpoint)
 
 
@@ -123,7 +124,7 @@ def validate_bundle(
             context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)
             context["seconds"] = time.monotonic() - began
             if recorder:
-                recorder.finish(context, bundle.manifest["config"], measures, cases)
+                recorder.finish(context, bundle.manifest.config, measures, cases)
     report = assemble(context, measures, policy)
     if options.baseline:
         report["baseline"] = baseline = compare_with_baseline(report, options.baseline, earlier)
@@ -131,12 +132,12 @@ def validate_bundle(
     return report
 
 
-def all_blocks(bundle: Bundle) -> list[BundleBlock]:
+def all_blocks(bundle: Bundle) -> list[Block]:
     """Those of a pass, then those of prediction."""
     return [*bundle.blocks, *bundle.prediction_blocks]
 
 
-def _target(bundle: Bundle, block: BundleBlock) -> Target:
+def _target(bundle: Bundle, block: Block) -> Target:
     weights = tuple(binding.name for binding in block.bindings)
     return target_of(bundle.config, block.kind, block.layer, weights)
 
@@ -185,8 +186,8 @@ def _context(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {
             "directory": str(directory),
-            "key": bundle.manifest["key"],
-            "materialized": bundle.manifest["materialized"],
+            "key": bundle.manifest.key,
+            "materialized": bundle.manifest.materialized,
             "max_seq_len": bundle.max_seq_len,
         },
         "backend": describe_backend(bundle, options.backend, subject.dtype, options.provider),

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import NUMPY_DTYPES
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BlockError
@@ -120,7 +121,7 @@ class Runners:
         return outputs, conform(outputs["found"], outputs["exact"])
 
 
-def runners_of(reference: Reference, subject: Subject, block: BundleBlock) -> Runners:
+def runners_of(reference: Reference, subject: Subject, block: Block) -> Runners:
     """Load what runs `block`."""
     return Runners(
         reference.block(block, "float64"),
@@ -168,7 +169,7 @@ def _followers(case: Case) -> NDArray[np.int64]:
 
 
 def walk_block(
-    bundle: Bundle, block: BundleBlock, runners: Runners, flows: list[Flow]
+    bundle: Bundle, block: Block, runners: Runners, flows: list[Flow]
 ) -> Iterator[Observation]:
     """Run `block` on every case, moving each flow past it, and on its probes."""
     for flow in flows:
@@ -214,7 +215,7 @@ def conform(found: Arrays, expected: Arrays) -> list[Finding]:
 
 def step_exact(
     bundle: Bundle,
-    block: BundleBlock,
+    block: Block,
     runner: EagerBlock,
     flow: Flow,
     piece: int,
@@ -230,7 +231,7 @@ def step_exact(
 
 
 def _fed_piece(
-    config: ModelConfig, block: BundleBlock, flow: Flow, chain: str, piece: int, states: Arrays
+    config: ModelConfig, block: Block, flow: Flow, chain: str, piece: int, states: Arrays
 ) -> Arrays:
     """What `block` is given of one piece of a case: padding is large, so that it is seen where
     anything reads it.
@@ -251,7 +252,7 @@ def _counted(case: Case, piece: int) -> NDArray[np.bool_] | None:
 
 
 def _isolated(
-    bundle: Bundle, block: BundleBlock, runners: Runners, flow: Flow, piece: int, states: Arrays
+    bundle: Bundle, block: Block, runners: Runners, flow: Flow, piece: int, states: Arrays
 ) -> Observation:
     inputs = _fed_piece(bundle.config, block, flow, "exact", piece, states)
     of, rows = flow.case.pieces[piece], _counted(flow.case, piece)
@@ -264,7 +265,7 @@ def _isolated(
 
 def _run_isolated(
     bundle: Bundle,
-    block: BundleBlock,
+    block: Block,
     runners: Runners,
     inputs: Arrays,
     case: str,
@@ -302,7 +303,7 @@ def written(state: Array, past: Array, length: int) -> Array:
     return np.take_along_axis(state, written_positions(past, length), axis=2)
 
 
-def _propagated(block: BundleBlock, case: Case, gathered: dict[str, list[Arrays]]) -> Observation:
+def _propagated(block: Block, case: Case, gathered: dict[str, list[Arrays]]) -> Observation:
     """What the pieces of a case gave, after one another."""
     batch = case.ids.shape[0]
     names = ["logits" if block.kind == "head" else "hidden_out"]
@@ -333,7 +334,7 @@ def _kept(found: Array, before: Array, past: Array, length: int) -> bool:
     )
 
 
-def _states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
+def _states(bundle: Bundle, block: Block, case: Case) -> Arrays:
     batch, length = case.ids.shape
     return {
         spec.name: np.full(spec.shape(batch, length), GARBAGE if spec.has_capacity else 0.0)
@@ -342,7 +343,7 @@ def _states(bundle: Bundle, block: BundleBlock, case: Case) -> Arrays:
 
 
 def _probes(
-    bundle: Bundle, block: BundleBlock, flows: list[Flow]
+    bundle: Bundle, block: Block, flows: list[Flow]
 ) -> Iterator[tuple[str, Arrays, NDArray[np.bool_] | None]]:
     """Inputs of a layer that no text gives, by the name of the probe."""
     if block.layer is None:
@@ -375,7 +376,7 @@ def _probes(
     yield "padding", _fed(config, block, values, states), rows
 
 
-def _fed(config: ModelConfig, block: BundleBlock, values: Arrays, states: Arrays) -> Arrays:
+def _fed(config: ModelConfig, block: Block, values: Arrays, states: Arrays) -> Arrays:
     if block.name == "embedding":
         return {name: values[name] for name in ("input_ids", "past_lengths")}
     if block.layer is None:
@@ -400,7 +401,7 @@ def cast(inputs: Arrays, dtype: str) -> Arrays:
     }
 
 
-def _pass_on(block: BundleBlock, values: Arrays, outputs: Arrays) -> None:
+def _pass_on(block: Block, values: Arrays, outputs: Arrays) -> None:
     if block.name == "embedding":
         values["embedded"] = outputs["hidden_out"]
     for name in ("cos", "sin", "topk_indices", "logits"):

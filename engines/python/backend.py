@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 
 Array = NDArray[Any]

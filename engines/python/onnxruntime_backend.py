@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.backend import Array
 from glm_trt.engines.python.contrib_linear import reads_opset, use_contrib_linear
@@ -34,6 +33,8 @@ from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.scatter import write_caches
 from glm_trt.engines.python.values import ELEMENT_TYPES, array_of, ort_value
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 from glm_trt.model.errors import BlockError, BundleError, MissingCapabilityError
 
@@ -78,7 +79,7 @@ class OnnxruntimeBackend:
         memory: Memory | None = None,
     ) -> None:
         self.bundle, self.provider = bundle, Provider(provider)
-        self.dtype = DTYPE if self.provider.is_cpu else bundle.manifest["checkpoint"]["dtype"]
+        self.dtype = DTYPE if self.provider.is_cpu else bundle.dtype
         on_host = HostMemory() if self.provider.is_cpu else None
         self.memory: Memory = memory or on_host or ProviderMemory(self.provider)
         rewrites = rewrites and isinstance(self.memory, HostMemory)  # they are for CPU kernels
@@ -99,7 +100,7 @@ class OnnxruntimeBackend:
         for block in bundle.blocks if preload else ():
             self._load(block)
 
-    def _load(self, block: BundleBlock) -> None:
+    def _load(self, block: Block) -> None:
         """The session of the block's kind, and its weights; prediction blocks come when asked."""
         if block.kind not in self._sessions:
             session = self._make_session(block, self._marked.get(block.kind, ()))
@@ -133,7 +134,7 @@ class OnnxruntimeBackend:
             if block.kind == kind:
                 self._weights.pop(block.name, None)
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """As in `Backend`: what no other block has, too."""
         self._weights.pop(block.name, None)
         held = {id(value) for weights in self._weights.values() for value in weights.values()}
@@ -162,13 +163,13 @@ class OnnxruntimeBackend:
         tokens = SCORES_BYTES // a_token // LEAST_TOKENS * LEAST_TOKENS
         return min(max(tokens, LEAST_TOKENS), MOST_TOKENS)
 
-    def session(self, block: BundleBlock) -> tuple[Any, dict[str, Any]]:
+    def session(self, block: Block) -> tuple[Any, dict[str, Any]]:
         """The session of the block's kind, and the block's weights by the names of its inputs."""
         if block.name not in self._weights:
             self._load(block)
         return self._sessions[block.kind], self._weights[block.name]
 
-    def run_block(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
+    def run_block(self, block: Block, inputs: dict[str, Array]) -> dict[str, Array]:
         """As in `Backend`; the inputs are only read."""
         session, weights = self.session(block)
         binding = session.io_binding()
@@ -200,7 +201,7 @@ def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 def _make_session(
     bundle: Bundle, provider: Provider, dtype: str, threads: int, parts: int | None,
-    block: BundleBlock, marked: tuple[str, ...],
+    block: Block, marked: tuple[str, ...],
 ) -> ort.InferenceSession | CutSession:  # fmt: skip
     """A session for the block's kind; of the rewritten graph if there are `parts` to cut the
     experts into.

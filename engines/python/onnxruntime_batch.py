@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
 from glm_trt.engines.python.memory import Memory
 from glm_trt.engines.python.values import array_of
+from glm_trt.export.bundle.format import Block
 from glm_trt.model.states import StateSpec, input_dtype
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class _Bound:
         for mirror, array in self._sent.values():
             self._memory.send(mirror, array)
 
-    def bind(self, block: BundleBlock, inputs: dict[str, Any], outputs: dict[str, Any],
+    def bind(self, block: Block, inputs: dict[str, Any], outputs: dict[str, Any],
              turn: int = 0) -> _Work:  # fmt: skip
         """Bind those of the arrays that the block has, with its states."""
         states = self._states.get(block.name)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.backend import Backend
 from glm_trt.engines.python.request import GenerateOptions, Token
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session, checked_ids
 from glm_trt.engines.python.text import Text
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.device import Device, DeviceMemory
 from glm_trt.engines.python.gpu import Gpu
 from glm_trt.engines.python.tensorrt_batch import HEAD_TOKENS, TensorrtBatch
@@ -25,6 +24,8 @@ from glm_trt.engines.python.tensorrt_engine import (
     TensorrtEngines,
     require_tensorrt,
 )
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 
 Array = NDArray[Any]
@@ -95,9 +96,7 @@ class TensorrtBackend:
         indices = [sizes.pop(name) for name in ("shared_indices", "topk_indices") if name in sizes]
         return sizes | ({"topk_indices": max(indices)} if indices else {})
 
-    def stage(
-        self, block: BundleBlock, addresses: dict[str, int], engine: Engine | None = None
-    ) -> Stage:
+    def stage(self, block: Block, addresses: dict[str, int], engine: Engine | None = None) -> Stage:
         """A stage of `block`, its weights and the activations that all share bound.
 
         `addresses` may hold a "scratch" of its own, for an `engine` that is not the block's kind's.
@@ -117,7 +116,7 @@ class TensorrtBackend:
         """As in `Backend`: what the engines take."""
         return self.max_tokens
 
-    def run_block(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
+    def run_block(self, block: Block, inputs: dict[str, Array]) -> dict[str, Array]:
         """As in `Backend`, row by row."""
         rows = len(next(iter(inputs.values())))
         results = [
@@ -126,7 +125,7 @@ class TensorrtBackend:
         ]
         return {name: np.concatenate([x[name] for x in results]) for name in results[0]}
 
-    def _run_row(self, block: BundleBlock, inputs: dict[str, Array]) -> dict[str, Array]:
+    def _run_row(self, block: Block, inputs: dict[str, Array]) -> dict[str, Array]:
         marked = self._marked.get(block.kind)
         engine = marked or self.engines[block.kind]
         name = "input_ids" if "input_ids" in inputs else "hidden"
@@ -177,7 +176,7 @@ class TensorrtBackend:
         if names:
             self._marked[kind] = self._all_engines.marked(kind, names)
 
-    def release(self, block: BundleBlock) -> None:
+    def release(self, block: Block) -> None:
         """As in `Backend`: nothing, as weights are uploaded once."""
 
     def close(self) -> None:
@@ -200,7 +199,7 @@ class TensorrtBackend:
         blocks = (*self.bundle.blocks, *self.bundle.prediction_blocks)
         return {spec.name for block in blocks for spec in self.bundle.states(block)}
 
-    def _blocks_of(self, kind: str) -> Iterable[BundleBlock]:
+    def _blocks_of(self, kind: str) -> Iterable[Block]:
         blocks = (*self.bundle.blocks, *self.bundle.prediction_blocks)
         return (block for block in blocks if block.kind == kind)
 
@@ -217,7 +216,7 @@ def open_backend(bundle: Bundle, backend: str) -> TensorrtBackend:
     BundleError
         If the bundle has no such engines.
     """
-    flavour, dtype = require_tensorrt(backend), bundle.manifest["checkpoint"]["dtype"]
+    flavour, dtype = require_tensorrt(backend), bundle.dtype
     with ExitStack() as undo:
         device = Gpu(f"backend {backend!r}", backend)
         undo.callback(device.close)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
 from glm_trt.engines.python.device import DeviceMemory, RecordedWork
 from glm_trt.engines.python.tensorrt_engine import Stage
+from glm_trt.export.bundle.format import Block
 from glm_trt.model.bindings import NUMPY_DTYPES
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.states import StateSpec, input_dtype
@@ -29,7 +29,7 @@ class _Row:
     A cache has one buffer, written in place. Any other state has two, read and written by turns.
     """
 
-    def __init__(self, backend: TensorrtBackend, blocks: list[BundleBlock], predict: bool) -> None:
+    def __init__(self, backend: TensorrtBackend, blocks: list[Block], predict: bool) -> None:
         self._backend, self._blocks = backend, blocks
         bundle, capacity = backend.bundle, backend.bundle.max_seq_len
         sizes = {}
@@ -51,7 +51,7 @@ class _Row:
     def _dtype(self, spec: StateSpec) -> np.dtype[Any]:
         return NUMPY_DTYPES[input_dtype(spec.name, self._backend.dtype)]
 
-    def addresses(self, block: BundleBlock, turn: int) -> dict[str, int]:
+    def addresses(self, block: Block, turn: int) -> dict[str, int]:
         """Of the block's states, what a pass of this turn reads and writes."""
         found = {}
         for spec in self._backend.bundle.states(block):
@@ -129,7 +129,7 @@ class TensorrtBatch:
         self._latest: tuple[slice, Array, list[Array]] = (slice(0, 0), self.lengths[:0], [])
         self._past = self.lengths[:0]
 
-    def _make_stages(self, prediction: list[BundleBlock]) -> None:
+    def _make_stages(self, prediction: list[Block]) -> None:
         """Of the blocks of a pass, and of the prediction layer and its head, if there are any."""
         shared = self._backend.shared
         hidden = [shared["hidden_0"], shared["hidden_1"]]
@@ -146,7 +146,7 @@ class TensorrtBatch:
             self._layer = self._stage(layer, {"hidden_out": shared["predicted"]})
             self._prediction_head = self._stage(prediction_head, {})
 
-    def _stage(self, block: BundleBlock, addresses: dict[str, int]) -> Stage:
+    def _stage(self, block: Block, addresses: dict[str, int]) -> Stage:
         made = self._backend.stage(block, addresses)
         self._all_stages.append(made)
         return made

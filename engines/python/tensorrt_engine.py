@@ -15,14 +15,14 @@ import ml_dtypes
 import numpy as np
 
 from glm_trt.engines.build import build_marked
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python.device import Device
 from glm_trt.engines.python.specialised_kernels import SpecialisedKernels
 from glm_trt.engines.tensorrt_flavours import BACKENDS, Flavour, load_flavour, present_target
+from glm_trt.export.bundle.format import LIBRARY_PLACE, Block, EngineEntry
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.requirements import require
 
-PLUGIN_LIBRARY = "plugins/libglm_trt_plugins.so"
 RECORDED_PROFILE = 0  # that of one token
 
 
@@ -101,7 +101,7 @@ class Stage:
     """One block ready to run, on either profile; what changes from run to run is set then."""
 
     def __init__(
-        self, block: BundleBlock, engine: Engine, addresses: dict[str, int], scratch: int
+        self, block: Block, engine: Engine, addresses: dict[str, int], scratch: int
     ) -> None:
         self.block, self.engine = block, engine
         self._executions: list[Execution] = []
@@ -187,7 +187,7 @@ class TensorrtEngines:
                 )
             self._load_plugins()
             for kind, entry in self._entries.items():
-                path = bundle.directory / entry["file"]
+                path = bundle.directory / entry.file
                 self.by_kind[kind] = TensorrtEngine(flavour, self._runtime, entry, path, device)
             undo.pop_all()
 
@@ -201,17 +201,17 @@ class TensorrtEngines:
                 f"build it: glm-trt build {directory} --backend {backend} --target {target}"
             )
         for kind, entry in self._entries.items():
-            if entry["backend_version"] != self._flavour.version:
+            if entry.backend_version != self._flavour.version:
                 raise BundleError(
-                    f"{directory / entry['file']}: engine of {kind}: built with {backend} "
-                    f"{entry['backend_version']}, this is {self._flavour.version}; build it again"
+                    f"{directory / entry.file}: engine of {kind}: built with {backend} "
+                    f"{entry.backend_version}, this is {self._flavour.version}; build it again"
                 )
 
     def _load_plugins(self) -> None:
-        if not any(entry["plugin_library"] for entry in self._entries.values()):
+        if not any(entry.plugin_library for entry in self._entries.values()):
             return
-        library = self._bundle.directory / PLUGIN_LIBRARY
-        if PLUGIN_LIBRARY not in self._bundle.manifest["files"]:
+        library = self._bundle.directory / LIBRARY_PLACE
+        if LIBRARY_PLACE not in self._bundle.manifest.files:
             raise BundleError(
                 f"{library}: missing, though engines of the bundle were built with it"
             )
@@ -246,13 +246,11 @@ class TensorrtEngines:
             self._runtime = None
 
 
-def _entries(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[str, Any]:
+def _entries(bundle: Bundle, backend: str, dtype: str, device: Device) -> dict[str, EngineEntry]:
     """The manifest's entries of the engines for the device, by kind."""
-    wanted = {"backend": backend, "target": device.target, "dtype": dtype}
-    return {
-        e["kind"]: e for e in bundle.manifest["engines"]
-        if all(e[name] == value for name, value in wanted.items())
-    }  # fmt: skip
+    wanted = (backend, device.target, dtype)
+    engines = bundle.manifest.engines
+    return {x.kind: x for x in engines if (x.backend, x.target, x.dtype) == wanted}
 
 
 class TensorrtEngine:
@@ -274,11 +272,11 @@ class TensorrtEngine:
     """
 
     def __init__(
-        self, flavour: Flavour, runtime: Any, entry: dict[str, Any], path: Path, device: Device,
+        self, flavour: Flavour, runtime: Any, entry: EngineEntry, path: Path, device: Device,
         *, keep_cache: bool = True,
     ) -> None:  # fmt: skip
         trt = flavour.trt
-        self._trt, self._device, self._kind = trt, device, entry["kind"]
+        self._trt, self._device, self._kind = trt, device, entry.kind
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT cannot load it (its log says why)")
@@ -297,7 +295,7 @@ class TensorrtEngine:
             )
             for name in names
         }
-        self.max_tokens = max(axes["sequence"][2] for axes in entry["profiles"].values())
+        self.max_tokens = max(axes["sequence"][2] for axes in entry.profiles.values())
         self.scratch_bytes = max(
             engine.get_device_memory_size_for_profile_v2(i)
             for i in range(engine.num_optimization_profiles)

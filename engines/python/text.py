@@ -10,12 +10,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.chat_template import GLM_TOKENS, ChatTemplates
 from glm_trt.engines.python.messages import Message
 from glm_trt.engines.python.special_tokens import SpecialTokens
 from glm_trt.engines.python.token_bytes import TokenBytes
 from glm_trt.engines.python.tokenizer_support import apply_fields
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError, GlmTrtError
 from glm_trt.model.files import what_it_is
 

@@ -34,6 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from glm_trt.engines.build import BuildOptions, build_engines
     from glm_trt.engines.tensorrt_flavours import load_flavour
+    from glm_trt.export.bundle.records import to_json
     from glm_trt.plugins.library import find_library
     from glm_trt.progress import Progress, print_table
 
@@ -50,13 +51,13 @@ def _run(options: argparse.Namespace) -> int:
     with Progress("build", quiet=options.json) as progress:
         engines = build_engines(options.bundle, settings, progress)
     if options.json:
-        print(json.dumps([engine.entry | {"cached": engine.cached} for engine in engines]))
+        print(json.dumps([to_json(e.entry) | {"cached": e.cached} for e in engines]))
         return 0
     rows = [
-        (e.entry["target"], e.entry["kind"], e.entry["dtype"], f"{e.entry['bytes'] / 1e6:.1f} MB",
-         "cached" if e.cached else f"{e.entry['seconds']:.1f} s", f"{e.entry['layers']} layers",
-         f"{len(e.entry['plugins'])} plugins",
-         f"{e.entry['peak_memory_bytes'] / 1e6:.0f} MB peak")
+        (e.entry.target, e.entry.kind, e.entry.dtype, f"{e.entry.bytes / 1e6:.1f} MB",
+         "cached" if e.cached else f"{e.entry.seconds:.1f} s", f"{e.entry.layers} layers",
+         f"{len(e.entry.plugins)} plugins",
+         f"{e.entry.peak_memory_bytes / 1e6:.0f} MB peak")
         for e in engines
     ]  # fmt: skip
     print_table(rows)

@@ -43,7 +43,7 @@ def _say_of_text(checkpoint: Path) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.export.bundle import ExportOptions, export_checkpoint
+    from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
     from glm_trt.progress import Progress
 
     settings = ExportOptions(

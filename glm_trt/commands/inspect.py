@@ -12,7 +12,7 @@ from glm_trt.model.errors import GlmTrtError
 
 if TYPE_CHECKING:
     from glm_trt.engines.casts import Cast
-    from glm_trt.export.manifest import Manifest
+    from glm_trt.export.bundle.format import Manifest
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.export.manifest import read_manifest, verify_files
+    from glm_trt.export.bundle.read import read_manifest, verify_files
+    from glm_trt.export.bundle.records import to_json
     from glm_trt.progress import print_table
 
     if options.polygraphy is not None:
@@ -44,39 +45,39 @@ def _run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             raise GlmTrtError(f"--{name}: goes with --polygraphy BLOCK")
     manifest = read_manifest(options.bundle)
-    verify_files(options.bundle, manifest)
-    dtype, casts = manifest["checkpoint"]["dtype"], _casts(options.bundle, manifest)
+    verify_files(options.bundle, manifest.files)
+    dtype, casts = manifest.checkpoint.dtype, _casts(options.bundle, manifest)
     if options.json:
         listed = casts if isinstance(casts, str) else [cast._asdict() for cast in casts]
-        print(json.dumps(manifest | {"casts": listed}))
+        print(json.dumps(to_json(manifest) | {"casts": listed}))
         return 0
     layers: dict[str, int] = {}
-    for block in manifest["blocks"]:
-        layers[block["kind"]] = layers.get(block["kind"], 0) + 1
-    source = manifest["checkpoint"]
-    files = len(source["files"])
-    print(f"{options.bundle}: {manifest['config']['model_type']}, every hash verified")
+    for block in manifest.blocks:
+        layers[block.kind] = layers.get(block.kind, 0) + 1
+    source = manifest.checkpoint
+    files = len(source.files)
+    print(f"{options.bundle}: {manifest.config['model_type']}, every hash verified")
     print_table(
-        [("checkpoint", f"{source['directory']} ({source['dtype']}, {files} file(s))"),
-         ("graphs", f"{', '.join(manifest['dtypes'])}; up to {manifest['max_seq_len']} tokens"),
+        [("checkpoint", f"{source.directory} ({source.dtype}, {files} file(s))"),
+         ("graphs", f"{', '.join(manifest.dtypes)}; up to {manifest.max_seq_len} tokens"),
          *((kind, f"{count} block(s)") for kind, count in layers.items()),
          *((f"cast in {dtype}", of) for of in _cast_lines(casts)),
-         *((f"{e['backend']} {e['target']}", f"{e['kind']} in {e['dtype']}: "
-            f"{e['bytes'] / 1e6:.1f} MB, {e['layers']} layers") for e in manifest["engines"])]
+         *((f"{e.backend} {e.target}", f"{e.kind} in {e.dtype}: "
+            f"{e.bytes / 1e6:.1f} MB, {e.layers} layers") for e in manifest.engines)]
     )  # fmt: skip
     return 0
 
 
 def _casts(path: Path, manifest: Manifest) -> list[Cast] | str:
     """What is cast in the checkpoint's dtype; a sentence where its weights are not there."""
-    from glm_trt.engines.bundle import Bundle
     from glm_trt.engines.casts import find_casts
+    from glm_trt.export.bundle.read import Bundle
 
     try:
         bundle = Bundle.open(path)
     except GlmTrtError as error:
         return f"not known: {error}"
-    return find_casts(bundle, manifest["checkpoint"]["dtype"])
+    return find_casts(bundle, manifest.checkpoint.dtype)
 
 
 def _cast_lines(casts: list[Cast] | str) -> list[str]:
@@ -86,7 +87,7 @@ def _cast_lines(casts: list[Cast] | str) -> list[str]:
 
 
 def _print_polygraphy_line(options: argparse.Namespace) -> int:
-    from glm_trt.engines.bundle import Bundle
+    from glm_trt.export.bundle.read import Bundle
     from glm_trt.validate.polygraphy_run import polygraphy_line
 
     bundle = options.bundle

@@ -13,13 +13,15 @@ from typing import Any
 import onnx
 import pytest
 from checkpoints import make_oracle, save
+from manifests import list_again
 
 from glm_trt.engines import build, tensorrt_flavours
 from glm_trt.engines.build import BuildError, BuildOptions, build_engines, make_profiles
 from glm_trt.engines.build_graph import prepare_graph
-from glm_trt.engines.bundle import Bundle
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import file_entry, read_manifest, write_manifest
+from glm_trt.export.bundle.format import EngineEntry
+from glm_trt.export.bundle.read import Bundle, read_manifest
+from glm_trt.export.bundle.write import file_entry
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import locked
 
@@ -55,8 +57,8 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     run = build._run_worker
 
-    def counted(entry: dict[str, Any], *rest: Any) -> Any:
-        kinds.append(entry["kind"])
+    def counted(entry: EngineEntry, *rest: Any) -> Any:
+        kinds.append(entry.kind)
         return run(entry, *rest)
 
     monkeypatch.setattr(build, "_run_worker", counted)
@@ -71,19 +73,19 @@ def replace_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def test_one_engine_per_kind(built: Path) -> None:
     manifest = read_manifest(built)
     # Six layers of two kinds; their number plays no part.
-    assert [block["name"] for block in manifest["blocks"]].count("layer.5") == 1
-    assert [engine["kind"] for engine in manifest["engines"]] == KINDS
-    for engine in manifest["engines"]:
-        path = built / engine["file"]
-        graph = built / "graphs" / "bfloat16" / f"{engine['kind']}.onnx"
-        assert manifest["files"][engine["file"]] == file_entry(path)
-        assert engine["bytes"] == path.stat().st_size < 30e6
-        assert engine["graph_sha256"] == file_entry(graph)["sha256"]
-        assert (engine["target"], engine["dtype"]) == ("sm89", "bfloat16")
-        assert engine["profiles"]["decode"]["sequence"] == [1, 1, 1]
-        assert engine["profiles"]["prefill"]["sequence"] == [2, 512, 512]
-        assert engine["layers"] > 10 and 0 < engine["seconds"] < 60
-        assert 50e6 < engine["peak_memory_bytes"] < 4e9
+    assert [block.name for block in manifest.blocks].count("layer.5") == 1
+    assert [engine.kind for engine in manifest.engines] == KINDS
+    for engine in manifest.engines:
+        path = built / engine.file
+        graph = built / "graphs" / "bfloat16" / f"{engine.kind}.onnx"
+        assert manifest.files[engine.file] == file_entry(path)
+        assert engine.bytes == path.stat().st_size < 30e6
+        assert engine.graph_sha256 == file_entry(graph).sha256
+        assert (engine.target, engine.dtype) == ("sm89", "bfloat16")
+        assert engine.profiles["decode"]["sequence"] == (1, 1, 1)
+        assert engine.profiles["prefill"]["sequence"] == (2, 512, 512)
+        assert engine.layers > 10 and 0 < engine.seconds < 60
+        assert 50e6 < engine.peak_memory_bytes < 4e9
     left_over = [path for path in built.parent.rglob(".*") if path.is_file()]
     assert not left_over and not list((built / "engines").glob(".build-*"))
     Bundle.open(built)
@@ -93,7 +95,7 @@ def test_one_engine_per_kind(built: Path) -> None:
 def test_second_build_is_cached(built_copy: Path, spawned: list[str]) -> None:
     before = (built_copy / "manifest.json").read_bytes()
     engines = build_engines(built_copy, SM89)
-    assert [engine.entry["kind"] for engine in engines if engine.cached] == KINDS
+    assert [engine.entry.kind for engine in engines if engine.cached] == KINDS
     assert spawned == []
     assert (built_copy / "manifest.json").read_bytes() == before
 
@@ -120,9 +122,9 @@ def test_engines_of_another_make_are_replaced(
     built_copy: Path, spawned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "BUILDER_OPTIONS", build.BUILDER_OPTIONS | {"tf32": True})
-    old = [engine["key"] for engine in read_manifest(built_copy)["engines"]]
+    old = [engine.key for engine in read_manifest(built_copy)["engines"]]
     build_engines(built_copy, SM89)
-    new = [engine["key"] for engine in read_manifest(built_copy)["engines"]]
+    new = [engine.key for engine in read_manifest(built_copy)["engines"]]
     assert spawned == KINDS and len(new) == len(KINDS) and not set(old) & set(new)
 
 
@@ -157,22 +159,20 @@ def test_shared_selection(
     bundle = tmp_path / "bundle"
     export_checkpoint(tmp_path / "checkpoint", bundle, ExportOptions(dtypes=dtypes))
     engines = build_engines(bundle, BuildOptions(targets=("sm80",), dtype=chosen))
-    assert {engine.entry["dtype"] for engine in engines} == {expected}
-    kinds = {engine.entry["kind"] for engine in engines}
+    assert {engine.entry.dtype for engine in engines} == {expected}
+    kinds = {engine.entry.kind for engine in engines}
     assert kinds == {"embedding", "dense_indexed", "sparse_shared", "head"}
 
 
 @needs_rtx
 def test_refused_graph(bundle: Path) -> None:
     """The engines before the one that failed are kept, and the next build goes on from there."""
-    manifest = read_manifest(bundle)
     name = "graphs/bfloat16/sparse_indexed.onnx"
     good = (bundle / name).read_bytes()
     model = onnx.load_from_string(good)
     model.graph.node[3].op_type = "NonZero"
     (bundle / name).write_bytes(model.SerializeToString())
-    manifest["files"][name] = file_entry(bundle / name)
-    write_manifest(bundle, manifest)
+    list_again(bundle, name)
     with pytest.raises(
         BuildError, match=r"sparse_indexed in bfloat16 for sm89 .*status 1"
     ) as error:
@@ -181,10 +181,9 @@ def test_refused_graph(bundle: Path) -> None:
     assert "cudaError" not in str(error.value)
 
     manifest = read_manifest(bundle)
-    assert [engine["kind"] for engine in manifest["engines"]] == ["embedding", "dense_indexed"]
+    assert [engine.kind for engine in manifest.engines] == ["embedding", "dense_indexed"]
     (bundle / name).write_bytes(good)
-    manifest["files"][name] = file_entry(bundle / name)
-    write_manifest(bundle, manifest)
+    list_again(bundle, name)
     engines = build_engines(bundle, SM89)
     assert [engine.cached for engine in engines] == [True, True, False, False, False]
 
@@ -284,14 +283,14 @@ def test_target_of_the_present_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_profiles() -> None:
     assert make_profiles(4096, 512, 2048) == {
-        "decode": {"batch": [1] * 3, "capacity": [4096] * 3, "selected": [2048] * 3,
-                   "sequence": [1] * 3},
-        "prefill": {"batch": [1] * 3, "capacity": [4096] * 3, "selected": [2048] * 3,
-                    "sequence": [2, 512, 512]},
+        "decode": {"batch": (1,) * 3, "capacity": (4096,) * 3, "selected": (2048,) * 3,
+                   "sequence": (1,) * 3},
+        "prefill": {"batch": (1,) * 3, "capacity": (4096,) * 3, "selected": (2048,) * 3,
+                    "sequence": (2, 512, 512)},
     }  # fmt: skip
     short = make_profiles(100, 512, 2048)
-    assert short["prefill"]["sequence"] == [2, 100, 100]
-    assert short["prefill"]["selected"] == [100] * 3
+    assert short["prefill"]["sequence"] == (2, 100, 100)
+    assert short["prefill"]["selected"] == (100,) * 3
     assert list(make_profiles(1, 512, 2048)) == ["decode"]
 
 

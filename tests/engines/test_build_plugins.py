@@ -20,7 +20,6 @@ from traces import trace_once
 from glm_trt.cli import main
 from glm_trt.engines.build import (
     BUILDER_OPTIONS,
-    PLUGINS,
     WORKER,
     BuildOptions,
     build_engines,
@@ -29,8 +28,9 @@ from glm_trt.engines.build import (
 )
 from glm_trt.engines.build_graph import prepare_graph
 from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import read_manifest, verify_files
+from glm_trt.export.bundle.format import LIBRARY_PLACE
+from glm_trt.export.bundle.read import read_manifest, verify_files
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.model.presets import preset_config
@@ -78,13 +78,13 @@ def test_every_kind_builds_with_plugins(
             "dense_indexed": {"IndexerTopK", "SparseMla"},
             "sparse_indexed": OPERATORS,
             "mtp_sparse_indexed": OPERATORS,
-        }.get(engine["kind"], set())
-        assert set(engine["plugins"]) == wanted
-        assert engine["bytes"] < 10e6
-        assert transposed_weights(bundle / engine["file"]) == []
+        }.get(engine.kind, set())
+        assert set(engine.plugins) == wanted
+        assert engine.bytes < 10e6
+        assert transposed_weights(bundle / engine.file) == []
     manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
-    assert PLUGINS in manifest["files"]
+    verify_files(bundle, manifest.files)
+    assert LIBRARY_PLACE in manifest.files
     assert all(engine.cached for engine in build_engines(bundle, options))
 
 
@@ -93,13 +93,13 @@ def test_inner_values_become_outputs(bundle: Path, library: Path, tmp_path: Path
     options = BuildOptions(targets=("sm80",), dtype="bfloat16", plugins=library)
     entry = next(
         engine.entry for engine in build_engines(bundle, options)
-        if engine.entry["kind"] == "sparse_indexed"
+        if engine.entry.kind == "sparse_indexed"
     )  # fmt: skip
     graph = onnx.load(bundle / "graphs" / "bfloat16" / "sparse_indexed.onnx").graph
     makers = {node.op_type: node.output[0] for node in graph.node}
     names = [makers["RMSNormalization"], makers["MoeExperts"]]
     marked = build_marked(bundle, entry, [*names, makers["Shape"], "none"], tmp_path).read_bytes()
-    plain = (bundle / entry["file"]).read_bytes()
+    plain = (bundle / entry.file).read_bytes()
     network = _network_outputs(tmp_path / "marked.onnx")
     assert network[-2:] == names and makers["Shape"] not in network
     # The names of inputs and outputs are in a plan as they are.
@@ -120,14 +120,14 @@ def test_another_library_makes_engines_anew(bundle: Path, library: Path, tmp_pat
     other.write_bytes(library.read_bytes() + b"\0")
     engines = build_engines(copy, BuildOptions(targets=("sm80",), dtype="bfloat16", plugins=other))
     assert not any(engine.cached for engine in engines)
-    left = {engine["plugin_library"] for engine in read_manifest(copy)["engines"]}
-    assert left == {engines[0].entry["plugin_library"]}
+    left = {engine.plugin_library for engine in read_manifest(copy).engines}
+    assert left == {engines[0].entry.plugin_library}
 
 
 def test_embedding_carries_the_library(bundle: Path, library: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     options = BuildOptions(targets=("sm80",), dtype="bfloat16", plugins=library, embed_plugins=True)
-    sizes = {e.entry["kind"]: e.entry["bytes"] for e in build_engines(copy, options)}
+    sizes = {e.entry.kind: e.entry.bytes for e in build_engines(copy, options)}
     assert sizes["sparse_indexed"] > library.stat().st_size
 
 
@@ -220,8 +220,8 @@ def test_hybrid_builds_with_plugins(
     engines = [engine.entry for engine in build_engines(hybrid, options)]
     assert len(engines) == 6 * len(targets)
     for engine in engines:
-        assert set(engine["plugins"]) == wanted.get(engine["kind"], set())
-        assert transposed_weights(hybrid / engine["file"]) == []
+        assert set(engine.plugins) == wanted.get(engine.kind, set())
+        assert transposed_weights(hybrid / engine.file) == []
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_what_others_quantised_builds_with_plugins(
     engines = [engine.entry for engine in build_engines(tmp_path / "bundle", built)]
     assert len(engines) == 4
     for engine in engines:
-        sparse = engine["kind"].startswith("sparse")
-        wanted = {"IndexerTopK", "SparseMla"} | (linear if engine["kind"].count("_") > 1 else set())
+        sparse = engine.kind.startswith("sparse")
+        wanted = {"IndexerTopK", "SparseMla"} | (linear if engine.kind.count("_") > 1 else set())
         wanted |= {"MoeRouting", experts} if sparse else set()
-        assert set(engine["plugins"]) == (wanted if "_" in engine["kind"] else set())
+        assert set(engine.plugins) == (wanted if "_" in engine.kind else set())
 
 
 def test_linear_attention_wants_the_library(

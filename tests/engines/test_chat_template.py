@@ -15,11 +15,11 @@ from glm_text import TINY, files_of, glm_text, oracle_tokenizer, renderers
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.chat_template import GLM_TOKENS
 from glm_trt.engines.python.text import Text
 from glm_trt.engines.python.tokenizer_support import is_own_class
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError
 
 HELLO = [{"role": "user", "content": "hello"}]

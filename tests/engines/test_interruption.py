@@ -16,7 +16,6 @@ from tensorrt_double import MAX_TOKENS, HostDevice, open_double
 
 import glm_trt
 from glm_trt import run_command
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_batch import _LayerStates
 from glm_trt.engines.python.request import (
     CANCELLED,
@@ -28,7 +27,8 @@ from glm_trt.engines.python.request import (
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.run_command import RunOptions, run_chat

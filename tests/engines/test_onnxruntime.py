@@ -13,7 +13,7 @@ from checkpoints import SHAPES, make_oracle, reload_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
 import glm_trt
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

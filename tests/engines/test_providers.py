@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from onnx import inliner, shape_inference
 import glm_trt
 from glm_trt.cli import main
 from glm_trt.commands.command import PROVIDERS
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import contrib_linear, memory, onnxruntime_backend, providers, scatter
 from glm_trt.engines.python.memory import HostMemory, ProviderMemory
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.runtime import Runtime
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.validate.environment import describe_backend
 from glm_trt.validate.polygraphy_run import block_feeds, polygraphy_line
@@ -359,7 +360,8 @@ def test_cuda_runs_the_graphs_of_the_checkpoints_dtype(
 
     is_hybrid = name == "hybrid"
     bundle = Bundle.open(hybrid_bundle if is_hybrid else tiny_bundle)
-    bundle.manifest["checkpoint"]["dtype"] = "bfloat16"
+    checkpoint = replace(bundle.manifest.checkpoint, dtype="bfloat16")
+    bundle.manifest = replace(bundle.manifest, checkpoint=checkpoint)
     device = StandIn()
     monkeypatch.setattr(ort, "InferenceSession", Made)
     backend = OnnxruntimeBackend(bundle, 1, provider="cuda", memory=device)

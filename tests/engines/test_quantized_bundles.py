@@ -17,14 +17,15 @@ from onnx import helper
 from quantize_checkpoint import quantize_checkpoint
 
 import glm_trt
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import large_weights, onnxruntime_backend
 from glm_trt.engines.python.cut_session import CutSession
 from glm_trt.engines.python.large_weights import keep_stored
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export import trace
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
@@ -120,7 +121,7 @@ def test_only_experts_that_are_reached_are_read(
         assert np.shares_memory(gate, tensor(runtime.bundle.weights, name))
 
 
-def block_inputs(bundle: Bundle, block: BundleBlock, length: int) -> dict[str, Any]:
+def block_inputs(bundle: Bundle, block: Block, length: int) -> dict[str, Any]:
     config, generator = bundle.config, np.random.default_rng(0)
     angles = generator.uniform(0, 6, (1, length, config.qk_rope_head_dim // 2))
     states = {x.name: np.zeros(x.shape(1, length), np.float32)

@@ -15,13 +15,13 @@ from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.cut_session import CutSession, MappedExperts
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.values import ort_value
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import Binding
 from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins.bodies import function_bodies

@@ -18,7 +18,7 @@ from glm_trt.engines.python.request import GenerateOptions, Request, SharedPromp
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.weights import load_model

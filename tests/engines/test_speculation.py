@@ -15,7 +15,7 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.speculation import Drafts
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 
 

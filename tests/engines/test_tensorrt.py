@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tensorrt_double import MAX_TOKENS, GraphEngine, HostDevice, open_double
 
 import glm_trt
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import (
     cuda_driver,
     gpu,
@@ -39,9 +39,10 @@ from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.tensorrt_engine import Engine, TensorrtEngines
 from glm_trt.engines.tensorrt_flavours import Flavour
-from glm_trt.export import manifest
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import read_manifest, write_manifest
+from glm_trt.export.bundle.format import EngineEntry, FileEntry
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.bundle.write import write_manifest
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.validate import cases, subjects
@@ -198,22 +199,23 @@ def test_memory_is_accounted_before_it_is_taken(tmp_path: Path) -> None:
 
 def with_engines(tmp_path: Path, version: str, library: bool) -> Bundle:
     opened = small(tmp_path)
-    manifest = read_manifest(opened.directory)
+    files, engines = dict(opened.manifest.files), []
     for kind in opened.kinds:
         name = f"engines/tensorrt-rtx/sm89/float32/{kind}.plan"
         path = opened.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"not a plan")
-        manifest["files"][name] = {"bytes": 10, "sha256": "0" * 64}
-        manifest["engines"].append(
-            {"backend": "tensorrt-rtx", "backend_version": version, "target": "sm89", "kind": kind,
-             "dtype": "float32", "file": name, "key": "0" * 64, "graph_sha256": "0" * 64,
-             "bytes": 10, "seconds": 1, "peak_memory_bytes": 1, "layers": 1,
-             "profiles": {"decode": {"sequence": [1, 1, 1]}}, "plugins": [],
-             "plugin_library": "0" * 64 if library else None}
+        files[name] = FileEntry(10, "0" * 64)
+        engines.append(
+            EngineEntry(
+                "tensorrt-rtx", version, "sm89", kind, "float32", name, key="0" * 64,
+                graph_sha256="0" * 64, bytes=10, seconds=1, peak_memory_bytes=1, layers=1,
+                profiles={"decode": {"sequence": (1, 1, 1)}}, plugins=(),
+                plugin_library="0" * 64 if library else None,
+            )
         )  # fmt: skip
-    write_manifest(opened.directory, manifest)
-    opened.manifest["engines"] = manifest["engines"]
+    opened.manifest = replace(opened.manifest, engines=tuple(engines), files=files)
+    write_manifest(opened.directory, opened.manifest)
     return opened
 
 
@@ -256,7 +258,7 @@ def test_the_gpu_is_looked_for_before_files_are_read(
     def no_gpu(what: str = "", instead: str = "") -> str:
         raise MissingCapabilityError(f"{what} needs a GPU: none here")
 
-    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
+    monkeypatch.setattr(read, "sha256_of", sha256_of)
     monkeypatch.setattr(tensorrt_engine, "present_target", no_gpu)
     options = ["--input-ids", "1"] if command == "run" else []
     code = main([command, str(tmp_path / "b"), "--backend", "tensorrt", *options])

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.stopping import StopStrings
 from glm_trt.engines.python.text import Text
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

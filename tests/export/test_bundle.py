@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from manifests import edit_manifest
 from safetensors.torch import load_file, save_file
 
 import glm_trt
-from glm_trt.engines.bundle import Bundle
-from glm_trt.export import bundle as bundles
+from glm_trt.export import export_checkpoint as exporting
 from glm_trt.export import materialize, trace
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import read_manifest, write_manifest
+from glm_trt.export.bundle.read import Bundle, read_manifest
+from glm_trt.export.bundle.write import write_manifest
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model import bindings, files
 from glm_trt.model.errors import BundleError, CheckpointError
 
@@ -94,20 +95,18 @@ def test_missing_and_truncated_files(bundle: Path) -> None:
 def test_schema_is_checked_on_load(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     with pytest.raises(jsonschema.ValidationError, match="0 is less than"):
-        write_manifest(bundle, {**manifest, "max_seq_len": 0})
+        write_manifest(bundle, replace(manifest, max_seq_len=0))
     assert read_manifest(bundle) == manifest
     # Sealed properly, wrong all the same.
-    blank = json.dumps({**manifest, "sha256": "0" * 64, "engines": [{"kind": "head"}]})
-    digest = hashlib.sha256(blank.encode()).hexdigest()
-    (bundle / "manifest.json").write_text(blank.replace("0" * 64, digest, 1))
+    edit_manifest(bundle, lambda manifest: manifest["engines"].append({"kind": "head"}))
     with pytest.raises(BundleError, match=r"engines\[0\]: breaks the manifest's schema"):
         Bundle.open(bundle)
 
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path, no_tracing: list[str]) -> None:
     path = bundle / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 5', '"format_version": 4'))
-    with pytest.raises(BundleError, match="expected 5, found 4; export again"):
+    path.write_text(path.read_text().replace('"format_version": 6', '"format_version": 5'))
+    with pytest.raises(BundleError, match="expected 6, found 5; export again"):
         Bundle.open(bundle)
     assert export_checkpoint(TINY, bundle, FLOAT32)
     assert len(no_tracing) == 5
@@ -126,12 +125,12 @@ def test_scan_counts_all_shards(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         save_file(part, checkpoint / f"{i}.safetensors")
     sizes = [path.stat().st_size for path in checkpoint.glob("*.safetensors")]
     output = checkpoint.parent / "out"
-    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", sum(sizes))
+    monkeypatch.setattr(exporting, "SCAN_LIMIT_BYTES", sum(sizes))
     with pytest.raises(CheckpointError, match="finite"):
         export_checkpoint(checkpoint, output, FLOAT32)
-    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", sum(sizes) - 1)
+    monkeypatch.setattr(exporting, "SCAN_LIMIT_BYTES", sum(sizes) - 1)
     assert export_checkpoint(checkpoint, output, FLOAT32)
-    assert [x["sha256"] for x in read_manifest(output)["checkpoint"]["files"]] == [None, None]
+    assert [x.sha256 for x in read_manifest(output).checkpoint.files] == [None, None]
 
 
 def test_materialized_weights_are_the_checkpoints(tiny_bundle: Path) -> None:
@@ -179,7 +178,7 @@ def test_changed_shard_is_named(checkpoint: Path, tmp_path: Path, no_tracing: li
 def test_changed_shard_of_a_checkpoint_too_large_to_hash_is_named(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(bundles, "SCAN_LIMIT_BYTES", 0)
+    monkeypatch.setattr(exporting, "SCAN_LIMIT_BYTES", 0)
     export_checkpoint(checkpoint, tmp_path / "bundle", FLOAT32)
     Bundle.open(tmp_path / "bundle").weights.tensor("model.norm.weight")
     shard = checkpoint / "model.safetensors"

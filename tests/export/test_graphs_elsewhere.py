@@ -17,8 +17,8 @@ from polygraphy.backend.onnx import fold_constants
 from traces import trace_once
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.cut_session import expert_model
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.passes.nodes import every_node
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.presets import preset_config

@@ -20,7 +20,7 @@ from hub_double import Hub, hub_of_this_machine
 from huggingface_hub import constants
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.hub import LOWEST
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
-from glm_trt.export import bundle as bundles
+from glm_trt.export import export_checkpoint as exporting
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model import generate_checkpoint as g
 from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
 from glm_trt.model.presets import PRESETS, preset_config
@@ -59,7 +59,7 @@ def test_full_size_in_fp8_is_exported_unread(
         assert written["disk_bytes"] < 50e6 < 100e9 < written["bytes"]
         script = f"""
 from pathlib import Path
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 export_checkpoint(Path({str(place)!r}), Path({str(bundle)!r}), ExportOptions(("float32",)))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(status["VmHWM"].split()[0])  # ru_maxrss would be this process's own, if that is larger
@@ -139,9 +139,9 @@ def test_block_takes_no_space_and_is_exported_unread(
     def read(*_: Any) -> None:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(bundles, "_check_finite", read)
-    entries = bundles._shard_entries(checkpoint.files, place)
-    assert {entry["sha256"] for entry in entries} == {None}
+    monkeypatch.setattr(exporting, "_check_finite", read)
+    entries = exporting.shard_entries(checkpoint.files, place)
+    assert {entry.sha256 for entry in entries} == {None}
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.text import Text
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 

@@ -20,7 +20,7 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import (
 
 import glm_trt
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
-from glm_trt.export.bundle import ExportOptions, export_checkpoint, model_blocks
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint, model_blocks
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.glm_moe_dsa import run_block

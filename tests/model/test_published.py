@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 import glm_trt
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python import cut_session, onnxruntime_backend
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model import bindings as b
 from glm_trt.model import checkpoint
 from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from test_published import TOLERANCE, ours, relative, theirs
 
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import read_manifest
+from glm_trt.export.bundle.read import read_manifest
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint import Checkpoint
 from glm_trt.model.errors import CheckpointError, ConfigError
 
@@ -168,7 +168,7 @@ def test_numbers_beyond_json_are_part_of_a_bundle(directory: Path, tmp_path: Pat
     """As transformers writes them: JSON has no NaN, and other programs no large integers."""
     configure(directory, LOADS["numbers beyond JSON"])
     export_checkpoint(directory, tmp_path / "b", ExportOptions(("float32",), 64))
-    config = read_manifest(tmp_path / "b")["config"]
+    config = read_manifest(tmp_path / "b").config
     assert config["foo"] == {"__float__": "NaN"} and config["baz"] == 1e30
     assert config["bar"] == [{"__float__": "-Infinity"}]
     configure(directory, {"foo": "\ud800"})

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_published import TOLERANCE, change_config, ours, relative, theirs
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.planning.source import find_source
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import layer_bindings
 from glm_trt.model.checkpoint import HEAD, INDEX_FILE, SINGLE_FILE, Checkpoint
 from glm_trt.model.errors import CheckpointError, ConfigError

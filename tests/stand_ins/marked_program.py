@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.tensorrt_backend import open_backend
+from glm_trt.export.bundle.read import Bundle
 
 TOKENS = 3
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from glm_trt.engines.bundle import Bundle
 from glm_trt.engines.python.tensorrt_backend import TensorrtBackend
 from glm_trt.engines.python.tensorrt_engine import Io
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.states import STATE_AXES
 
 MAX_TOKENS = 24

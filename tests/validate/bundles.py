@@ -8,7 +8,7 @@ from checkpoints import make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 from quantize_checkpoint import quantize_checkpoint
 
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 # Each with its weights inside, so that a copy of it can be changed.
 BUNDLES = ("plain", "hybrid", "fp8", "nvfp4")

@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from manifests import manifest_json
 from onnx import helper
 
-from glm_trt.export import manifest as m
+from glm_trt.export.bundle.format import FILE_NAME
+from glm_trt.export.bundle.records import to_json
+from glm_trt.export.bundle.write import file_entry, seal
 from glm_trt.model.files import sha256_of
 from glm_trt.model.safetensors_file import SafetensorsFile
 
@@ -29,17 +32,17 @@ class Faulty:
     def __init__(self, bundle: Path, copy: Path) -> None:
         shutil.copytree(bundle, copy)
         self.directory = copy
-        self.manifest = m.read_manifest(copy)
+        self.manifest = manifest_json(copy)
 
     def seal(self) -> None:
         """Write the manifest with the files' present hashes."""
         for name in self.manifest["files"]:
-            self.manifest["files"][name] = m.file_entry(self.directory / name)
+            self.manifest["files"][name] = to_json(file_entry(self.directory / name))
         for entry in self.manifest["checkpoint"]["files"]:
             file = SafetensorsFile(self.directory / "weights" / entry["file"])
             entry["sample_sha256"] = file.sample_sha256()
             entry["sha256"] = sha256_of(file.path)
-        m.write_manifest(self.directory, self.manifest)
+        (self.directory / FILE_NAME).write_bytes(seal(self.manifest))
 
     def kind_of(self, block: str) -> str:
         return next(x["kind"] for x in self.manifest["blocks"] if x["name"] == block)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.engines.bundle import BundleBlock
+from glm_trt.export.bundle.format import Block
 from glm_trt.validate.reference import OWN_WEIGHTS, EagerBlock, Reference
 
 Arrays = dict[str, NDArray[Any]]
@@ -24,9 +24,7 @@ _MADE: dict[tuple[str, ...], tuple[Arrays, Arrays]] = {}
 class RememberedBlock:
     """As `EagerBlock`; loaded when there is an input that no test had before."""
 
-    def __init__(
-        self, reference: Reference, block: BundleBlock, dtype: str, absorbed: bool
-    ) -> None:
+    def __init__(self, reference: Reference, block: Block, dtype: str, absorbed: bool) -> None:
         self.reference, self.of, self.dtype, self.absorbed = reference, block, dtype, absorbed
         self.key = (reference.source, block.name, dtype, str(absorbed))
         self.loaded: EagerBlock | None = None
@@ -52,7 +50,7 @@ def digest(inputs: Arrays) -> str:
 
 
 def remembered_block(
-    reference: Reference, block: BundleBlock, dtype: str, *, absorbed: bool = False
+    reference: Reference, block: Block, dtype: str, *, absorbed: bool = False
 ) -> EagerBlock | RememberedBlock:
     """In the place of `Reference.block`; a bundle that is its own yardstick is not remembered."""
     if reference.source == OWN_WEIGHTS:

@@ -17,9 +17,10 @@ from all_faults import FAULTS
 from faults import Faulty
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle, BundleBlock
 from glm_trt.engines.python import onnxruntime_batch
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError
 from glm_trt.validate.bisect import bisect_bundle, describe_finding
 from glm_trt.validate.graph_values import probes as graph_probes
@@ -89,7 +90,7 @@ def test_a_fault_of_what_is_fused_goes_away_when_it_is_looked_at(
         marked[kind] = names
         mark(self, kind, names)
 
-    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: dict[str, Any]) -> Any:
+    def faulty(self: OnnxruntimeBackend, block: Block, inputs: dict[str, Any]) -> Any:
         outputs = run(self, block, inputs)
         if block.name == "layer.1" and not marked.get(block.kind):
             outputs["hidden_out"] = outputs["hidden_out"] * np.float32(1.01)
@@ -167,7 +168,7 @@ def test_a_fault_of_the_runtime_is_followed_into_its_layers(
     """Each block is right alone; in a pass, one is given the past of another pass."""
     bind = onnxruntime_batch._Pass.bind
 
-    def faulty(self: Any, block: BundleBlock, inputs: Any, outputs: Any, turn: int = 0) -> Any:
+    def faulty(self: Any, block: Block, inputs: Any, outputs: Any, turn: int = 0) -> Any:
         if block.name == "layer.2":
             inputs = inputs | {"past_lengths": np.zeros_like(self.past)}
         return bind(self, block, inputs, outputs, turn)

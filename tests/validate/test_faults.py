@@ -18,7 +18,7 @@ from faults import Fault, Faulty
 from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.validate.bisect import bisect_bundle
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle

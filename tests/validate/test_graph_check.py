@@ -14,7 +14,7 @@ import pytest
 from faults import Faulty, insert, maker_of, node_of
 from onnx import helper, numpy_helper
 
-from glm_trt.engines.bundle import Bundle
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.bodies import function_bodies
 from glm_trt.validate.cases import CaseOptions

@@ -13,7 +13,8 @@ import pytest
 import torch
 from onnx import helper
 
-from glm_trt.engines.bundle import Bundle, BundleBlock
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.bindings import bound_tensor
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.weights import as_torch
@@ -22,7 +23,7 @@ from glm_trt.validate.graph_evaluator import GraphEvaluator
 Made = Callable[[str], tuple[Path, Path]]
 
 
-def block_inputs(bundle: Bundle, block: BundleBlock, past: int, length: int) -> dict[str, Any]:
+def block_inputs(bundle: Bundle, block: Block, past: int, length: int) -> dict[str, Any]:
     """Random ones, in the middle of a sequence."""
     config, generator = bundle.config, np.random.default_rng(0)
     angles = generator.uniform(0, 6, (1, length, config.qk_rope_head_dim // 2))

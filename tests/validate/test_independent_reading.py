@@ -13,10 +13,10 @@ import pytest
 import torch
 from bundles import LENGTH, make_checkpoint
 from checkpoints import make_oracle, save
+from manifests import edit_manifest, list_again
 from safetensors.torch import load_file, save_file
 
-from glm_trt.export import manifest as m
-from glm_trt.export.bundle import ExportOptions, export_checkpoint, model_blocks
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint, model_blocks
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
 from glm_trt.model.errors import BundleError
@@ -93,12 +93,6 @@ FAULTS: dict[str, tuple[str, Callable[[Rows, Rows], None]]] = {
 }  # fmt: skip
 
 
-def reseal(bundle: Path, change: Callable[[m.Manifest], None]) -> None:
-    manifest = m.read_manifest(bundle)
-    change(manifest)
-    m.write_manifest(bundle, manifest)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_binding_fails(bundle: Path, fault: str) -> None:
     block, change = FAULTS[fault]
@@ -109,7 +103,7 @@ def test_a_wrong_binding_fails(bundle: Path, fault: str) -> None:
     rows, others = ({x["name"]: x for x in content[of]} for of in (block, "layer.1"))
     change(rows, others)
     path.write_text(json.dumps(content))
-    reseal(wrong, lambda manifest: manifest["files"].update({path.name: m.file_entry(path)}))
+    list_again(wrong, path.name)
     assert failing(wrong) == [block]
 
 
@@ -120,10 +114,10 @@ def test_a_sound_bundle_passes(bundle: Path) -> None:
 def test_blocks_of_other_layers_are_refused(bundle: Path) -> None:
     wrong = shutil.copytree(bundle, bundle.with_name("layers"))
 
-    def exchanged(manifest: m.Manifest) -> None:
+    def exchanged(manifest: dict[str, Any]) -> None:
         manifest["blocks"][2]["layer"], manifest["blocks"][3]["layer"] = 2, 1
 
-    reseal(wrong, exchanged)
+    edit_manifest(wrong, exchanged)
     with pytest.raises(BundleError, match=r"block 2: expected .'layer.1', 1., found .'layer.1', 2"):
         failing(wrong)
 

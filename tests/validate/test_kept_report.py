@@ -14,7 +14,7 @@ import pytest
 from checkpoints import make_oracle, save
 
 from glm_trt.cli import main
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.validate import kept_report, validation
 from glm_trt.validate.cases import CaseOptions

@@ -11,7 +11,7 @@ from checkpoints import SHAPES, make_oracle, save
 from test_faults import problems
 from transformers import GlmMoeDsaForCausalLM
 
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 

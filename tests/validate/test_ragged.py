@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_faults import problems
 
-from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
+from glm_trt.export.bundle.format import Block
 from glm_trt.validate.cases import Case, CaseOptions, make_cases
 from glm_trt.validate.reference import Reference
 from glm_trt.validate.validation import ValidationOptions, open_bundle, validate_bundle
@@ -62,7 +62,7 @@ def test_padding_does_not_count(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
     right = OnnxruntimeBackend.run_block
     spoiled = []
 
-    def run(self: Any, block: BundleBlock, inputs: Any) -> Any:
+    def run(self: Any, block: Block, inputs: Any) -> Any:
         found = right(self, block, inputs)
         hidden = inputs.get("hidden")
         if hidden is None or block.layer is None:

@@ -19,8 +19,8 @@ import triton.language as tl
 from checkpoints import make_oracle, save
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import Bundle
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.common.interpreter import round_to_nearest
 from glm_trt.validate.cases import CaseOptions

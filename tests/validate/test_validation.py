@@ -17,9 +17,10 @@ from checkpoints import SHAPES, make_oracle, save
 from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
-from glm_trt.engines.bundle import BundleBlock
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.safetensors_file import TensorFiles
 from glm_trt.validate.bisect import describe_finding
@@ -31,7 +32,7 @@ from glm_trt.validate.validation import ValidationOptions, validate_bundle
 pytestmark = pytest.mark.usefixtures("shared_walks")
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 Arrays = dict[str, Any]
-Run = Callable[[BundleBlock, Arrays], Arrays]
+Run = Callable[[Block, Arrays], Arrays]
 
 
 @pytest.fixture(scope="module")
@@ -77,41 +78,41 @@ def test_right_hybrid_passes(hybrid: Path) -> None:
     assert compared["sparse_full"] == {"hidden_out", "kv_cache_out"}
 
 
-def half_split_rotation(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def half_split_rotation(run: Run, block: Block, inputs: Arrays) -> Arrays:
     """The angles of the next pair: what a wrong pairing does."""
     if "cos" in inputs:
         inputs = inputs | {"cos": np.roll(inputs["cos"], 1, -1)}
     return run(block, inputs)
 
 
-def stale_state(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def stale_state(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if "kv_cache_out" in outputs and inputs["past_lengths"][0] > 0:
         outputs["kv_cache_out"] = inputs["kv_cache"]
     return outputs
 
 
-def overwritten_state(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def overwritten_state(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if "kv_cache_out" in outputs and inputs["past_lengths"][0] > 0:
         outputs["kv_cache_out"][:, :, 0, 0] += 1e-3
     return outputs
 
 
-def one_position_late(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def one_position_late(run: Run, block: Block, inputs: Arrays) -> Arrays:
     if "past_lengths" in inputs and "cos" not in inputs:
         inputs = inputs | {"past_lengths": inputs["past_lengths"] + 1}
     return run(block, inputs)
 
 
-def not_a_number(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def not_a_number(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if "hidden_out" in outputs and outputs["hidden_out"].shape[1] > 7:
         outputs["hidden_out"][-1, 7, 3] = np.nan
     return outputs
 
 
-def other_expert(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def other_expert(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if "expert_indices" in outputs:
         row = outputs["expert_indices"][0]
@@ -119,7 +120,7 @@ def other_expert(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
     return outputs
 
 
-def last_position_unseen(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def last_position_unseen(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if "topk_indices" in outputs:
         row = outputs["topk_indices"][0, -1]
@@ -135,7 +136,7 @@ FAULTS = [half_split_rotation, stale_state, overwritten_state, one_position_late
 def test_a_fault_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
     run = OnnxruntimeBackend.run_block
 
-    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def faulty(self: OnnxruntimeBackend, block: Block, inputs: Arrays) -> Arrays:
         return fault(lambda b, i: run(self, b, i), block, inputs)
 
     monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
@@ -176,7 +177,7 @@ def test_outputs_of_another_shape_are_a_finding(
     """Not an end of the validation: the blocks behind are compared all the same."""
     run = OnnxruntimeBackend.run_block
 
-    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def faulty(self: OnnxruntimeBackend, block: Block, inputs: Arrays) -> Arrays:
         outputs = run(self, block, inputs)
         if block.name == "layer.2":
             edit(outputs)
@@ -244,24 +245,24 @@ def test_a_block_that_does_not_run_fails(
     assert "layer.0" in describe_finding(found)
 
 
-def is_linear(block: BundleBlock) -> bool:
+def is_linear(block: Block) -> bool:
     return block.kind.endswith("_linear")
 
 
-def recurrent_state_not_carried(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def recurrent_state_not_carried(run: Run, block: Block, inputs: Arrays) -> Arrays:
     if is_linear(block):
         inputs = inputs | {"recurrent_state": np.zeros_like(inputs["recurrent_state"])}
     return run(block, inputs)
 
 
-def recurrent_state_not_updated(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def recurrent_state_not_updated(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if is_linear(block) and inputs["recurrent_state"].any():
         outputs["recurrent_state_out"] = inputs["recurrent_state"]
     return outputs
 
 
-def transposed_recurrent_state(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def transposed_recurrent_state(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if is_linear(block):
         state = outputs["recurrent_state_out"]
@@ -269,14 +270,14 @@ def transposed_recurrent_state(run: Run, block: BundleBlock, inputs: Arrays) -> 
     return outputs
 
 
-def conv_state_shifted(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def conv_state_shifted(run: Run, block: Block, inputs: Arrays) -> Arrays:
     outputs = run(block, inputs)
     if is_linear(block):
         outputs["conv_state_out"] = np.roll(outputs["conv_state_out"], 1, -1)
     return outputs
 
 
-def last_token_taken_for_padding(run: Run, block: BundleBlock, inputs: Arrays) -> Arrays:
+def last_token_taken_for_padding(run: Run, block: Block, inputs: Arrays) -> Arrays:
     if is_linear(block):
         inputs = inputs | {"lengths": inputs["lengths"] - 1}
     return run(block, inputs)
@@ -293,7 +294,7 @@ def test_a_fault_of_linear_layers_is_found_there(
 ) -> None:
     run = OnnxruntimeBackend.run_block
 
-    def faulty(self: OnnxruntimeBackend, block: BundleBlock, inputs: Arrays) -> Arrays:
+    def faulty(self: OnnxruntimeBackend, block: Block, inputs: Arrays) -> Arrays:
         return fault(lambda b, i: run(self, b, i), block, inputs)
 
     monkeypatch.setattr(OnnxruntimeBackend, "run_block", faulty)
@@ -403,19 +404,17 @@ def test_a_wrong_weight_is_found_in_its_block(
 def test_a_wrong_binding_is_found_through_the_checkpoint(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glm_trt.engines import bundle as bundles
-
-    init = bundles.Bundle.__init__
+    init = Bundle.__init__
 
     def exchanged(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
         a, b = self.blocks[-2], self.blocks[-3]
         others = {binding.name: binding for binding in b.bindings}
-        self.blocks[-2] = BundleBlock(a.name, a.kind, a.layer, tuple(
+        self.blocks[-2] = Block(a.name, a.kind, a.layer, tuple(
             others[x.name] if x.name == "self_attn.o_proj.weight" else x for x in a.bindings
         ))  # fmt: skip
 
-    monkeypatch.setattr(bundles.Bundle, "__init__", exchanged)
+    monkeypatch.setattr(Bundle, "__init__", exchanged)
     report = validate_bundle(bundle)
     assert [b["ok"] for b in report["blocks"][-3:]] == [True, False, True]
 

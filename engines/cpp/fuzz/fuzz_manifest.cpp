@@ -25,7 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size)
     }
     try
     {
-        glm_trt::checkManifestSchema("manifest.json", glm_trt::parseJson(text));
+        glm_trt::readManifestValues("manifest.json", glm_trt::parseJson(text));
         accepted = true;
     }
     catch (glm_trt::BundleError const&)
@@ -43,10 +43,10 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size)
 std::vector<std::string> fuzzSeeds()
 {
     std::string const digest = '"' + kDigest + '"';
-    return {R"({"format": "glm-trt bundle", "format_version": 5, "sha256": )" + digest + R"(, "key": )" + digest
+    return {R"({"format": "glm-trt bundle", "format_version": 6, "sha256": )" + digest + R"(, "key": )" + digest
         + R"(, "versions": {"onnx": "1"}, "config": {"vocab_size": 5}, "model": {"vocab_size": 5, "hidden_size": 4,)"
           R"( "rotary_width": 2, "index_topk": 0, "eos_token_ids": [0, 1]}, "states": {"dense": [{"name": "kv_cache",)"
-          R"( "axes": ["batch", 1, "capacity", 8], "dtype": null}]}, "dtypes": ["float32"], "max_seq_len": 16,)"
+          R"( "unit": "page", "shape": [1, 16, 8], "position_axis": 1, "dtype": null}]}, "dtypes": ["float32"], "max_seq_len": 16,)"
           R"( "materialized": false, "blocks": [{"name": "layer.0", "kind": "dense", "layer": 0}], "graphs": [{"kind":)"
           R"( "dense", "dtype": "float32", "file": "graphs/float32/dense.onnx"}], "bindings": "bindings.json",)"
           R"( "checkpoint": {"directory": "../c", "dtype": "float32", "files": [{"file": "model.safetensors", "bytes":)"

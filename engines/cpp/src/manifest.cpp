@@ -12,10 +12,33 @@ namespace glm_trt
 namespace
 {
 
-constexpr char kFileName[] = "manifest.json";
-constexpr char kFormat[] = "glm-trt bundle";
-constexpr int64_t kFormatVersion = 5;
 std::string const kNoDigest(64, '0');
+
+Json parse(std::string const& path, std::string const& data)
+{
+    try
+    {
+        return parseJson(data);
+    }
+    catch (RepeatedName const& error)
+    {
+        throw BundleError(path + ": " + error.what() + ": listed twice");
+    }
+    catch (NotJson const&)
+    {
+        throw BundleError(path + ": not JSON");
+    }
+}
+
+void checkSchema(std::string const& path, Json const& value, Json const& schema, std::string const& whose)
+{
+    auto const failures = failuresOf(value, schema);
+    if (!failures.empty())
+    {
+        auto const& [place, rule] = *std::min_element(failures.begin(), failures.end());
+        throw BundleError(path + ": " + place + ": breaks the " + whose + " schema (" + rule + ")");
+    }
+}
 
 void checkVersion(std::string const& path, Json const& manifest)
 {
@@ -53,31 +76,15 @@ void checkDigest(std::string const& path, Json const& manifest, std::string data
 
 } // namespace
 
-void checkManifestSchema(std::string const& path, Json const& manifest)
+Manifest readManifestValues(std::string const& path, Json const& values)
 {
-    auto const failures = failuresOf(manifest, manifestSchema());
-    if (!failures.empty())
-    {
-        auto const& [place, rule] = *std::min_element(failures.begin(), failures.end());
-        throw BundleError(path + ": " + place + ": breaks the manifest's schema (" + rule + ")");
-    }
+    checkSchema(path, values, manifestSchema(), "manifest's");
+    return readAs<Manifest>(values);
 }
 
-Json parseManifest(std::string const& path, std::string const& data)
+Manifest parseManifest(std::string const& path, std::string const& data)
 {
-    Json manifest;
-    try
-    {
-        manifest = parseJson(data);
-    }
-    catch (RepeatedName const& error)
-    {
-        throw BundleError(path + ": " + error.what() + ": listed twice");
-    }
-    catch (NotJson const&)
-    {
-        throw BundleError(path + ": not JSON");
-    }
+    Json const manifest = parse(path, data);
     Json const* format = find(manifest, "format");
     if (format == nullptr || *format != kFormat)
     {
@@ -85,11 +92,17 @@ Json parseManifest(std::string const& path, std::string const& data)
     }
     checkVersion(path, manifest);
     checkDigest(path, manifest, data);
-    checkManifestSchema(path, manifest);
-    return manifest;
+    return readManifestValues(path, manifest);
 }
 
-Json readManifest(std::filesystem::path const& bundle)
+Bindings parseBindings(std::string const& path, std::string const& data)
+{
+    Json const values = parse(path, data);
+    checkSchema(path, values, bindingsSchema(), "bindings'");
+    return readAs<Bindings>(values);
+}
+
+Manifest readManifest(std::filesystem::path const& bundle)
 {
     auto const path = bundle / kFileName;
     std::error_code error;
@@ -100,7 +113,7 @@ Json readManifest(std::filesystem::path const& bundle)
     return parseManifest(path.string(), FileReader(path).rest());
 }
 
-void verifyFile(std::filesystem::path const& path, Json const& entry)
+void verifyFile(std::filesystem::path const& path, int64_t bytes, std::optional<std::string> const& sha256)
 {
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error))
@@ -108,22 +121,19 @@ void verifyFile(std::filesystem::path const& path, Json const& entry)
         throw BundleError(path.string() + ": missing, though the manifest lists it");
     }
     auto const size = std::filesystem::file_size(path);
-    auto const expected = entry.at("bytes").get<uintmax_t>();
-    if (size != expected)
+    if (size != static_cast<uintmax_t>(bytes))
     {
         throw BundleError(
-            path.string() + ": expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
+            path.string() + ": expected " + std::to_string(bytes) + " bytes, found " + std::to_string(size));
     }
-    Json const& digest = entry.at("sha256");
-    if (digest.is_null())
+    if (!sha256)
     {
         return; // of a shard that is too large to hash
     }
     auto const found = sha256OfFile(path);
-    if (digest != found)
+    if (*sha256 != found)
     {
-        throw BundleError(path.string() + ": altered: expected SHA-256 " + digest.get<std::string>() + ", found "
-            + found);
+        throw BundleError(path.string() + ": altered: expected SHA-256 " + *sha256 + ", found " + found);
     }
 }
 

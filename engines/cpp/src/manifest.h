@@ -1,7 +1,7 @@
-// The manifest of a bundle, as export/manifest.py reads it, with its texts.
+// The manifest and the bindings of a bundle, as export/bundle/read.py reads them, with its texts.
 #pragma once
 
-#include "json.h"
+#include "bundle_format.h"
 
 #include <filesystem>
 #include <string>
@@ -10,15 +10,18 @@ namespace glm_trt
 {
 
 //! The manifest in `data`, checked: format, version, digest, schema. Throws BundleError that begins with `path`.
-Json parseManifest(std::string const& path, std::string const& data);
+Manifest parseManifest(std::string const& path, std::string const& data);
 
 //! Format, version and digest are not checked: what is left of parseManifest for a test.
-void checkManifestSchema(std::string const& path, Json const& manifest);
+Manifest readManifestValues(std::string const& path, Json const& values);
 
 //! bundle/manifest.json, checked.
-Json readManifest(std::filesystem::path const& bundle);
+Manifest readManifest(std::filesystem::path const& bundle);
 
-//! Throws BundleError unless `path` has the size and SHA-256 (where one is listed) of a manifest's entry.
-void verifyFile(std::filesystem::path const& path, Json const& entry);
+//! The bindings in `data` by block, checked by their schema. Throws BundleError that begins with `path`.
+Bindings parseBindings(std::string const& path, std::string const& data);
+
+//! Throws BundleError unless `path` has that size, and that SHA-256 where there is one.
+void verifyFile(std::filesystem::path const& path, int64_t bytes, std::optional<std::string> const& sha256);
 
 } // namespace glm_trt

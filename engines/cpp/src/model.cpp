@@ -92,7 +92,7 @@ void Model::open()
             prepare(layer, number, profile);
         }
     }
-    mLogits.resize(static_cast<size_t>(mBundle.vocabSize()));
+    mLogits.resize(static_cast<size_t>(mBundle.manifest().model.vocabSize));
     mRaw.resize(mLogits.size() * mElementBytes);
     clearStates(true); // what memory held before may be NaN, which a product with 0 does not take away
 }
@@ -176,9 +176,9 @@ std::vector<float> const& Model::append(std::vector<int64_t> const& ids)
     }
     for (int64_t const id : ids)
     {
-        if (id < 0 || id >= mBundle.vocabSize())
+        if (id < 0 || id >= mBundle.manifest().model.vocabSize)
         {
-            throw Error("input_ids: expected ids below " + std::to_string(mBundle.vocabSize()) + ", found "
+            throw Error("input_ids: expected ids below " + std::to_string(mBundle.manifest().model.vocabSize) + ", found "
                 + std::to_string(id));
         }
     }
@@ -230,7 +230,7 @@ void Model::step(int64_t const* ids, int64_t tokens)
 void Model::queue(int64_t tokens, int turn)
 {
     int const profile = tokens == 1 ? 0 : 1;
-    size_t const wide = static_cast<size_t>(mBundle.hiddenSize()) * mElementBytes;
+    size_t const wide = static_cast<size_t>(mBundle.manifest().model.hiddenSize) * mElementBytes;
     for (Layer& layer : mLayers)
     {
         bool const isHead = &layer == &mLayers.back();

@@ -65,7 +65,7 @@ Runtime Runtime::load(std::string const& directory, LoadOptions const& options)
     CurrentDevice const current(*impl->device);
     impl->tensorRt = openTensorRt(backend);
     impl->bundle = Bundle::open(directory, options.checkpoint);
-    impl->dtype = options.dtype.empty() ? impl->bundle->dtype() : options.dtype;
+    impl->dtype = options.dtype.empty() ? nameOf(impl->bundle->manifest().checkpoint.dtype) : options.dtype;
     impl->engines = loadTensorRtEngines(impl->tensorRt, *impl->bundle, backend, impl->dtype, *impl->device);
     Dtype const dtype = dtypeOf(impl->dtype).value();
     requireMemory(*impl->device, memoryPlan(*impl->bundle, impl->engines, dtype));
@@ -93,12 +93,12 @@ int64_t Runtime::maxSeqLen() const
 
 int64_t Runtime::vocabSize() const
 {
-    return mImpl->bundle->vocabSize();
+    return mImpl->bundle->manifest().model.vocabSize;
 }
 
 std::vector<int64_t> const& Runtime::endTokens() const
 {
-    return mImpl->bundle->eosTokenIds();
+    return mImpl->bundle->manifest().model.eosTokenIds;
 }
 
 Session::Session(std::unique_ptr<Impl> impl)
@@ -133,7 +133,7 @@ Generated Session::generate(std::vector<int64_t> const& ids, GenerateOptions con
     }
     auto const& bundle = *mImpl->runtime->bundle;
     auto const endTokens = options.ignoreEnd ? std::vector<int64_t>{}
-        : options.endTokens.empty()          ? bundle.eosTokenIds()
+        : options.endTokens.empty()          ? bundle.manifest().model.eosTokenIds
                                              : options.endTokens;
     Generated result{{}, nameOf(Finish::kLength)};
     Finish finish = options.maxNewTokens == 0 ? Finish::kLength : Finish::kNone;
@@ -142,7 +142,7 @@ Generated Session::generate(std::vector<int64_t> const& ids, GenerateOptions con
     {
         auto const& logits = prefill(next);
         int64_t const token
-            = choose(logits.data(), bundle.vocabSize(), sampling, length(), mImpl->tokens);
+            = choose(logits.data(), bundle.manifest().model.vocabSize, sampling, length(), mImpl->tokens);
         result.tokens.push_back(token);
         bool const room = length() < bundle.maxSeqLen();
         finish = finishOf(

@@ -11,7 +11,9 @@
 namespace glm_trt
 {
 
-extern char const* const kManifestSchema; // made of the file when this is built
+// Made of the files when this is built.
+extern char const* const kManifestSchema;
+extern char const* const kBindingsSchema;
 
 namespace
 {
@@ -153,6 +155,10 @@ private:
         {
             expect(!value.is_number() || value >= wanted, path, rule);
         }
+        else if (rule == "maximum")
+        {
+            expect(!value.is_number() || value <= wanted, path, rule);
+        }
         else if (value.is_string())
         {
             checkString(value.get_ref<std::string const&>(), path, rule, wanted);
@@ -195,6 +201,10 @@ private:
         else if (rule == "minItems")
         {
             expect(value.size() >= wanted.get<size_t>(), path, rule);
+        }
+        else if (rule == "maxItems")
+        {
+            expect(value.size() <= wanted.get<size_t>(), path, rule);
         }
         else if (rule == "uniqueItems")
         {
@@ -263,8 +273,8 @@ private:
 void checkRules(Json const& schema)
 {
     static std::vector<std::string> const kKnown{"$schema", "$defs", "title", "description", "$ref", "type", "const",
-        "enum", "anyOf", "minimum", "minLength", "maxLength", "pattern", "items", "minItems", "uniqueItems",
-        "required", "properties", "propertyNames", "additionalProperties"};
+        "enum", "anyOf", "minimum", "maximum", "minLength", "maxLength", "pattern", "items", "minItems", "maxItems",
+        "uniqueItems", "required", "properties", "propertyNames", "additionalProperties"};
     for (auto const& [rule, wanted] : schema.items())
     {
         if (std::find(kKnown.begin(), kKnown.end(), rule) == kKnown.end())
@@ -299,6 +309,12 @@ std::vector<Failure> failuresOf(Json const& value, Json const& schema)
 Json const& manifestSchema()
 {
     static Json const kSchema = parseJson(kManifestSchema);
+    return kSchema;
+}
+
+Json const& bindingsSchema()
+{
+    static Json const kSchema = parseJson(kBindingsSchema);
     return kSchema;
 }
 

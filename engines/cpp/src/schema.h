@@ -1,4 +1,4 @@
-// The part of JSON Schema that the manifest's schema uses.
+// The part of JSON Schema that the bundle's schemas use.
 #pragma once
 
 #include "json.h"
@@ -16,7 +16,8 @@ using Failure = std::pair<std::string, std::string>;
 //! Every rule of `schema` that `value` breaks. Throws std::logic_error for a rule that this does not know.
 std::vector<Failure> failuresOf(Json const& value, Json const& schema);
 
-//! The schema of bundles' manifests, export/manifest.schema.json, which is compiled in.
+//! The schemas of bundles' manifests and bindings, export/bundle/*.schema.json, which are compiled in.
 Json const& manifestSchema();
+Json const& bindingsSchema();
 
 } // namespace glm_trt

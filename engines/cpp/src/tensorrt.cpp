@@ -178,16 +178,16 @@ class TensorRtEngine : public Engine
 {
 public:
     TensorRtEngine(
-        std::shared_ptr<TensorRt> session, EngineFile const& file, Device& device)
+        std::shared_ptr<TensorRt> session, EngineEntry const& file, std::filesystem::path const& path, Device& device)
         : mSession(std::move(session))
         , mDevice(device)
         , mKind(file.kind)
     {
-        std::string const plan = FileReader(file.path).rest();
+        std::string const plan = FileReader(path).rest();
         mEngine.reset(mSession->runtime->deserializeCudaEngine(plan.data(), plan.size()));
         if (mEngine == nullptr)
         {
-            throw BundleError(file.path.string() + ": cannot be loaded (built with " + file.backend + " "
+            throw BundleError(path.string() + ": cannot be loaded (built with " + file.backend + " "
                 + file.backendVersion + " for " + file.target + "): " + mSession->logger.last());
         }
         for (int32_t i = 0; i < mEngine->getNbIOTensors(); ++i)
@@ -199,7 +199,7 @@ public:
             mIo.push_back({name, mode == nvinfer1::TensorIOMode::kINPUT, bytesOf(type),
                 std::vector<int64_t>(dims.d, dims.d + std::max(dims.nbDims, 0))});
         }
-        readProfiles(file);
+        readProfiles(path);
     }
 
     std::vector<IoTensor> const& io() const override
@@ -234,7 +234,7 @@ public:
 
 private:
     //! Which profile takes one token, and which the most: asked of the engine, whatever their order.
-    void readProfiles(EngineFile const& file)
+    void readProfiles(std::filesystem::path const& path)
     {
         auto const isOpen = [](IoTensor const& tensor)
         { return tensor.isInput && std::find(tensor.shape.begin(), tensor.shape.end(), -1) != tensor.shape.end(); };
@@ -263,7 +263,7 @@ private:
         }
         if (mProfiles[0] < 0)
         {
-            throw BundleError(file.path.string() + ": no profile of it takes one token");
+            throw BundleError(path.string() + ": no profile of it takes one token");
         }
     }
 
@@ -305,11 +305,11 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
     std::string const& backend, std::string const& dtype, Device& device)
 {
     std::string const target = device.target();
-    std::map<std::string, EngineFile const*> files;
+    std::map<std::string, EngineEntry const*> files;
     bool needsLibrary = false;
-    for (auto const& file : bundle.engines())
+    for (auto const& file : bundle.manifest().engines)
     {
-        if (file.backend == backend && file.target == target && file.dtype == dtype)
+        if (file.backend == backend && file.target == target && nameOf(file.dtype) == dtype)
         {
             files[file.kind] = &file;
             needsLibrary = needsLibrary || file.pluginLibrary.has_value();
@@ -326,8 +326,9 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
     }
     if (needsLibrary)
     {
-        auto const path = bundle.pluginLibrary();
-        if (!path || session->runtime->getPluginRegistry().loadLibrary(path->c_str()) == nullptr)
+        bool const isListed = bundle.manifest().files.count(kLibraryPlace) != 0;
+        auto const path = bundle.directory() / kLibraryPlace;
+        if (!isListed || session->runtime->getPluginRegistry().loadLibrary(path.c_str()) == nullptr)
         {
             throw BundleError(bundle.directory().string() + ": its plugin library cannot be loaded: "
                 + session->logger.last());
@@ -338,7 +339,9 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
     {
         if (engines.count(block.kind) == 0)
         {
-            engines[block.kind] = std::make_shared<TensorRtEngine>(session, *files.at(block.kind), device);
+            EngineEntry const& file = *files.at(block.kind);
+            engines[block.kind]
+                = std::make_shared<TensorRtEngine>(session, file, bundle.directory() / file.file, device);
         }
     }
     return engines;

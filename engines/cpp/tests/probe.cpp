@@ -1,6 +1,6 @@
 // What the Python tests ask of the library: requests on stdin, one a line, an answer for each on stdout.
 //
-//     probe verdicts             safetensors PATH | manifest PATH | bundle DIRECTORY
+//     probe verdicts             safetensors, manifest, schema or bindings PATH | bundle DIRECTORY
 //     probe bind BUNDLE DTYPE    prints block, input and SHA-256 of every bound buffer
 //     probe convert FILE DTYPE   writes the tensor x of a safetensors file in another dtype
 //     probe sample CASES         a file of cases (tests/engines/cpp/test_sampling_cpp.py), prints tokens
@@ -34,7 +34,11 @@ void verdict(std::string const& kind, std::string const& path)
         }
         else if (kind == "schema")
         {
-            checkManifestSchema(path, parseJson(FileReader(path).rest()));
+            readManifestValues(path, parseJson(FileReader(path).rest()));
+        }
+        else if (kind == "bindings")
+        {
+            parseBindings(path, FileReader(path).rest());
         }
         else
         {

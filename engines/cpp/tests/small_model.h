@@ -133,14 +133,16 @@ inline void writeFiles(fs::path const& place)
     file["header_sha256"] = shard.headerSha256();
     file["sample_sha256"] = shard.sampleSha256();
     std::string const zeros(64, '0');
-    auto const block = [](char const* name, char const* kind) { return Json{{"name", name}, {"kind", kind}}; };
-    Json manifest{{"sha256", zeros}, {"format", "glm-trt bundle"}, {"format_version", 5}, {"key", zeros},
+    auto const block = [](char const* name, char const* kind) { return Json{{"name", name}, {"kind", kind}, {"layer", nullptr}}; };
+    Json manifest{{"sha256", zeros}, {"format", "glm-trt bundle"}, {"format_version", 6}, {"key", zeros},
         {"versions", Json::object()}, {"config", Json::object()},
         {"model", {{"vocab_size", kVocab}, {"hidden_size", kHidden}, {"rotary_width", 1}, {"index_topk", kSelected},
                       {"eos_token_ids", {6}}}},
         {"states",
-            {{"cached", {{{"name", "kv_cache"}, {"axes", {"batch", 1, "capacity", kWidth}}, {"dtype", nullptr}}}},
-                {"summed", {{{"name", "recurrent_state"}, {"axes", {"batch", kWidth}}, {"dtype", "float32"}}}}}},
+            {{"cached", Json::array({{{"name", "kv_cache"}, {"unit", "page"}, {"shape", {1, kCapacity, kWidth}},
+                            {"position_axis", 1}, {"dtype", nullptr}}})},
+                {"summed", Json::array({{{"name", "recurrent_state"}, {"unit", "slot"},
+                               {"shape", Json::array({kWidth})}, {"position_axis", nullptr}, {"dtype", "float32"}}})}}},
         {"dtypes", {"float32"}}, {"max_seq_len", kCapacity}, {"materialized", false},
         {"blocks", {block("embedding", "embedding"), block("layer.0", "cached"), block("layer.1", "summed"),
                        block("layer.2", "cached"), block("head", "head")}},

@@ -72,6 +72,8 @@ void testSchema()
 {
     CHECK(firstFailure("[1, 2.0, 3]", R"({"type": "array", "items": {"type": "integer"}})").empty());
     CHECK(firstFailure("[1, 2.5]", R"({"items": {"type": "integer"}})") == "$[1] type");
+    CHECK(firstFailure("[1, 2]", R"({"items": {"maximum": 1.5}})") == "$[1] maximum");
+    CHECK(firstFailure("[1, 2]", R"({"maxItems": 1})") == "$ maxItems");
     CHECK(firstFailure("[1, true]", R"({"items": {"type": "integer"}})") == "$[1] type");
     CHECK(firstFailure(R"({"a b": 0})", R"({"additionalProperties": {"minimum": 1}})") == "$['a b'] minimum");
     CHECK(firstFailure(R"({"a": {"b": 1}})", R"({"properties": {"a": {"additionalProperties": false}}})")

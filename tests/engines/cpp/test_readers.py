@@ -19,12 +19,13 @@ import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import make_hybrid, save_hybrid
+from manifests import edit_manifest
 from quantize_checkpoint import quantize_checkpoint
 from safetensors.torch import load_file, save_file
 
-from glm_trt.engines.bundle import Bundle
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
-from glm_trt.export.manifest import read_manifest, schema, write_manifest
+from glm_trt.export.bundle.format import FORMAT_VERSION
+from glm_trt.export.bundle.read import Bundle, manifest_schema, read_manifest
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor, cast
 from glm_trt.model.errors import BundleError, CheckpointError, GlmTrtError
 from glm_trt.model.safetensors_file import SafetensorsFile
@@ -267,9 +268,9 @@ def test_manifests_are_refused_alike(tmp_path: Path, probe: Path, tiny_bundle: P
     values: list[Any] = [None, True, 0, -1, 1.0, 1.5, "", "x", "../x", "/x", "a\n", "x" * 2000, [],
                          {}, ["float32", "float32"], {"a b'\\": 1}, 1 << 62, "0" * 64]  # fmt: skip
     cases = [original, original[:-1], b"", b"[]", b"null", b'{"format": "glm-trt bundle"}',
-             original.replace(b'"format_version": 5', b'"format_version": 4'),
-             original.replace(b'"format_version": 5', b'"format_version": 5.0'),
-             original.replace(b'"format_version": 5', b'"format_version": true')]  # fmt: skip
+             original.replace(b'"format_version": 6', b'"format_version": 5'),
+             original.replace(b'"format_version": 6', b'"format_version": 6.0'),
+             original.replace(b'"format_version": 6', b'"format_version": true')]  # fmt: skip
     cases += mutations(original, 500)
     for _ in range(1500):
         changed = json.loads(original)
@@ -289,7 +290,8 @@ def test_manifests_are_refused_alike(tmp_path: Path, probe: Path, tiny_bundle: P
     assert expected[0] == "ok" and sum("breaks the manifest's schema" in x for x in expected) > 800
     rules = {x.rsplit("(", 1)[-1] for x in expected if "schema" in x}
     assert len(rules) > 10, rules
-    assert manifest["format_version"] == schema()["properties"]["format_version"]["const"]
+    assert manifest["format_version"] == FORMAT_VERSION
+    assert manifest_schema()["properties"]["format_version"]["const"] == FORMAT_VERSION
 
 
 def replace_somewhere(value: Any, rng: random.Random, values: list[Any]) -> None:
@@ -338,9 +340,7 @@ def test_bundles_are_refused_alike(tmp_path: Path, probe: Path, tiny_bundle: Pat
         path.write_bytes(data)
 
     def elsewhere(place: Path) -> None:
-        manifest = read_manifest(place)
-        manifest["checkpoint"]["directory"] = "nowhere"
-        write_manifest(place, manifest)
+        edit_manifest(place, lambda manifest: manifest["checkpoint"].update(directory="nowhere"))
 
     requests: list[tuple[str, Path]] = []
     expected: list[str] = []

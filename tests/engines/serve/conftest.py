@@ -11,7 +11,7 @@ from answers import ENDS, TEXT
 from servers import Running, Start, start
 
 from glm_trt.engines.serve.grammar import Grammars
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 DIALOGUE = Path(__file__).parents[2] / "data" / "glm-5.1-dialogue"
 

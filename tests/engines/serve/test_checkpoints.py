@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from glm_trt.engines.python.chat_template import ChatTemplates
 from glm_trt.engines.python.special_tokens import SpecialTokens
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 DIALOGUE = Path(__file__).parents[2] / "data" / "glm-5.1-dialogue"
 QUESTION: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]

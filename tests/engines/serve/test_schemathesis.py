@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from servers import Start
 
-from glm_trt.export.bundle import ExportOptions, export_checkpoint
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 
 TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 

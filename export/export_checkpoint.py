@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -15,16 +15,30 @@ from typing import Any
 
 import numpy as np
 
-from glm_trt.export import manifest as m
+from glm_trt.export.bundle.format import (
+    FILE_NAME,
+    FORMAT,
+    FORMAT_VERSION,
+    Bindings,
+    Block,
+    CheckpointReference,
+    Graph,
+    Manifest,
+    ModelFacts,
+    Shard,
+)
+from glm_trt.export.bundle.pools import make_pools
+from glm_trt.export.bundle.read import NO_DIGEST, read_manifest, verify_files
+from glm_trt.export.bundle.records import to_json
+from glm_trt.export.bundle.write import file_entry, publish, write_manifest
 from glm_trt.export.materialize import bound_bytes, materialize_block
 from glm_trt.model import bindings as b
 from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.config import ModelConfig, block_kind
+from glm_trt.model.config import block_kind
 from glm_trt.model.errors import BundleError, CheckpointError
-from glm_trt.model.files import explain, locked, sha256_of, sync_directory, write_atomically
+from glm_trt.model.files import explain, locked, sha256_of, write_atomically
 from glm_trt.model.requirements import require, require_installed
 from glm_trt.model.safetensors_file import SafetensorsFile
-from glm_trt.model.states import layer_states
 from glm_trt.model.tensors import mtp_layers
 
 # Reading every weight once finds NaN and gives each shard a hash; for more weights than this it is
@@ -47,32 +61,26 @@ class ExportOptions:
     materialize: bool = False
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block of the model: its name, its kind, its bindings."""
-
-    name: str
-    kind: str
-    layer: int | None
-    bindings: list[b.Binding]
-
-
 def model_blocks(checkpoint: Checkpoint) -> list[Block]:
     """The blocks in the order of a pass: embedding, layers, head. Behind them the prediction
     layers, if the checkpoint has them, each with its head: no plain pass runs those.
     """
     config = checkpoint.config
-    blocks = [Block("embedding", "embedding", None, b.embedding_bindings(config, checkpoint))]
+    blocks = []
+
+    def add(name: str, kind: str, layer: int | None, bindings: list[b.Binding]) -> None:
+        blocks.append(Block(name, kind, layer, tuple(bindings)))
+
+    add("embedding", "embedding", None, b.embedding_bindings(config, checkpoint))
     for i in range(config.num_hidden_layers):
         bindings = b.layer_bindings(config, checkpoint, i)
-        blocks.append(Block(f"layer.{i}", block_kind(config, i), i, bindings))
-    blocks.append(Block("head", "head", None, b.head_bindings(config, checkpoint)))
+        add(f"layer.{i}", block_kind(config, i), i, bindings)
+    add("head", "head", None, b.head_bindings(config, checkpoint))
     for number, i in enumerate(mtp_layers(config) if checkpoint.has_mtp else ()):
         bindings = b.layer_bindings(config, checkpoint, i)
-        blocks.append(Block(f"mtp.{number}", block_kind(config, i), i, bindings))
+        add(f"mtp.{number}", block_kind(config, i), i, bindings)
         norm = f"model.layers.{i}.shared_head.norm.weight"
-        bindings = b.head_bindings(config, checkpoint, norm)
-        blocks.append(Block(f"mtp.{number}.head", "head", None, bindings))
+        add(f"mtp.{number}.head", "head", None, b.head_bindings(config, checkpoint, norm))
     return blocks
 
 
@@ -112,8 +120,8 @@ def export_checkpoint(
     settings = {"dtypes": dtypes, "max_seq_len": max_seq_len, "materialize": options.materialize}
     key = _export_key(checkpoint, shards, settings)
     previous = _previous(output)
-    if previous is not None and previous["key"] == key:
-        location = os.path.normpath(output / previous["checkpoint"]["directory"])
+    if previous is not None and previous.key == key:
+        location = os.path.normpath(output / previous.checkpoint.directory)
         if options.materialize or location == os.path.abspath(checkpoint.directory):
             return False
 
@@ -124,10 +132,11 @@ def export_checkpoint(
             manifest = _write_contents(
                 partial, output, checkpoint, dtypes, max_seq_len, options, shards, key, progress
             )
-            _carry_engines(previous, output, partial, manifest)
-            m.write_manifest(partial, manifest)
+            if previous is not None:
+                manifest = _with_engines_of(previous, output, partial, manifest)
+            write_manifest(partial, manifest)
             (partial / "export.key").unlink()
-            _publish(partial, output)
+            publish(partial, output)
         except OSError as error:
             raise BundleError(explain(Path(error.filename or partial), error)) from error
     return True
@@ -140,86 +149,66 @@ def _write_contents(
     dtypes: tuple[str, ...],
     max_seq_len: int,
     options: ExportOptions,
-    shards: list[dict[str, Any]],
+    shards: tuple[Shard, ...],
     key: str,
     progress: Progress,
-) -> m.Manifest:
+) -> Manifest:
     blocks = model_blocks(checkpoint)
     if options.materialize:
         _check_space(partial, blocks, checkpoint)
     graphs = _write_graphs(partial, checkpoint, blocks, dtypes, progress)
-    source = {
-        "directory": os.path.relpath(checkpoint.directory, output),
-        "dtype": checkpoint.dtype,
-        "files": shards,
-    }
+    source = CheckpointReference(
+        os.path.relpath(checkpoint.directory, output), checkpoint.dtype, shards
+    )
     if options.materialize:
         sizes = [sum(bound_bytes(x, checkpoint) for x in block.bindings) for block in blocks]
         for i, block in enumerate(blocks):
             done, total = sum(sizes[:i]) / 1e6, sum(sizes) / 1e6
             progress(f"weights of {block.name}, {done:,.1f} of {total:,.1f} MB", done / total)
-            blocks[i] = Block(
-                block.name, block.kind, block.layer,
-                materialize_block(block.bindings, checkpoint, partial / "weights", block.name),
-            )  # fmt: skip
+            stored = materialize_block(block.bindings, checkpoint, partial / "weights", block.name)
+            blocks[i] = replace(block, bindings=stored)
         paths = [partial / "weights" / f"{block.name}.safetensors" for block in blocks]
-        source["directory"] = "weights"
-        source["files"] = shard_entries([SafetensorsFile(p) for p in paths], partial / "weights")
-    bindings = {block.name: [x.to_dict() for x in block.bindings] for block in blocks}
-    write_atomically(partial / "bindings.json", json.dumps(bindings, indent=1).encode())
+        own = shard_entries([SafetensorsFile(p) for p in paths], partial / "weights")
+        source = replace(source, directory="weights", files=own)
+    bindings: Bindings = {block.name: block.bindings for block in blocks}
+    write_atomically(partial / "bindings.json", json.dumps(to_json(bindings), indent=1).encode())
     tokenizer = []
     for path in checkpoint.tokenizer_files:
         name = f"tokenizer/{path.relative_to(checkpoint.directory).as_posix()}"
         write_atomically(partial / name, path.read_bytes())
         tokenizer.append(name)
-    names = [graph["file"] for graph in graphs] + ["bindings.json", *tokenizer]
-    return {
-        "format": m.FORMAT,
-        "format_version": m.FORMAT_VERSION,
-        "key": key,
-        "versions": _versions(),
-        "config": checkpoint.config_data(),
-        "model": _model_entry(checkpoint),
-        "states": _states_entry(checkpoint.config, blocks),
-        "dtypes": list(dtypes),
-        "max_seq_len": max_seq_len,
-        "materialized": options.materialize,
-        "blocks": [
-            {"name": block.name, "kind": block.kind}
-            | ({} if block.layer is None else {"layer": block.layer})
-            for block in blocks
-        ],
-        "graphs": graphs,
-        "bindings": "bindings.json",
-        "checkpoint": source,
-        "tokenizer": tokenizer,
-        "files": {name: m.file_entry(partial / name) for name in names},
-        "engines": [],
-    }
+    names = [graph.file for graph in graphs] + ["bindings.json", *tokenizer]
+    return Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        sha256=NO_DIGEST,
+        key=key,
+        versions=_versions(),
+        config=checkpoint.config_data(),
+        model=_model_facts(checkpoint),
+        states=make_pools(checkpoint.config, blocks, max_seq_len),
+        dtypes=dtypes,
+        max_seq_len=max_seq_len,
+        materialized=options.materialize,
+        blocks=tuple(blocks),
+        graphs=graphs,
+        bindings="bindings.json",
+        checkpoint=source,
+        tokenizer=tuple(tokenizer),
+        files={name: file_entry(partial / name) for name in names},
+        engines=(),
+    )
 
 
-def _model_entry(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a runtime needs to know of the model, so that it need not derive it from the config."""
+def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
     config = checkpoint.config
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "rotary_width": config.qk_rope_head_dim // 2,
-        "index_topk": config.index_topk,
-        "eos_token_ids": list(checkpoint.eos_token_ids()),
-    }
-
-
-def _states_entry(config: ModelConfig, blocks: list[Block]) -> dict[str, Any]:
-    """Of each kind that has states: name, axes and dtype, in the order of its graph's inputs."""
-    layers = {block.kind: block.layer for block in blocks if block.layer is not None}
-    return {
-        kind: [
-            {"name": spec.name, "axes": list(spec.axes), "dtype": spec.dtype}
-            for spec in layer_states(config, layer)
-        ]
-        for kind, layer in layers.items()
-    }
+    return ModelFacts(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        rotary_width=config.qk_rope_head_dim // 2,
+        index_topk=config.index_topk,
+        eos_token_ids=tuple(checkpoint.eos_token_ids()),
+    )
 
 
 def _write_graphs(
@@ -228,19 +217,19 @@ def _write_graphs(
     blocks: list[Block],
     dtypes: tuple[str, ...],
     progress: Progress,
-) -> list[dict[str, str]]:
+) -> tuple[Graph, ...]:
     require("export", "export", "torch", "onnxscript")
     import torch  # slow to load, and an up-to-date bundle needs none of it
 
     from glm_trt.export.trace import trace_block
 
-    graphs: list[dict[str, str]] = []
+    graphs: list[Graph] = []
     kinds = list(dict.fromkeys(block.kind for block in blocks))
     count = len(dtypes) * len(kinds)
     for dtype in dtypes:
         for kind in kinds:
             name = f"graphs/{dtype}/{kind}.onnx"
-            graphs.append({"kind": kind, "dtype": dtype, "file": name})
+            graphs.append(Graph(kind, dtype, name))
             # Written atomically under this very key: what is there is whole.
             if (partial / name).is_file():
                 continue
@@ -248,26 +237,26 @@ def _write_graphs(
             progress(f"tracing {kind} in {dtype} ({i} of {count})", (i - 1) / count)
             model = trace_block(checkpoint.config, kind, getattr(torch, dtype))
             write_atomically(partial / name, model.SerializeToString(deterministic=True))
-    return graphs
+    return tuple(graphs)
 
 
 def _is_small(files: Sequence[SafetensorsFile]) -> bool:
     return sum(file.size_bytes for file in files) <= SCAN_LIMIT_BYTES
 
 
-def shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> list[dict[str, Any]]:
+def shard_entries(files: Sequence[SafetensorsFile], directory: Path) -> tuple[Shard, ...]:
     """Weights' files as a manifest lists them; hashes of whole files only where these are small."""
     small = _is_small(files)
-    return [
-        {
-            "file": file.path.relative_to(directory).as_posix(),
-            "bytes": file.size_bytes,
-            "header_sha256": file.header_sha256,
-            "sample_sha256": file.sample_sha256(),
-            "sha256": sha256_of(file.path) if small else None,
-        }
+    return tuple(
+        Shard(
+            file=file.path.relative_to(directory).as_posix(),
+            bytes=file.size_bytes,
+            header_sha256=file.header_sha256,
+            sample_sha256=file.sample_sha256(),
+            sha256=sha256_of(file.path) if small else None,
+        )
         for file in files
-    ]
+    )
 
 
 def _check_finite(file: SafetensorsFile) -> None:
@@ -286,15 +275,13 @@ def _check_finite(file: SafetensorsFile) -> None:
                 )
 
 
-def _export_key(
-    checkpoint: Checkpoint, shards: list[dict[str, Any]], settings: dict[str, Any]
-) -> str:
+def _export_key(checkpoint: Checkpoint, shards: tuple[Shard, ...], settings: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(checkpoint.config_data()).encode())
     for path in checkpoint.tokenizer_files:
         name = path.relative_to(checkpoint.directory).as_posix()
         digest.update(name.encode() + path.read_bytes())
-    digest.update(json.dumps([shards, settings, _versions()]).encode())
+    digest.update(json.dumps([to_json(shards), settings, _versions()]).encode())
     for package in ("model", "plugins", "export"):
         root = Path(str(files("glm_trt"))) / package
         for path in sorted(root.rglob("*.py")):
@@ -312,14 +299,14 @@ def _check_output(output: Path, checkpoint: Checkpoint) -> None:
         raise BundleError(f"{output}: lies in the checkpoint itself; name another directory")
     if output.exists() and not output.is_dir():
         raise BundleError(f"{output}: exists and is not a directory")
-    if output.is_dir() and any(output.iterdir()) and not (output / m.FILE_NAME).is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).is_file():
         raise BundleError(f"{output}: exists and is not a bundle; it is left as it is")
 
 
-def _previous(output: Path) -> m.Manifest | None:
+def _previous(output: Path) -> Manifest | None:
     try:
-        manifest = m.read_manifest(output)
-        m.verify_files(output, manifest)
+        manifest = read_manifest(output)
+        verify_files(output, manifest.files)
     except BundleError:
         return None  # absent, or damaged: export it anew
     return manifest
@@ -333,24 +320,21 @@ def _prepare(partial: Path, key: str) -> None:
     write_atomically(key_file, key.encode())
 
 
-def _carry_engines(
-    previous: m.Manifest | None, output: Path, partial: Path, manifest: m.Manifest
-) -> None:
+def _with_engines_of(
+    previous: Manifest, output: Path, partial: Path, manifest: Manifest
+) -> Manifest:
     """Keep the engines of the replaced bundle whose graph is the same, byte for byte."""
-    graphs = {
-        (g["kind"], g["dtype"]): manifest["files"][g["file"]]["sha256"] for g in manifest["graphs"]
-    }
-    for engine in previous["engines"] if previous else []:
-        if graphs.get((engine["kind"], engine["dtype"])) == engine["graph_sha256"]:
-            names = [engine["file"]]
-            if previous and engine["plugin_library"]:
-                names += [name for name in previous["files"] if name.startswith("plugins/")]
-            for name in names:
-                target = partial / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(output / name, target)
-                manifest["files"][name] = m.file_entry(target)
-            manifest["engines"].append(engine)
+    graphs = {(x.kind, x.dtype): manifest.files[x.file].sha256 for x in manifest.graphs}
+    engines = tuple(x for x in previous.engines if graphs.get((x.kind, x.dtype)) == x.graph_sha256)
+    names = {x.file for x in engines}
+    if any(x.plugin_library for x in engines):
+        names |= {name for name in previous.files if name.startswith("plugins/")}
+    for name in sorted(names):
+        target = partial / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(output / name, target)
+    carried = {name: file_entry(partial / name) for name in sorted(names)}
+    return replace(manifest, engines=engines, files=manifest.files | carried)
 
 
 def _check_space(partial: Path, blocks: list[Block], checkpoint: Checkpoint) -> None:
@@ -362,18 +346,3 @@ def _check_space(partial: Path, blocks: list[Block], checkpoint: Checkpoint) -> 
             f"{partial}: --materialize needs {needed / 1e6:,.1f} MB, only {free / 1e6:,.1f} MB "
             "are free"
         )
-
-
-def _publish(partial: Path, output: Path) -> None:
-    sync_directory(partial)
-    if output.exists():
-        # A directory cannot be replaced in one step; a crash between the two leaves no bundle,
-        # and the next export makes it again.
-        old = output.parent / f".{output.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(output)
-    sync_directory(output.parent)

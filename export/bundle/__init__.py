@@ -1,0 +1,1 @@
+"""The bundle's one room: its format as dataclasses, reading it, writing it."""
