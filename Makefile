@@ -104,10 +104,11 @@ gpu: $(if $(STAND_INS),$(if $(LIBRARY),,$(STAND_IN_LIBRARY))) ## the bring-up on
 $(STAND_IN_LIBRARY): setup
 	$(BIN)/python -P -m glm_trt.plugins --target sm90 --output build/plugins
 
-lint: setup ## formatting, lint with the one-way import rule, types
+lint: setup ## formatting, lint with the one-way import rule, types, what is made of the bundle's format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p glm_trt
+	$(BIN)/python -P -m glm_trt.export.bundle.generate --check
 
 constraints: setup ## write what .venv holds as constraints.txt
 	mkdir -p build

@@ -195,6 +195,7 @@ def _write_contents(
         bindings="bindings.json",
         checkpoint=source,
         tokenizer=tuple(tokenizer),
+        library=None,
         files={name: file_entry(partial / name) for name in names},
         engines=(),
     )
@@ -327,14 +328,15 @@ def _with_engines_of(
     graphs = {(x.kind, x.dtype): manifest.files[x.file].sha256 for x in manifest.graphs}
     engines = tuple(x for x in previous.engines if graphs.get((x.kind, x.dtype)) == x.graph_sha256)
     names = {x.file for x in engines}
-    if any(x.plugin_library for x in engines):
-        names |= {name for name in previous.files if name.startswith("plugins/")}
+    library = previous.library if any(x.plugin_library for x in engines) else None
+    if library is not None:
+        names.add(library)
     for name in sorted(names):
         target = partial / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(output / name, target)
     carried = {name: file_entry(partial / name) for name in sorted(names)}
-    return replace(manifest, engines=engines, files=manifest.files | carried)
+    return replace(manifest, engines=engines, library=library, files=manifest.files | carried)
 
 
 def _check_space(partial: Path, blocks: list[Block], checkpoint: Checkpoint) -> None:

@@ -197,6 +197,10 @@ class TensorFiles:
         self.files = tuple(files)
         self._file_of = {name: file for file in files for name in file.tensors}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a file has the tensor."""
+        return name in self._file_of
+
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of the mapped file."""
         return self._file(name).tensor(name)

@@ -18,7 +18,7 @@ from glm_trt.engines.build import build_marked
 from glm_trt.engines.python.device import Device
 from glm_trt.engines.python.specialised_kernels import SpecialisedKernels
 from glm_trt.engines.tensorrt_flavours import BACKENDS, Flavour, load_flavour, present_target
-from glm_trt.export.bundle.format import LIBRARY_PLACE, Block, EngineEntry
+from glm_trt.export.bundle.format import Block, EngineEntry
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
 from glm_trt.model.requirements import require
@@ -210,11 +210,7 @@ class TensorrtEngines:
     def _load_plugins(self) -> None:
         if not any(entry.plugin_library for entry in self._entries.values()):
             return
-        library = self._bundle.directory / LIBRARY_PLACE
-        if LIBRARY_PLACE not in self._bundle.manifest.files:
-            raise BundleError(
-                f"{library}: missing, though engines of the bundle were built with it"
-            )
+        library = self._bundle.directory / (self._bundle.manifest.library or "")
         if self._runtime.get_plugin_registry().load_library(str(library)) is None:
             raise BundleError(f"{library}: TensorRT cannot load it")
 

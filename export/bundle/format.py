@@ -163,6 +163,7 @@ class Manifest:
     bindings: FilePath
     checkpoint: CheckpointReference
     tokenizer: tuple[FilePath, ...]
+    library: Annotated[FilePath | None, "the plugin library, if engines were built with one"]
     files: dict[FilePath, FileEntry]
     engines: tuple[EngineEntry, ...]
 

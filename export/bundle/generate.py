@@ -17,7 +17,6 @@ from glm_trt.export.bundle.format import (
     FILE_NAME,
     FORMAT,
     FORMAT_VERSION,
-    LIBRARY_PLACE,
     Bindings,
     Manifest,
 )
@@ -39,7 +38,6 @@ def generated() -> dict[Path, str]:
         "kFileName": FILE_NAME,
         "kFormat": FORMAT,
         "kFormatVersion": FORMAT_VERSION,
-        "kLibraryPlace": LIBRARY_PLACE,
     }
     return {
         **{

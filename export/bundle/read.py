@@ -25,6 +25,7 @@ from glm_trt.export.bundle.format import (
 )
 from glm_trt.export.bundle.pools import check_pools, spec_of
 from glm_trt.export.bundle.records import from_json
+from glm_trt.export.bundle.references import check_bindings, check_listed
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import sha256_of
@@ -35,6 +36,7 @@ from glm_trt.model.strict_json import RepeatedName, parse_json
 # `manifest.json` carries its own SHA-256: the digest of its bytes with the digest itself written as
 # zeros. So one changed byte anywhere, white space included, is noticed.
 NO_DIGEST = "0" * 64
+_WHOSE = {"manifest": "manifest's", "bindings": "bindings'"}
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -65,7 +67,7 @@ def _check_schema(path: Path, content: Any, name: str) -> None:
     )
     if failures:
         place, rule = failures[0]
-        raise BundleError(f"{path}: {place}: breaks the {name}'s schema ({rule})")
+        raise BundleError(f"{path}: {place}: breaks the {_WHOSE[name]} schema ({rule})")
 
 
 def _parse(path: Path, data: bytes) -> Any:
@@ -159,6 +161,7 @@ class Bundle:
         """Verify and open `directory`; `checkpoint` says where the weights lie if they moved."""
         directory = Path(directory)
         manifest = read_manifest(directory)
+        check_listed(directory / FILE_NAME, manifest)
         verify_files(directory, manifest.files)
         source = manifest.checkpoint
         root = Path(checkpoint) if checkpoint else directory / source.directory
@@ -168,7 +171,9 @@ class Bundle:
                 f"where it lies (--checkpoint), or export again"
             )
         weights = TensorFiles([_open_shard(root / entry.file, entry) for entry in source.files])
-        bindings = read_bindings(directory / manifest.bindings)
+        path = directory / manifest.bindings
+        bindings = read_bindings(path)
+        check_bindings(path, manifest, bindings, weights)
         return cls(directory, manifest, bindings, weights, root)
 
     @property

@@ -81,7 +81,7 @@ class BundleEdit:
         with library.open("rb") as source:
             place = self.directory / LIBRARY_PLACE
             write_atomically(place, lambda file: shutil.copyfileobj(source, file))
-        self._write(files=self.manifest.files | {LIBRARY_PLACE: entry})
+        self._write(library=LIBRARY_PLACE, files=self.manifest.files | {LIBRARY_PLACE: entry})
 
     def add(self, engine: EngineEntry, built: Path) -> EngineEntry:
         """Move the plan `built` into the bundle as `engine`, whose size it gives, in place of the

@@ -51,7 +51,7 @@ std::vector<std::string> fuzzSeeds()
           R"( "dense", "dtype": "float32", "file": "graphs/float32/dense.onnx"}], "bindings": "bindings.json",)"
           R"( "checkpoint": {"directory": "../c", "dtype": "float32", "files": [{"file": "model.safetensors", "bytes":)"
           R"( 10, "header_sha256": )"
-        + digest + R"(, "sample_sha256": )" + digest + R"(, "sha256": null}]}, "tokenizer": ["tokenizer/a.json"],)"
+        + digest + R"(, "sample_sha256": )" + digest + R"(, "sha256": null}]}, "tokenizer": ["tokenizer/a.json"], "library": null,)"
         + R"( "files": {"bindings.json": {"bytes": 3, "sha256": )" + digest
         + R"(}}, "engines": [{"backend": "tensorrt-rtx", "backend_version": "1.7", "target": "sm89", "kind": "dense",)"
           R"( "dtype": "float32", "file": "engines/a.plan", "key": )"

@@ -3,6 +3,7 @@
 #include "file.h"
 #include "glm_trt/errors.h"
 #include "manifest.h"
+#include "references.h"
 
 #include <algorithm>
 
@@ -68,6 +69,7 @@ Bundle Bundle::open(std::filesystem::path const& directory, std::filesystem::pat
     Bundle bundle;
     bundle.mDirectory = directory;
     Manifest const& manifest = bundle.mManifest = readManifest(directory);
+    checkListed((directory / kFileName).string(), manifest);
     for (auto const& [name, entry] : manifest.files)
     {
         verifyFile(directory / name, entry.bytes, entry.sha256);
@@ -82,7 +84,9 @@ Bundle Bundle::open(std::filesystem::path const& directory, std::filesystem::pat
     }
     bundle.mWeights = openShards(root, manifest.checkpoint.files);
     auto const path = directory / manifest.bindings;
-    bundle.read(parseBindings(path.string(), FileReader(path).rest()));
+    Bindings const bindings = parseBindings(path.string(), FileReader(path).rest());
+    checkBindings(path.string(), manifest, bindings, bundle.mWeights);
+    bundle.read(bindings);
     return bundle;
 }
 
@@ -90,12 +94,7 @@ void Bundle::read(Bindings const& bindings)
 {
     for (Block block : mManifest.blocks)
     {
-        auto const found = bindings.find(block.name);
-        if (found == bindings.end())
-        {
-            throw BundleError((mDirectory / mManifest.bindings).string() + ": no bindings of block " + block.name);
-        }
-        block.bindings = found->second;
+        block.bindings = bindings.find(block.name)->second;
         bool const isPrediction = block.name.rfind("mtp.", 0) == 0;
         (isPrediction ? mPredictionBlocks : mBlocks).push_back(std::move(block));
     }

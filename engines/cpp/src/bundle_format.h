@@ -14,7 +14,6 @@ namespace glm_trt
 constexpr char kFileName[] = "manifest.json";
 constexpr char kFormat[] = "glm-trt bundle";
 constexpr int64_t kFormatVersion = 6;
-constexpr char kLibraryPlace[] = "plugins/libglm_trt_plugins.so";
 
 //! What a runtime needs to know of the config: tokens, and the axes of activations.
 struct ModelFacts
@@ -220,6 +219,7 @@ struct Manifest
     std::string bindings;
     CheckpointReference checkpoint;
     std::vector<std::string> tokenizer;
+    std::optional<std::string> library; // the plugin library, if engines were built with one
     ByName<FileEntry> files;
     std::vector<EngineEntry> engines;
 };
@@ -243,6 +243,7 @@ void eachField(Manifest& record, Visit&& visit)
     visit("bindings", record.bindings);
     visit("checkpoint", record.checkpoint);
     visit("tokenizer", record.tokenizer);
+    visit("library", record.library);
     visit("files", record.files);
     visit("engines", record.engines);
 }

@@ -68,6 +68,10 @@ public:
     explicit TensorFiles(std::vector<std::unique_ptr<SafetensorsFile>> files);
     //! A view of the mapped file. Throws CheckpointError where no file has it.
     TensorView tensor(std::string const& name) const;
+    bool has(std::string const& name) const
+    {
+        return mFileOf.count(name) != 0;
+    }
 
 private:
     std::vector<std::unique_ptr<SafetensorsFile>> mFiles;

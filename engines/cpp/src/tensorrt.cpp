@@ -326,9 +326,8 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
     }
     if (needsLibrary)
     {
-        bool const isListed = bundle.manifest().files.count(kLibraryPlace) != 0;
-        auto const path = bundle.directory() / kLibraryPlace;
-        if (!isListed || session->runtime->getPluginRegistry().loadLibrary(path.c_str()) == nullptr)
+        auto const path = bundle.directory() / bundle.manifest().library.value();
+        if (session->runtime->getPluginRegistry().loadLibrary(path.c_str()) == nullptr)
         {
             throw BundleError(bundle.directory().string() + ": its plugin library cannot be loaded: "
                 + session->logger.last());

@@ -1,5 +1,7 @@
 #include "weights.h"
 
+#include "bindings.h"
+
 #include <set>
 #include <utility>
 #include <vector>

@@ -4,6 +4,7 @@
 //     probe bind BUNDLE DTYPE    prints block, input and SHA-256 of every bound buffer
 //     probe convert FILE DTYPE   writes the tensor x of a safetensors file in another dtype
 //     probe sample CASES         a file of cases (tests/engines/cpp/test_sampling_cpp.py), prints tokens
+#include "bindings.h"
 #include "bundle.h"
 #include "convert.h"
 #include "file.h"

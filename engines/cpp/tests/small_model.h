@@ -96,7 +96,7 @@ inline Json writeEngines(fs::path const& place, Json& files)
         entries.push_back({{"backend", "tensorrt"}, {"backend_version", "10"}, {"target", "sm90"},
             {"kind", block.kind}, {"dtype", "float32"}, {"file", file}, {"key", zeros}, {"graph_sha256", zeros},
             {"bytes", fs::file_size(place / file)}, {"seconds", 1}, {"peak_memory_bytes", 1}, {"layers", 1},
-            {"profiles", Json::object()}, {"plugins", Json::array()}, {"plugin_library", zeros}});
+            {"profiles", Json::object()}, {"plugins", Json::array()}, {"plugin_library", files[library]["sha256"]}});
     }
     return entries;
 }
@@ -148,7 +148,7 @@ inline void writeFiles(fs::path const& place)
                        block("layer.2", "cached"), block("head", "head")}},
         {"graphs", Json::array()}, {"bindings", "bindings.json"},
         {"checkpoint", {{"directory", "."}, {"dtype", "float32"}, {"files", Json::array({file})}}},
-        {"tokenizer", Json::array()}, {"files", {{"bindings.json", fileEntry(place / "bindings.json")}}}};
+        {"tokenizer", Json::array()}, {"library", "plugins/libglm_trt_plugins.so"}, {"files", {{"bindings.json", fileEntry(place / "bindings.json")}}}};
     manifest["engines"] = writeEngines(place, manifest["files"]);
     std::string blank = manifest.dump();
     Sha256 digest;

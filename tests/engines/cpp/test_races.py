@@ -15,10 +15,12 @@ SOURCES = ("src/schema.cpp", "src/json.cpp", "tests/two_threads.cpp")
 
 
 def test_manifests_are_checked_in_two_threads(tmp_path: Path) -> None:
-    schema = tmp_path / "manifest_schema.cpp"
-    template = (CPP / "cmake" / "manifest_schema.cpp.in").read_text()
-    text = (CPP.parents[1] / "export" / "bundle" / "manifest.schema.json").read_text()
-    schema.write_text(template.replace("@GLM_TRT_MANIFEST_SCHEMA@", text))
+    schema = tmp_path / "bundle_schemas.cpp"
+    text = (CPP / "cmake" / "bundle_schemas.cpp.in").read_text()
+    for name in ("manifest", "bindings"):
+        content = (CPP.parents[1] / "export" / "bundle" / f"{name}.schema.json").read_text()
+        text = text.replace(f"@GLM_TRT_{name.upper()}_SCHEMA@", content)
+    schema.write_text(text)
     spec = find_spec("nlohmann_json")
     assert spec is not None and spec.origin is not None
     program = tmp_path / "two_threads"

@@ -22,6 +22,7 @@ from hybrids import make_hybrid, save_hybrid
 from manifests import edit_manifest
 from quantize_checkpoint import quantize_checkpoint
 from safetensors.torch import load_file, save_file
+from spoiled_bundles import SPOILED
 
 from glm_trt.export.bundle.format import FORMAT_VERSION
 from glm_trt.export.bundle.read import Bundle, manifest_schema, read_manifest
@@ -353,6 +354,8 @@ def test_bundles_are_refused_alike(tmp_path: Path, probe: Path, tiny_bundle: Pat
     spoil("tokenizer", lambda place: (place / "tokenizer/tokenizer.json").unlink())
     spoil("manifest", lambda place: (place / "manifest.json").unlink())
     spoil("moved", elsewhere, tmp_path / "plain")
+    for name, (change, _) in SPOILED.items():
+        spoil(name.replace(" ", "-"), change)
     assert answers(probe, requests) == expected
     assert expected[0] == "ok" and not any(x == "ok" for x in expected[1:])
 
