@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include "convert.h"
+#include "engine_states.h"
 #include "glm_trt/errors.h"
 
 #include <algorithm>
@@ -72,6 +73,7 @@ Model::~Model()
 
 void Model::open()
 {
+    requireStates(mBundle, mEngines, mDtype);
     allocate();
     for (size_t number = 0; number < mBundle.blocks().size(); ++number)
     {

@@ -179,6 +179,35 @@ void testFailedOpen(Bundle const& bundle)
     CHECK(failed > 10 && failed < 100);
 }
 
+//! A state that an engine takes in another shape or dtype than the manifest says, or not at all, is refused.
+void testOtherStates(Bundle const& bundle)
+{
+    auto const refused = [&](std::string const& name, auto const& change)
+    {
+        HostDevice device;
+        DeviceWeights const weights(bundle, kDtype, device);
+        Engines engines = makeEngines(device);
+        for (auto& block : smallBlocks())
+        {
+            auto const tensor = std::find_if(
+                block.io.begin(), block.io.end(), [&](IoTensor const& one) { return one.name == name; });
+            if (tensor != block.io.end())
+            {
+                change(*tensor);
+                engines[block.kind] = std::make_shared<HostEngine>(device, block.io, kMaxTokens, block.body);
+            }
+        }
+        return thrownBy<BundleError>([&] { Model const model(bundle, engines, weights, "float32", device); });
+    };
+    auto const says = [](std::string const& text, char const* part) { return text.find(part) != std::string::npos; };
+    std::string const longer = refused("kv_cache", [](IoTensor& tensor) { ++tensor.shape[2]; });
+    CHECK(says(longer, "engine of cached: kv_cache: by the manifest's states expected (1, 1, "));
+    CHECK(says(longer, " of 4 bytes each, found (1, 1, "));
+    CHECK(says(refused("recurrent_state_out", [](IoTensor& tensor) { tensor.elementBytes = 2; }),
+        "engine of summed: recurrent_state_out: by the manifest's states expected (1, "));
+    CHECK(says(refused("kv_cache_out", [](IoTensor& tensor) { tensor.name = "other"; }), ", found none"));
+}
+
 //! The engine that takes the fewest tokens bounds a pass, whichever comes first.
 void testSmallestProfile(Bundle const& bundle)
 {
@@ -234,6 +263,7 @@ int main()
         testSavedStates(bundle);
         testMemory(bundle);
         testFailedOpen(bundle);
+        testOtherStates(bundle);
         testSmallestProfile(bundle);
         testThreads(bundle);
     }
