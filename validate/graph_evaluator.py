@@ -187,7 +187,7 @@ def _by_onnx(
         results = ReferenceEvaluator(model).run(None, given)
     except Exception as error:  # of any kind, as each operator is code of its own
         raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
-    tensors = (torch.from_numpy(np.asarray(x).copy()) for x in results)
+    tensors = (as_torch(np.asarray(x)) for x in results)
     return tuple(x.to(dtype) if dtype and x.is_floating_point() else x for x in tensors)
 
 

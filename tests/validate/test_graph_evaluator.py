@@ -102,3 +102,15 @@ def test_an_operator_of_nobody_is_refused() -> None:
         GraphEvaluator(one_node("Erf", "elsewhere")).run({"x": torch.zeros(3)})
     with pytest.raises(BlockError, match="NoSuchOperator node strange: "):
         GraphEvaluator(one_node("NoSuchOperator")).run({"x": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_such_an_operator_that_makes_bfloat16(exact: bool) -> None:
+    """Of integers: no input says which dtype the result has."""
+    value = helper.make_tensor("value", onnx.TensorProto.BFLOAT16, [1], [1.5])
+    node = helper.make_node("ConstantOfShape", ["x"], ["y"], value=value)
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.INT64, [1])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.BFLOAT16, [3])
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]))
+    found = GraphEvaluator(model, exact=exact).run({"x": torch.tensor([3])})["y"]
+    assert found.dtype == torch.bfloat16 and found.tolist() == [1.5] * 3
