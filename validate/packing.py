@@ -40,7 +40,8 @@ def unpack(kind: Any, value: Any) -> Any:
         inner = [of for of in arguments if of is not type(None)]
         return None if value is None else unpack(inner[0], value)
     if origin is np.ndarray:
-        return np.array(value, get_args(arguments[1])[0])
+        (dtype,) = get_args(arguments[1])
+        return np.array(value, None if dtype is Any else dtype)
     if origin is dict:
         pairs = value.items() if arguments[0] is str else value
         return {unpack(arguments[0], key): unpack(arguments[1], x) for key, x in pairs}

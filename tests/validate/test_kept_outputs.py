@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from glm_trt.validate.compare import Choices, Difference
 from glm_trt.validate.kept_outputs import MOST_COLUMNS, MOST_ROWS, Kept, keep, with_arrays
@@ -38,6 +40,7 @@ def test_what_was_measured_is_read_as_it_was() -> None:
     assert math.isnan(difference.worst["found"]) and difference.worst["difference"] == math.inf
     assert read.findings[0].kind is ProblemKind.OVERWRITTEN
     assert repr(read) == repr(result)  # of every number all digits
+    assert again(NDArray[Any], np.ones((2, 1))).tolist() == [[1.0], [1.0]]
     end = EndToEnd(2, 1, 0.4, [math.nan, 0.1 + 0.2], [5e-324], {"prompt": {"wrong": []}}, None)
     assert repr(again(EndToEnd, end)) == repr(end)
 
