@@ -108,7 +108,7 @@ class EagerOperators:
             both, last = gate_up[expert], down[expert]
             return lambda x: F.linear(x, both), lambda x: F.linear(x, last)
 
-        return _sum_experts(x, indices, weights, of)
+        return sum_experts(x, indices, weights, of)
 
     def fp8_linear(
         self, x: Tensor, weight: Tensor, scale: Tensor, *, quantize_activations: int
@@ -154,7 +154,7 @@ class EagerOperators:
 
             return both, lambda x: _fp8_product(x, last, last_scale)
 
-        return _sum_experts(x, indices, weights, of)
+        return sum_experts(x, indices, weights, of)
 
     def nvfp4_moe_experts(
         self,
@@ -183,7 +183,7 @@ class EagerOperators:
 
             return both, lambda x: _nvfp4_product(x, *last)
 
-        return _sum_experts(x, indices, weights, of)
+        return sum_experts(x, indices, weights, of)
 
     def indexer_scores(self, query: Tensor, keys: Tensor, weights: Tensor, scale: float) -> Tensor:
         """Σ_h w_h · relu(q_h·k · scale): query [B, S, H, D], keys [B, 1, C, D] → [B, S, C]."""
@@ -316,13 +316,17 @@ class EagerOperators:
         )  # fmt: skip
 
 
-def _sum_experts(
+def sum_experts(
     x: Tensor,
     indices: Tensor,
     weights: Tensor,
     of: Callable[[int], tuple[Product, Product]],
 ) -> Tensor:
-    """`of` gives an expert's products with gate and up, [n, hidden] → [n, 2I], and with down."""
+    """Σ weight · down(silu(gate x) · up x) over each token's experts, in x's dtype.
+
+    x [T, hidden], indices, weights [T, k]. `of` gives an expert's products with gate and up,
+    [n, hidden] → [n, 2I], and with down; only those hit are asked for, one at a time.
+    """
     total = torch.zeros_like(x)
     for expert in indices.unique().tolist():
         token, slot = torch.where(indices == expert)

@@ -4,10 +4,11 @@ quantises them apart: no block lies across both.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from glm_trt.model.dequantize import dequantize_fp8
-from glm_trt.plugins.common.sum_experts import sum_experts
+from glm_trt.model.operators import Product, sum_experts
 
 
 def reference(
@@ -24,9 +25,10 @@ def reference(
     """
     width = down.shape[2]
 
-    def dequantize(expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of(expert: int) -> tuple[Product, Product]:
         gate = dequantize_fp8(gate_up[expert, :width], gate_up_scale[expert, 0])
         up = dequantize_fp8(gate_up[expert, width:], gate_up_scale[expert, 1])
-        return gate, up, dequantize_fp8(down[expert], down_scale[expert])
+        last = dequantize_fp8(down[expert], down_scale[expert])
+        return lambda x: torch.cat([x @ gate.T, x @ up.T], dim=-1), lambda x: x @ last.T
 
-    return sum_experts(x, indices, weights, dequantize)
+    return sum_experts(x.float(), indices, weights, of).to(x.dtype)

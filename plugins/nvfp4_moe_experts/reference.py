@@ -4,10 +4,11 @@ quantised activations, which are not: they stay as they are.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from glm_trt.model.dequantize import dequantize_nvfp4
-from glm_trt.plugins.common.sum_experts import sum_experts
+from glm_trt.model.operators import Product, sum_experts
 
 
 def reference(
@@ -27,10 +28,11 @@ def reference(
     """
     width = gate_up.shape[1] // 2
 
-    def dequantize(expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of(expert: int) -> tuple[Product, Product]:
         codes, scale, both = gate_up[expert], gate_up_scale[expert], gate_up_global[expert]
         gate = dequantize_nvfp4(codes[:width], scale[:width], both[0])
         up = dequantize_nvfp4(codes[width:], scale[width:], both[1])
-        return gate, up, dequantize_nvfp4(down[expert], down_scale[expert], down_global[expert])
+        last = dequantize_nvfp4(down[expert], down_scale[expert], down_global[expert])
+        return lambda x: torch.cat([x @ gate.T, x @ up.T], dim=-1), lambda x: x @ last.T
 
-    return sum_experts(x, indices, weights, dequantize)
+    return sum_experts(x.float(), indices, weights, of).to(x.dtype)

@@ -24,6 +24,7 @@ from test_onnx_bodies import run as run_body
 from torch import Tensor
 
 from glm_trt.model import dequantize
+from glm_trt.model.operators import Product, sum_experts
 from glm_trt.model.stored_weights import E4M3_OF_BYTE
 from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
@@ -32,7 +33,6 @@ from glm_trt.plugins.common.formats import e2m1_pairs, e4m3, round_to_e4m3
 from glm_trt.plugins.common.quantized_launches import PAIR_ROWS
 from glm_trt.plugins.common.run import run
 from glm_trt.plugins.common.selection import TARGETS
-from glm_trt.plugins.common.sum_experts import sum_experts
 from glm_trt.plugins.common.torch_operators import fake
 from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.plugins.library import selection_of
@@ -331,12 +331,12 @@ def test_nan_of_either_sign_is_nan_everywhere(name: str, tokens: int, code: int)
         assert torch.equal(found.isnan(), expected)
 
 
-def test_the_reference_dequantises_one_hit_expert_at_a_time() -> None:
+def test_the_reference_asks_for_one_hit_expert_at_a_time() -> None:
     asked = []
 
-    def experts(expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    def experts(expert: int) -> tuple[Product, Product]:
         asked.append(expert)
-        return torch.ones(3, 4), torch.ones(3, 4), torch.ones(4, 3)
+        return lambda x: x @ torch.ones(4, 6), lambda x: x @ torch.ones(3, 4)
 
     indices = torch.tensor([[7, 2], [2, 9]], dtype=torch.int32)
     y = sum_experts(torch.ones(2, 4), indices, torch.ones(2, 2), experts)
