@@ -57,7 +57,7 @@ def _standard(contract: Contract) -> Callable[..., Any]:
         first = tensors[0]
         assert first is not None, "no operator's first input is optional"
         given = [
-            first.new_zeros([sizes[axis] for axis in port.axes]) if tensor is None else tensor
+            _zeros([sizes[axis] for axis in port.axes], first) if tensor is None else tensor
             for port, tensor in zip(contract.inputs, tensors, strict=True)
         ]
         outputs = fake(contract, *given, **attributes)
@@ -70,6 +70,11 @@ def _standard(contract: Contract) -> Callable[..., Any]:
 
     emit.__name__, emit.__doc__ = contract.torch_name, contract.doc
     return emit
+
+
+def _zeros(sizes: list[Any], like: Tensor) -> Tensor:
+    # Traced as a constant; `new_zeros` is traced as ConstantOfShape.
+    return torch.zeros(sizes, dtype=like.dtype, device=like.device)
 
 
 for _name, _contract in CONTRACTS.items():

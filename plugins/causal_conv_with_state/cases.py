@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(
@@ -41,3 +41,8 @@ CASES = [
     _case("wide", 1, 5, 20, 37),
     _case("nothing but input and weight", 1, 5, 9, 3, past=False, bias=False, activation="none"),
 ]
+
+
+SAMPLED = Sampled(
+    {"B": 20, "C": 9000, "L": 600, "K": 8}, attributes=lambda _: {"activation": "silu"}
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(
@@ -52,3 +52,9 @@ CASES = [
     _case("large scores", 3, 4, 16, 4, 90, [50], large=True),
     _case("large scores, split", 1, 4, 16, 4, 300, [280], large=True),
 ]
+
+
+SAMPLED = Sampled(
+    {"B": 100, "S": 600, "H": 130, "D": 600, "C": 300_000},
+    attributes=lambda r: {"value_width": r.choice((16, 512)), "scale": 1.0},
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,26 @@ class Case:
     name: str
     attributes: dict[str, Any]
     make: Callable[[torch.Generator, torch.dtype], list[Tensor | None]]
+
+
+Sizes = dict[str, int]  # by axis
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sizes that are drawn at random, to see that the workspace holds for any.
+
+    Attributes
+    ----------
+    free : axes that vary by themselves, each to a largest size; `steps` of which it is a multiple.
+    attributes : drawn ones.
+    follow : the axes that follow from these and that no contract derives.
+    """
+
+    free: Sizes
+    steps: Sizes = field(default_factory=dict)
+    attributes: Callable[[random.Random], dict[str, Any]] = lambda _: {}
+    follow: Callable[[Sizes, dict[str, Any]], Sizes] = lambda sizes, attributes: {}
 
 
 def fp8_codes(generator: torch.Generator, *shape: int) -> Tensor:

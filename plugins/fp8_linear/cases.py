@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, fp8_weight
+from glm_trt.plugins.common.cases import Case, Sampled, fp8_weight
 
 
 def _case(name: str, tokens: int, rows: int, columns: int, quantize: int = 0) -> Case:
@@ -34,3 +34,9 @@ CASES = [
         ("513 tokens", 513, 136, 144),
     )
 ]
+
+
+SAMPLED = Sampled(
+    {"T": 5000, "in_features": 7000, "out_features": 7000},
+    attributes=lambda r: {"quantize_activations": r.choice((0, 1))},
+)

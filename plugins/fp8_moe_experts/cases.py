@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, fp8_weight, routed
+from glm_trt.plugins.common.cases import Case, Sampled, fp8_weight, routed
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 4, hidden: int = 144, inner: int = 48,
@@ -30,3 +30,6 @@ CASES = [
     _case("tiles of 128", 99, 2, experts=4, inner=80),
     _case("one expert hit", 90, 1, spread=1),
 ]
+
+
+SAMPLED = Sampled({"T": 5000, "k": 16, "E": 512, "hidden": 7040, "I": 3008})

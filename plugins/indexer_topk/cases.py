@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(
@@ -49,3 +49,9 @@ CASES = [
     _case("shared, all scores tied", 1, 1, 5000, 1500, [4000], heads=1, largest=0),
     _case("shared, one selected", 1, 1, 4100, 1, [4099], heads=1),
 ]
+
+
+SAMPLED = Sampled(
+    {"B": 100, "S": 600, "H": 64, "D": 128, "C": 300_000},
+    attributes=lambda r: {"index_topk": r.choice((64, 2048)), "scale": 1.0},
+)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled, Sizes
 
 
 def _case(
@@ -67,3 +70,19 @@ CASES = [
     _case("wider than chunks can be", "gated_delta", 1, 34, 1, 200, 16),
     _case("one channel", "gated_delta", 1, 20, 2, 1, 1),
 ]  # fmt: skip
+
+
+def _attributes(r: random.Random) -> dict[str, Any]:
+    heads = r.choice((1, 2, 4, 16))
+    return {"kv_num_heads": heads, "q_num_heads": heads * r.choice((1, 2, 3)), "scale": 1.0,
+            "update_rule": r.choice(("gated", "gated_delta"))}  # fmt: skip
+
+
+def _axes(sizes: Sizes, attributes: dict[str, Any]) -> Sizes:
+    heads, dk, dv = attributes["kv_num_heads"], sizes["dk"], sizes["dv"]
+    decays = heads if attributes["update_rule"] == "gated" else heads * dk
+    return {"H": heads, "QW": attributes["q_num_heads"] * dk, "KW": heads * dk, "VW": heads * dv,
+            "OW": attributes["q_num_heads"] * dv, "G": decays, "R": heads}  # fmt: skip
+
+
+SAMPLED = Sampled({"B": 20, "S": 600, "dk": 256, "dv": 256}, {}, _attributes, _axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 6, hidden: int = 40, inner: int = 24,
@@ -47,3 +47,9 @@ CASES = [
         for k in range(1, 9)
     ),
 ]
+
+
+SAMPLED = Sampled(
+    {"T": 5000, "k": 16, "E": 512, "hidden": 7040, "I": 3008},
+    follow=lambda s, _: {"2I": 2 * s["I"]},
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(
@@ -40,3 +40,10 @@ CASES = [
     _case("tied groups", 40, 32, 6, n_group=8, topk_group=3, tied=True),
     _case("512 experts", 2, 512, 10),
 ]
+
+
+SAMPLED = Sampled(
+    {"T": 9000, "E": 512},
+    attributes=lambda _: {"top_k": 4, "n_group": 1, "topk_group": 1, "norm_topk_prob": 1,
+                          "routed_scaling_factor": 1.0},
+)  # fmt: skip

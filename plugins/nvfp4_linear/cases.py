@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, nvfp4_weight
+from glm_trt.plugins.common.cases import Case, Sampled, nvfp4_weight
 
 
 def _case(name: str, tokens: int, rows: int, columns: int) -> Case:
@@ -27,3 +27,6 @@ CASES = [
     _case("17 tokens", 17, 67, 288),
     _case("513 tokens", 513, 136, 96),
 ]
+
+
+SAMPLED = Sampled({"T": 5000, "in_features": 7040, "out_features": 7000}, {"in_features": 32})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, nvfp4_weight, routed
+from glm_trt.plugins.common.cases import Case, Sampled, nvfp4_weight, routed
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 4, hidden: int = 160, inner: int = 64,
@@ -29,3 +29,9 @@ CASES = [
     _case("tiles of 128", 99, 2, experts=4, hidden=96),
     _case("one expert hit", 90, 1, spread=1),
 ]
+
+
+SAMPLED = Sampled(
+    {"T": 5000, "k": 16, "E": 512, "hidden": 7040, "gate_and_up": 6016},
+    {"hidden": 32, "gate_and_up": 64},
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 
 def _case(
@@ -48,3 +48,9 @@ CASES = [
     _case("64 heads a program, split", 2, 8, 33, 16, 4, 90, 70, missing=0.1),
     _case("many tokens, not split", 1, 66, 2, 16, 4, 90, 70, missing=0.1),
 ]
+
+
+SAMPLED = Sampled(
+    {"B": 100, "S": 600, "K": 4096, "H": 130, "D": 600, "C": 300_000},
+    attributes=lambda r: {"value_width": r.choice((16, 512)), "scale": 1.0},
+)

@@ -317,7 +317,7 @@ def test_linear_attention_in_one_kernel(rule: str, scale: float) -> None:
                 assert relative(found, exact.numpy()) < TOLERANCE, (length, per_channel)
 
 
-@pytest.mark.parametrize("activation", ["silu", "none"])
+@pytest.mark.parametrize("activation", ["silu", "swish", "none"])
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_few_tokens_are_convolved_directly(activation: str, width: int) -> None:
     node = onnx.helper.make_node(

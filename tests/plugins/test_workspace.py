@@ -7,8 +7,6 @@ the buffers' layouts are tried on sizes drawn at random, by none of the expressi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,79 +15,18 @@ import pytest
 import torch
 from plugin_harness import Harness, up_to
 
+from glm_trt.plugins.common.cases import Sampled, Sizes
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.common.launch import Launches
 from glm_trt.plugins.folders import CONTRACTS, part_of
 
-Sizes = dict[str, int]
 VARIATIONS = 50
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Axes that vary by themselves, to a largest size and by steps; attributes; what follows."""
-
-    free: Sizes
-    steps: Sizes = field(default_factory=dict)
-    attributes: Callable[[random.Random], dict[str, Any]] = lambda _: {}
-    follow: Callable[[Sizes, dict[str, Any]], Sizes] = lambda sizes, attributes: {}
-
-
-def linear_attributes(r: random.Random) -> dict[str, Any]:
-    heads = r.choice((1, 2, 4, 16))
-    return {"kv_num_heads": heads, "q_num_heads": heads * r.choice((1, 2, 3)), "scale": 1.0,
-            "update_rule": r.choice(("gated", "gated_delta"))}  # fmt: skip
-
-
-def linear_axes(sizes: Sizes, attributes: dict[str, Any]) -> Sizes:
-    heads, dk, dv = attributes["kv_num_heads"], sizes["dk"], sizes["dv"]
-    decays = heads if attributes["update_rule"] == "gated" else heads * dk
-    return {"H": heads, "QW": attributes["q_num_heads"] * dk, "KW": heads * dk, "VW": heads * dv,
-            "OW": attributes["q_num_heads"] * dv, "G": decays, "R": heads}  # fmt: skip
-
-
-MLA = {"H": 130, "D": 600, "C": 300_000}
-EXPERTS = {"T": 5000, "k": 16, "E": 512}
-SAMPLED = {
-    "moe_routing": Sampled(
-        {"T": 9000, "E": 512},
-        attributes=lambda r: {"top_k": 4, "n_group": 1, "topk_group": 1, "norm_topk_prob": 1,
-                   "routed_scaling_factor": 1.0},
-    ),
-    "moe_experts": Sampled(
-        {**EXPERTS, "hidden": 7040, "I": 3008}, follow=lambda s, _: {"2I": 2 * s["I"]}
-    ),
-    "indexer_topk": Sampled(
-        {"B": 100, "S": 600, "H": 64, "D": 128, "C": 300_000},
-        attributes=lambda r: {"index_topk": r.choice((64, 2048)), "scale": 1.0},
-    ),
-    "sparse_mla": Sampled(
-        {"B": 100, "S": 600, "K": 4096, **MLA},
-        attributes=lambda r: {"value_width": r.choice((16, 512)), "scale": 1.0},
-    ),
-    "causal_mla": Sampled(
-        {"B": 100, "S": 600, **MLA},
-        attributes=lambda r: {"value_width": r.choice((16, 512)), "scale": 1.0},
-    ),
-    "linear_attention": Sampled(
-        {"B": 20, "S": 600, "dk": 256, "dv": 256}, {}, linear_attributes, linear_axes
-    ),
-    "causal_conv_with_state": Sampled(
-        {"B": 20, "C": 9000, "L": 600, "K": 8}, attributes=lambda r: {"activation": "silu"}
-    ),
-    "fp8_linear": Sampled(
-        {"T": 5000, "in_features": 7000, "out_features": 7000},
-        attributes=lambda r: {"quantize_activations": r.choice((0, 1))},
-    ),
-    "fp8_moe_experts": Sampled({**EXPERTS, "hidden": 7040, "I": 3008}),
-    "nvfp4_linear": Sampled(
-        {"T": 5000, "in_features": 7040, "out_features": 7000}, {"in_features": 32}
-    ),
-    "nvfp4_moe_experts": Sampled(
-        {**EXPERTS, "hidden": 7040, "gate_and_up": 6016}, {"hidden": 32, "gate_and_up": 64}
-    ),
-}  # fmt: skip
+def sampled_of(name: str) -> Sampled:
+    found: Sampled = part_of(name, "cases").SAMPLED
+    return found
 
 
 def launches_of(name: str) -> Launches:
@@ -99,7 +36,7 @@ def launches_of(name: str) -> Launches:
 
 def all_axes(name: str, free: Sizes, attributes: dict[str, Any]) -> Sizes:
     contract = launches_of(name).contract
-    sizes = {"1": 1} | free | SAMPLED[name].follow(free, attributes)
+    sizes = {"1": 1} | free | sampled_of(name).follow(free, attributes)
     names = sizes | contract.integers(attributes)
     return sizes | {axis: evaluate(of, names) for axis, of in contract.derived.items()}
 
@@ -121,7 +58,7 @@ def drawn(r: random.Random, name: str, varied: str) -> tuple[Sizes, Sizes, dict[
 
     `varied` is the axis that is smaller, or "all": every one may be.
     """
-    sampled = SAMPLED[name]
+    sampled = sampled_of(name)
 
     def size(axis: str, most: int) -> int:
         """Small sizes as often as large ones, and now and then the most, or the least."""
@@ -167,7 +104,7 @@ def answer(
 
 @pytest.mark.parametrize(
     ("name", "varied"),
-    [(name, axis) for name in CONTRACTS for axis in ("all", *SAMPLED[name].free)],
+    [(name, axis) for name in CONTRACTS for axis in ("all", *sampled_of(name).free)],
 )
 def test_largest_sizes_cover_smaller_problems(harness: Harness, name: str, varied: str) -> None:
     launches = launches_of(name)

@@ -73,7 +73,7 @@ LAUNCHES = Launches(
     "cases": """
 import torch
 
-from glm_trt.plugins.common.cases import Case
+from glm_trt.plugins.common.cases import Case, Sampled
 
 CASES = [
     Case(
