@@ -61,11 +61,11 @@ def test_candidates_differ_and_leave_what_others_rely_on(script: Any) -> None:
 
 
 def test_another_configuration_is_of_one_launch(script: Any) -> None:
-    plan = script.plan_of("moe_experts")
+    launches = script.launches_of("moe_experts")
     index, _, config = next(script.active_launches(experts(script, 1)))
     other = config | {"num_warps": 8}
-    changed = script.with_config(plan, index, other)
-    assert changed.launches[index].config("sm90", "bfloat16") == other
-    assert [a for i, a in enumerate(changed.launches) if i != index] == [
-        a for i, a in enumerate(plan.launches) if i != index
+    changed = script.with_config(launches, index, other)
+    assert changed.steps[index].config("sm90", "bfloat16") == other
+    assert [a for i, a in enumerate(changed.steps) if i != index] == [
+        a for i, a in enumerate(launches.steps) if i != index
     ]
