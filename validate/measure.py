@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.states import STATE_AXES
+from glm_trt.model.states import STATE_AXES, input_dtype
 from glm_trt.validate.cases import HELD_TEXT, Case
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices, Difference
@@ -123,7 +123,8 @@ class Measures:
             of_chains = {chain: tensors[chain][name] for chain in CHAINS}
             mask = state_mask(name, seen.rows) if is_state(name) else rows
             key = (name, seen.phase)
-            result.isolated.setdefault(key, Pair.of(self.dtype)).add(of_chains, place, mask)
+            pair = Pair.of(output_dtype(name, self.dtype))
+            result.isolated.setdefault(key, pair).add(of_chains, place, mask)
 
     def _add_propagated(self, result: BlockResult, seen: Observation) -> None:
         result.findings += [x._replace(text=f"{x.text}, {seen.case}") for x in seen.findings]
@@ -164,6 +165,11 @@ class Measures:
                 chain: _perplexity(x, case.ids)
                 for chain, x in zip(CHAINS, (exact, rounded, found), strict=True)
             }
+
+
+def output_dtype(name: str, dtype: str) -> str:
+    """That of the floating output `name` of a block in `dtype`."""
+    return input_dtype(name.removesuffix("_out"), dtype)
 
 
 def is_state(name: str) -> bool:

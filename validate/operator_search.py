@@ -26,7 +26,7 @@ from glm_trt.plugins.folders import contract_of
 from glm_trt.validate.choices import compare_choices
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.graph_evaluator import GraphEvaluator
-from glm_trt.validate.measure import Pair
+from glm_trt.validate.measure import Pair, output_dtype
 from glm_trt.validate.reference import RecordingOperators, as_array, as_tensor
 from glm_trt.validate.verdict import Report, explain, limit_share, pair_entry
 
@@ -250,7 +250,7 @@ class OperatorSearch:
             return Check(name, behind, "" if same else "other values", worst, expected, found)
         if chooser:  # of others that were taken, in another order
             arrays = {chain: np.sort(array, -1) for chain, array in arrays.items()}
-        pair = Pair.of(self.dtype)
+        pair = Pair.of(output_dtype(name, self.dtype))
         as_rows = {c: array.reshape(-1, array.shape[-1] if array.ndim else 1)
                    for c, array in arrays.items()}  # fmt: skip
         pair.add(as_rows, name)

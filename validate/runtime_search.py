@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.python.backend import Backend, Kept
+from glm_trt.validate.probes import fed
 from glm_trt.validate.runtime_check import runtime_observations
 from glm_trt.validate.verdict import UNIT_ROUNDOFF
-from glm_trt.validate.walk import Flow, _fed, _pass_on, cast
+from glm_trt.validate.walk import Flow, _pass_on, cast
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -107,7 +108,7 @@ class _FollowedBatch:
         before = UNIT_ROUNDOFF[dtype]
         for block in bundle.blocks[:-1]:
             states = self._states[block.name]
-            inputs = cast(_fed(bundle.config, block, values, states), dtype)
+            inputs = cast(fed(bundle.config, block, values, states), dtype)
             outputs = self._of.backend.run_block(block, inputs)
             self._states[block.name] = {name: outputs[f"{name}_out"] for name in states}
             _pass_on(block, values, outputs)

@@ -145,11 +145,12 @@ def pair_entry(
     """Errors of the backend and of its dtype, their ratio, the limits and the worst element.
 
     `error` and `dtype_error` are relative L2 differences over all elements; the `row` ones those of
-    the worst row. `tightened` replaces the allowed ratio; `tolerance` is allowed in any case.
+    the worst row. `tightened` replaces the allowed ratio; `tolerance` is allowed in any case, as is
+    one rounding of the output's own dtype, which is wider than `dtype` where a state is.
     """
     error, dtype_error = pair.found.relative, pair.rounded.relative
     allowed = ALLOWED_RATIO[dtype] if tightened is None else tightened
-    least = max(UNIT_ROUNDOFF[dtype], tolerance)
+    least = max(UNIT_ROUNDOFF[pair.found.dtype], tolerance)
     # Of few rows, what the dtype costs is known only roughly.
     by_chance = 1 + standard_errors * pair.rounded.uncertainty
     limit = max(min(allowed * by_chance, ALLOWED_ROW_RATIO) * dtype_error, least)

@@ -2,8 +2,8 @@
 
 Each block runs twice per piece of a case. *Isolated*: all three get the exact model's input,
 rounded to the backend's dtype, so the difference is this block's own. *Propagated*: each gets
-what it made itself, so the difference is what has gathered so far. Probes are isolated runs on
-inputs that no text gives: scores that tie, and rows with padding.
+what it made itself, so the difference is what has gathered so far. Probes (`probes`) are isolated
+runs on inputs that no text gives; `many_steps` follows what linear layers carry.
 
 What is seen is handed on as `Observation`s; memory holds one block and what it handed on.
 """
@@ -25,6 +25,13 @@ from glm_trt.model.errors import BlockError
 from glm_trt.model.states import input_dtype
 from glm_trt.validate.cases import Case
 from glm_trt.validate.choices import CHOSEN_BY
+from glm_trt.validate.many_steps import (
+    STEP_ROWS,
+    STEPS,
+    has_many_steps,
+    run_many_steps,
+)
+from glm_trt.validate.probes import GARBAGE, fed, make_probes, usual_tokens
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 
 if TYPE_CHECKING:  # diff reads observations too, and needs no PyTorch
@@ -34,10 +41,6 @@ if TYPE_CHECKING:  # diff reads observations too, and needs no PyTorch
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 CHAINS = ("exact", "rounded", "found")
-# In positions of caches that nothing has written, and in padding: nothing may read it.
-GARBAGE = 64.0
-PADDING = 3
-TIES_BEYOND = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Observation:
 
     Attributes
     ----------
-    mode : "isolated" (one pass), "propagated" (a whole case), or a probe: "ties", "padding".
+    mode : "isolated" (one pass), "propagated" (a whole case), "steps" (of a linear layer, each
+        chain behind its own states), or a probe's name.
     begin : the position of the first token; the column of the first, where rows are ragged.
     prefill : how many of the tokens are of the prefill.
     tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a
@@ -82,7 +86,11 @@ class Observation:
         tensors = self.tensors["exact"]
         name = next(name for name in ("hidden_out", "logits") if name in tensors)
         length = tensors[name].shape[1]
-        if self.mode in ("ties", "padding"):
+        if self.mode == "steps":
+            return f"{length} decode steps"
+        if self.mode == "far":
+            return f"probe of far positions, row 0 at {self.begin}"
+        if self.mode not in ("isolated", "propagated"):
             return f"probe of {self.mode}"
         what = "positions" if self.rows is None else "columns"
         return f"{self.case}, {what} {self.begin}…{self.begin + length - 1}"
@@ -104,6 +112,10 @@ class Runners:
     rounded: EagerBlock
     found: Callable[[Arrays], Arrays]
     dtype: str
+
+    def cast(self, inputs: Arrays, dtype: str | None = None) -> Arrays:
+        """`inputs` in `dtype`, the backend's if None."""
+        return cast(inputs, dtype or self.dtype)
 
     def run(self, inputs: dict[str, Arrays]) -> tuple[dict[str, Arrays], list[Finding]]:
         """The outputs of each chain on its own input, all of the shapes that they should have, and
@@ -190,9 +202,39 @@ def walk_block(
                 _pass_on(block, flow.values[chain][i], of)
                 gathered[chain].append(of)
         yield _propagated(block, flow.case, gathered)
-    for mode, inputs, rows in _probes(bundle, block, flows):
-        given = cast(inputs, runners.dtype)
-        yield _run_isolated(bundle, block, runners, given, "", mode, rows)
+    yield from _probed(bundle, block, runners, flows, states["exact"])
+    if has_many_steps(bundle, block):
+        tokens = usual_tokens(flows[-1], "hidden", STEP_ROWS, STEPS)
+        given = cast({"hidden": tokens}, runners.dtype)["hidden"]
+        tensors, scores, findings, inputs = run_many_steps(bundle, block, runners, given)
+        yield Observation(
+            block.name, "", "steps", 0, 0, tensors, scores, tuple(findings), inputs=inputs
+        )
+
+
+def _probed(
+    bundle: Bundle, block: Block, runners: Runners, flows: list[Flow], states: Arrays
+) -> Iterator[Observation]:
+    def position_scores(inputs: Arrays) -> Array:
+        runners.exact(cast(inputs, runners.dtype))
+        return runners.exact.scores["position_scores"]
+
+    for probe in make_probes(bundle, block, runners.dtype, flows, states, position_scores):
+        given = cast(probe.inputs, runners.dtype)
+        seen = _run_isolated(bundle, block, runners, given, "", probe.mode, probe.rows)
+        yield replace(seen, rows=in_range(seen))
+
+
+def in_range(seen: Observation) -> NDArray[np.bool_] | None:
+    """The tokens that count, without those in which the yardstick itself leaves the range of its
+    dtype.
+    """
+    tensors = seen.tensors["rounded"]
+    name = next(name for name in ("hidden_out", "logits") if name in tensors)
+    finite = np.all(np.isfinite(tensors[name]), axis=-1, keepdims=False)
+    if finite.all():
+        return seen.rows
+    return finite if seen.rows is None else finite & seen.rows
 
 
 def conform(found: Arrays, expected: Arrays) -> list[Finding]:
@@ -236,7 +278,7 @@ def _fed_piece(
     """What `block` is given of one piece of a case: padding is large, so that it is seen where
     anything reads it.
     """
-    inputs = _fed(config, block, flow.values[chain][piece], states)
+    inputs = fed(config, block, flow.values[chain][piece], states)
     rows = _counted(flow.case, piece)
     if rows is not None:
         for name in ("hidden", "embedded"):
@@ -340,55 +382,6 @@ def _states(bundle: Bundle, block: Block, case: Case) -> Arrays:
         spec.name: np.full(spec.shape(batch, length), GARBAGE if spec.has_capacity else 0.0)
         for spec in bundle.states(block)
     }
-
-
-def _probes(
-    bundle: Bundle, block: Block, flows: list[Flow]
-) -> Iterator[tuple[str, Arrays, NDArray[np.bool_] | None]]:
-    """Inputs of a layer that no text gives, by the name of the probe."""
-    if block.layer is None:
-        return
-    config, kind = bundle.config, bundle.config.attention_kind(block.layer)
-    # A hidden state of zeros, behind zeros: whatever is chosen by its scores is chosen among ties.
-    past = min(bundle.max_seq_len - 1, config.index_topk * (kind != "linear") + TIES_BEYOND)
-    hidden = np.zeros((1, 1, config.hidden_size))
-    angles = np.zeros((1, 1, config.qk_rope_head_dim // 2))
-    values = {
-        "hidden": hidden, "embedded": hidden, "cos": angles + 1, "sin": angles,
-        "past_lengths": np.array([past]), "lengths": np.array([1]),
-        "topk_indices": np.arange(min(config.index_topk, past + 1), dtype=np.int32)[None, None],
-    }  # fmt: skip
-    states = {spec.name: np.zeros(spec.shape(1, past + 1)) for spec in bundle.states(block)}
-    yield "ties", _fed(config, block, values, states), None
-    widest = max(flows, key=lambda flow: flow.case.ids.shape[0])
-    if kind != "linear" or widest.case.prefill <= PADDING:
-        return
-    values = dict(widest.values["exact"][0])
-    # Behind this block already, whose input is gone: any hidden state will do.
-    hidden = values["hidden"].copy()
-    batch, length, _ = hidden.shape
-    lengths = np.full(batch, length)
-    lengths[-1] -= PADDING
-    rows = np.arange(length) < lengths[:, None]
-    hidden[~rows] = GARBAGE
-    states = {spec.name: np.zeros(spec.shape(batch, length)) for spec in bundle.states(block)}
-    values |= {"hidden": hidden, "lengths": lengths}
-    yield "padding", _fed(config, block, values, states), rows
-
-
-def _fed(config: ModelConfig, block: Block, values: Arrays, states: Arrays) -> Arrays:
-    if block.name == "embedding":
-        return {name: values[name] for name in ("input_ids", "past_lengths")}
-    if block.layer is None:
-        return {"hidden": values["hidden"]}
-    kind = config.attention_kind(block.layer)
-    names = ["hidden", "lengths"] if kind == "linear" else ["hidden", "cos", "sin", "past_lengths"]
-    inputs = {name: values[name] for name in names} | states
-    if block.prediction is not None:
-        inputs["embedded"] = values["embedded"]
-    if kind == "shared":
-        inputs["shared_indices"] = values["topk_indices"]
-    return inputs
 
 
 def cast(inputs: Arrays, dtype: str) -> Arrays:

@@ -23,7 +23,8 @@ def test_an_entry_can_be_run(mutation: Mutation) -> None:
 
 def test_every_fault_is_listed() -> None:
     listed = [x for x in MUTATIONS if x.fault]
-    assert sorted(x.fault for x in listed) == sorted(fault.name for fault in FAULTS)
+    put = [fault.name for fault in FAULTS if not fault.slow]
+    assert sorted(x.fault for x in listed) == sorted(put)
     assert all(x.test.endswith(f"[{x.fault}]") for x in listed)
 
 

@@ -42,7 +42,8 @@ def faulty(
     copy = Faulty(bundle, tmp_path / "faulty")
     fault.edit(copy)
     copy.seal()
-    return fault, [str(tmp_path / "faulty"), "--checkpoint", str(checkpoint), "--json"]
+    options = ["--checkpoint", str(checkpoint), "--longest", str(LENGTH), "--json"]
+    return fault, [str(tmp_path / "faulty"), *options]
 
 
 def test_a_fault_is_found_and_named(
