@@ -224,3 +224,12 @@ def test_no_graphs_in_the_dtype(made: Made) -> None:
     options = ValidationOptions("eager", "float16", checkpoint, cases=CaseOptions(longest=24))
     report: Any = validate_bundle(bundle, dataclasses.replace(options))
     assert "not compared: the bundle has none in float16" in summary(report)
+
+
+def test_what_cannot_be_compared_is_no_note(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm_trt.validate.graph_values.probes", lambda *_: [("pass", {})])
+    check = checked(made, tmp_path, "layer.1", turned_addition)
+    assert check.problem is not None
+    assert "the values cannot be compared: layer.1: no probe has a value" in check.problem
