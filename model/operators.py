@@ -2,6 +2,8 @@
 
 The eager definitions below are plain PyTorch. `glm_trt.plugins` offers the same set as
 registered torch operators, so one model definition is traced, run eagerly and run on kernels.
+Nothing here imports a plugin: the model runs alone, in float64 too. A plugin's reference is slow,
+written for one operator and in float32; it shares with this file what it does not check.
 Letters in shapes: B batch, S new tokens, C cache capacity, T = B·S tokens, E experts,
 k experts a token, K selected positions, H heads, D head width, R latent rank, I expert width.
 """

@@ -25,7 +25,10 @@ from pathlib import Path
 import onnx.defs, onnxruntime, torch
 from onnx import helper, numpy_helper
 from glm_trt.engines.build_graph import prepare_graph
+from glm_trt.engines.planning.memory import plugin_bytes
 from glm_trt.export.operators import translations
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.presets import preset_config
 from glm_trt.plugins.bodies import function_bodies
 from glm_trt.plugins.build import load_launches
 from glm_trt.plugins.common.codegen import KernelTable, operators_cpp
@@ -63,6 +66,8 @@ source = operators_cpp(load_launches(), KernelTable({}), "1", selection)
 assert "toy_add_index" in source and "at least one column" in source
 assert build_key(selection) != sys.argv[3]
 assert "## ToyAdd" in operators_markdown(CONTRACTS.values())
+config = ModelConfig.from_dict(preset_config("glm-5.1", "full"))
+assert plugin_bytes(config, 4096, 1)["toy_add"] == 0
 print(json.dumps(sorted(CONTRACTS)))
 """
 BUILT = """
@@ -106,7 +111,7 @@ def python(code: str, *arguments: object, interpreted: bool = True) -> str:
 
 def test_a_folder_is_all_that_an_operator_needs(tmp_path: Path) -> None:
     """torch's operators, the model's, ONNX's schemas, function bodies, what graphs are read by, the
-    tables, the generated C++ and what libraries are made of.
+    tables, the plan, the generated C++ and what libraries are made of.
     """
     write_toy(tmp_path / "operators")
     key = build_key(Selection(("sm80",), ()))
