@@ -14,6 +14,7 @@ from glm_trt.validate.cases import HELD_TEXT, Case
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices, Difference
 from glm_trt.validate.problem_kinds import Finding
+from glm_trt.validate.systematic import Systematic, regressors_of
 from glm_trt.validate.walk import CHAINS, Observation
 
 Array = NDArray[Any]
@@ -46,6 +47,8 @@ Pairs = dict[tuple[str, str], Pair]  # by output and phase
 class BlockResult:
     """What was measured of one block: pairs by output and phase, choices by output.
 
+    `systematic` are the errors of isolated runs on text, held against what was to come out.
+
     `set_aside` counts tokens that are not compared in the propagated pass: a chain chose otherwise
     there, or before it in the sequence and an earlier block, and rounding no longer explains the
     difference.
@@ -54,6 +57,7 @@ class BlockResult:
     name: str
     kind: str
     isolated: Pairs = field(default_factory=dict)
+    systematic: dict[tuple[str, str], Systematic] = field(default_factory=dict)
     propagated: Pairs = field(default_factory=dict)
     choices: dict[str, Choices] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -125,6 +129,11 @@ class Measures:
             key = (name, seen.phase)
             pair = Pair.of(output_dtype(name, self.dtype))
             result.isolated.setdefault(key, pair).add(of_chains, place, mask)
+            if seen.mode == "isolated":
+                regressors = regressors_of(name, of_chains["exact"], seen.scores["exact"])
+                result.systematic.setdefault(key, Systematic()).add(
+                    of_chains, regressors, mask, channels=name == "hidden_out"
+                )
 
     def _add_propagated(self, result: BlockResult, seen: Observation) -> None:
         result.findings += [x._replace(text=f"{x.text}, {seen.case}") for x in seen.findings]

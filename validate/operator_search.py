@@ -28,7 +28,15 @@ from glm_trt.validate.compare import Choices
 from glm_trt.validate.graph_evaluator import GraphEvaluator
 from glm_trt.validate.measure import Pair, output_dtype
 from glm_trt.validate.reference import RecordingOperators, as_array, as_tensor
-from glm_trt.validate.verdict import Report, explain, limit_share, pair_entry
+from glm_trt.validate.systematic import ITSELF, Judged, Systematic, judged
+from glm_trt.validate.verdict import (
+    ALLOWED_RATIO,
+    Report,
+    explain,
+    explain_slope,
+    limit_share,
+    pair_entry,
+)
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -37,8 +45,8 @@ MARKED = 6
 # Runs of the block at most; each leaves a region of a MARKED-th, so that no graph needs more.
 MOST_RUNS = 12
 MOST_SLACK = 1e3
-# A slack of 0: what the dtype costs, with nothing on top for chance or by contracts. For faults so
-# small that a block is barely out of tolerance.
+# A slack of 0: what the dtype costs, with nothing on top for chance or by contracts, and gains and
+# biases too. For faults so small that a block is barely out of tolerance.
 STRICT = 0.0
 # Of an operator without a contract: that of most which have one.
 USUAL_TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
@@ -258,15 +266,18 @@ class OperatorSearch:
             entry = pair_entry(pair, self.dtype, standard_errors=0.0)
         else:
             entry = pair_entry(pair, self.dtype, tolerance=_tolerance(behind, self.dtype))
-        share = limit_share(entry)
+        share, gain = limit_share(entry), None
         if share is not None and share <= max(slack, 1.0):
-            return Check(name, behind, "", {}, expected, found, share)
+            gain = _gain(as_rows, self.dtype) if slack == STRICT else None
+            if gain is None or gain.share <= 1:
+                return Check(name, behind, "", {}, expected, found, share)
+            share = gain.share
         worst = entry["worst"]
         flat = int(np.ravel_multi_index(worst["coordinates"], as_rows["exact"].shape))
         at = [int(i) for i in np.unravel_index(flat, expected.shape)]
         worst = worst | {"coordinates": at}
-        entry = entry | {"worst": worst}
-        return Check(name, behind, explain(entry), worst, expected, found, share)
+        problem = explain_slope(gain) if gain else explain(entry | {"worst": worst})
+        return Check(name, behind, problem, worst, expected, found, share)
 
     def _choice_problem(self, node: onnx.NodeProto, output: str, arrays: Arrays) -> str:
         scores = [
@@ -297,6 +308,14 @@ class OperatorSearch:
             return tuple(inner)
         places = np.linspace(0, len(inner) - 1, MARKED + 2)[1:-1].astype(int)
         return tuple(inner[i] for i in places)
+
+
+def _gain(as_rows: Arrays, dtype: str) -> Judged | None:
+    """The gain or bias of a value that takes most of what it is allowed."""
+    pooled = Systematic()
+    pooled.add(as_rows, {ITSELF: as_rows["exact"]}, None, channels=False)
+    slopes = judged(pooled, dtype, ALLOWED_RATIO[dtype])
+    return max(slopes, key=lambda of: of.share, default=None)
 
 
 def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:

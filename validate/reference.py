@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -24,6 +24,7 @@ from glm_trt.model.states import input_dtype
 from glm_trt.model.weights import TORCH_DTYPES, as_torch, empty_block, fill_block, load_weights
 from glm_trt.validate.cases import is_small
 from glm_trt.validate.published import PublishedWeights
+from glm_trt.validate.systematic import ADDED
 
 Array = NDArray[Any]
 
@@ -73,11 +74,17 @@ class RecordingOperators(EagerOperators):
 
 
 class EagerBlock:
-    """One block of the eager model on arrays: the same inputs and outputs as its graph."""
+    """One block of the eager model on arrays: the same inputs and outputs as its graph.
+
+    `scores` are what its last run chose by and, in float64, what each of its parts added to the
+    hidden state (`ADDED`), in float32.
+    """
 
     def __init__(self, block: nn.Module, dtype: str, operators: RecordingOperators) -> None:
         self.block, self.dtype, self.operators = block, dtype, operators
         self.scores: dict[str, Array] = {}
+        if dtype == "float64":
+            _record_parts(block, operators.scores)
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -90,6 +97,31 @@ class EagerBlock:
 
     def _tensor(self, name: str, array: Array) -> Tensor:
         return as_tensor(name, array, self.dtype)
+
+
+# Modules of a layer whose outputs are added to its hidden state; a mixture of experts adds two.
+_PARTS = {
+    "eh_proj": "projection", "self_attn": "attention", "linear_attn": "attention",
+    "mlp.experts": "experts", "mlp.shared_experts": "shared_experts", "mlp": "mlp",
+}  # fmt: skip
+
+
+def _record_parts(block: nn.Module, record: dict[str, Tensor]) -> None:
+    """Whenever `block` runs, put what its parts add into `record`, [B·S, hidden] each."""
+
+    def recorder(part: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            added = output[0] if isinstance(output, tuple) else output
+            record[f"{ADDED}{part}"] = added.float()
+
+        return keep
+
+    modules = dict(block.named_modules())
+    if "mlp.experts" in modules:
+        modules.pop("mlp")
+    for path, part in _PARTS.items():
+        if path in modules:
+            modules[path].register_forward_hook(recorder(part))
 
 
 def as_tensor(name: str, array: Array, dtype: str) -> Tensor:

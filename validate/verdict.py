@@ -13,6 +13,7 @@ from glm_trt.validate.compare import ULP_EDGES, Choices
 from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair, Pairs
 from glm_trt.validate.policy import END_TO_END, NO_POLICY, RUNTIME, Policy, Where
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.systematic import BIAS, Judged, judged
 
 # The backend's error may be this much larger than what its dtype costs the eager model. In half
 # precision, products are summed in float32 and the rounding of results is what costs: the same
@@ -82,7 +83,9 @@ def block_severity(measures: Measures, name: str) -> float:
     if result.findings or any(choices.wrong for choices in result.choices.values()):
         return math.inf
     entries = (pair_entry(pair, dtype) for pair in result.isolated.values())
-    return max(_over(entry, dtype) for entry in entries) / ALLOWED_RATIO[dtype]
+    worst = max(_over(entry, dtype) for entry in entries) / ALLOWED_RATIO[dtype]
+    slopes = (judged(of, dtype, ALLOWED_RATIO[dtype]) for of in result.systematic.values())
+    return max([worst, *(each.share for of in slopes for each in of)])
 
 
 def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | None) -> Report:
@@ -102,6 +105,14 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
         isolated.setdefault(name, {})[phase] = entry
         if not entry["ok"]:
             note(name, f", {phase}: {explain(entry)}", _error_kind(entry), _over(entry, dtype))
+    systematic: Report = {}
+    for (name, phase), of in sorted(result.systematic.items()):
+        slopes = judged(of, dtype, ALLOWED_RATIO[dtype])
+        systematic.setdefault(name, {})[phase] = {each.name: _slope_entry(each) for each in slopes}
+        if beyond := [each for each in slopes if each.share > 1]:
+            worst = max(beyond, key=lambda each: each.share)
+            text, ratio = explain_slope(worst), ALLOWED_RATIO[dtype] * worst.share
+            note(name, f", {phase}: {text}", ProblemKind.SYSTEMATIC, ratio)
     for name, choices in result.choices.items():
         if wrong := choices.wrong - choices.impossible:
             note(name, f": {wrong} wrong; first: {choices.first_wrong}", ProblemKind.CHOICES)
@@ -117,10 +128,25 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
         "ok": all(problem["waived"] for problem in problems),
         "problems": problems,
         "isolated": isolated,
+        "systematic": systematic,
         "choices": {name: _choices_entry(choices) for name, choices in result.choices.items()},
         "propagated": _pairs_entry(result.propagated, dtype),
         "tokens_set_aside": result.set_aside,
     }
+
+
+def _slope_entry(of: Judged) -> Report:
+    return {"found": of.slope.found, "dtype": of.slope.rounded, "lowest": of.lowest,
+            "highest": of.highest, "ok": of.share <= 1}  # fmt: skip
+
+
+def explain_slope(of: Judged) -> str:
+    """What is wrong with a gain or a bias beyond its limits."""
+    what = of.name if of.name.startswith(BIAS) else f"gain of {of.name}"
+    return (
+        f"{what} {of.slope.found:+.1e}, allowed {of.lowest:+.1e}…{of.highest:+.1e}; that of the "
+        f"dtype is {of.slope.rounded:+.1e}"
+    )
 
 
 def _pairs_entry(pairs: Pairs, dtype: str) -> Report:
