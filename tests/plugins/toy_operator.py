@@ -82,6 +82,16 @@ CASES = [
         lambda generator, dtype: [torch.randn(3, 67, generator=generator).to(dtype) for _ in "xo"],
     )
 ]
+SAMPLED = Sampled({"T": 100, "width": 100}, attributes=lambda _: {"scale": 1.0})
+""",
+    "cost": """
+from glm_trt.plugins.common.cost import Cost
+
+COST = Cost(
+    bytes="3 * T * width * ITEMSIZE",
+    operations="2 * T * width",
+    sizes=lambda config: {"width": config.hidden_size},
+)
 """,
 }
 
