@@ -209,7 +209,7 @@ def test_differences() -> None:
 def test_tracing_beside(made: Made) -> None:
     """In a process of its own, which ends when it is closed, and says what it cannot do."""
     bundle = Bundle.open(made("plain")[1])
-    fresh = FreshGraphs(bundle.manifest["config"], ["head", "nothing"], "float32")
+    fresh = FreshGraphs(bundle.manifest.config, ["head", "nothing"], "float32")
     try:
         path = bundle.graph_path("head", "float32")
         assert differences(onnx.load(path), fresh.model("head")) == []
