@@ -51,7 +51,9 @@ def compare_choices(
         exact_scores, doubtful = _limited_to_groups(config, exact_scores, by_token("group_scores"))
         noise[doubtful] = np.inf
     equal[of] = pooled.add(found[of], expected[of], (exact_scores, rounded_scores), noise, place)
-    return equal & (np.sort(rounded) == np.sort(expected)).all(-1)
+    alike = (np.sort(rounded) == np.sort(expected)).all(-1)
+    pooled.dtype_near_ties += int((of & ~alike).sum())
+    return equal & alike
 
 
 def _limited_to_groups(
@@ -68,3 +70,14 @@ def _limited_to_groups(
     size = config.n_routed_experts // config.n_group
     inside = np.repeat(kept, size, axis=-1)
     return np.where(inside, scores, -np.inf), doubtful
+
+
+def most_near_ties(dtype_near_ties: int, ratio: float) -> int:
+    """How many near ties a backend may have where the eager model in its dtype has so many.
+
+    Both are counts of rare events, whose roots scatter by 1/2 around those of their means, which
+    errors `ratio` times as large make `ratio` times as large. Beyond five standard errors of the
+    difference of the two roots there is one faultless backend in three million.
+    """
+    root = float(np.sqrt(ratio * dtype_near_ties + 3 / 8)) + 5 * float(np.sqrt(1 / 2))
+    return int(root**2 - 3 / 8)

@@ -127,12 +127,14 @@ class Choices:
         chosen and the best that was not is within rounding of both.
     smallest_margin : the smallest of these margins.
     largest_lost : the largest margin that a choice which differs has lost.
+    dtype_near_ties : rows in which the eager model in the backend's dtype chooses otherwise.
     impossible : how many of the wrong ones no scores could give: indices that cannot be chosen,
         twice the same, too few.
     """
 
     rows: int = 0
     near_ties: int = 0
+    dtype_near_ties: int = 0
     wrong: int = 0
     close: int = 0
     smallest_margin: float = np.inf

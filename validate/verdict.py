@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from glm_trt.validate.choices import most_near_ties
 from glm_trt.validate.compare import ULP_EDGES, Choices
 from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair, Pairs
 from glm_trt.validate.policy import END_TO_END, NO_POLICY, RUNTIME, Policy, Where
@@ -116,6 +117,12 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
     for name, choices in result.choices.items():
         if wrong := choices.wrong - choices.impossible:
             note(name, f": {wrong} wrong; first: {choices.first_wrong}", ProblemKind.CHOICES)
+        most = most_near_ties(choices.dtype_near_ties, ALLOWED_RATIO[dtype])
+        if choices.near_ties > most:
+            text = (f": {choices.near_ties} near ties, allowed {most}: the dtype has "
+                    f"{choices.dtype_near_ties}")  # fmt: skip
+            ratio = ALLOWED_RATIO[dtype] * choices.near_ties / most
+            note(name, text, ProblemKind.NEAR_TIES, ratio)
         if choices.impossible:
             text = f": {choices.impossible} impossible; first: {choices.first_impossible}"
             note(name, text, ProblemKind.IMPOSSIBLE)
@@ -209,6 +216,7 @@ def _choices_entry(choices: Choices) -> Report:
     equal = choices.rows - choices.near_ties - choices.wrong
     return {
         "rows": choices.rows, "equal": equal, "near_ties": choices.near_ties,
+        "dtype_near_ties": choices.dtype_near_ties,
         "wrong": choices.wrong, "close": choices.close,
         "smallest_margin": number(choices.smallest_margin),
         "largest_lost": number(choices.largest_lost),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 from faults import Edit, Faulty, constant, insert, maker_of, node_of
 from onnx import helper
 
+from glm_trt.model.config import ModelConfig
+from glm_trt.validate.choices import compare_choices, most_near_ties
+from glm_trt.validate.compare import Choices
 from glm_trt.validate.systematic import ITSELF, UPDATE, Systematic, judged, regressors_of
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]
 ROWS, WIDTH = 400, 48
+TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 
 
 def rounded(x: Any) -> Any:
@@ -92,6 +97,31 @@ def test_what_a_layer_adds_is_the_sum_of_its_parts() -> None:
     found = regressors_of("hidden_out", np.zeros((2, 3, 4)), parts | {"expert_scores": np.ones(1)})
     assert [*found] == [UPDATE, "attention", "mlp"] and (found[UPDATE] == 3).all()
     assert [*regressors_of("kv_cache_out", np.zeros((2, 3, 4)), parts)] == [ITSELF]
+
+
+def test_near_ties_beyond_those_of_the_dtype_are_too_many() -> None:
+    """By chance never, for backends that choose as often otherwise as the eager model does."""
+    random = np.random.default_rng(3)
+    for mean in (0.5, 5.0, 60.0, 400.0):
+        counts = random.poisson(mean, (20_000, 2))
+        assert all(found <= most_near_ties(int(dtype), 1.1) for dtype, found in counts)
+    assert most_near_ties(0, 1.1) < 20 and most_near_ties(20, 1.1) < 75
+    assert most_near_ties(400, 1.1) <= 1.5 * 400
+
+
+def test_near_ties_of_both_chains_are_counted() -> None:
+    config = ModelConfig.from_dict(json.loads((TINY / "config.json").read_text()), "tiny")
+    pooled, tokens = Choices(), 40
+    exact, other = np.tile([0, 1], (tokens, 1)), np.tile([0, 2], (tokens, 1))
+    scores = np.tile([4.0, 2.001, 2.0, 1.0], (tokens, 1))
+    outputs = {"exact": exact, "found": other, "rounded": exact.copy()}
+    outputs["rounded"][:3] = other[:3]
+    of_chains = ({"position_scores": scores}, {"position_scores": scores + 0.01})
+    named = {chain: {"topk_indices": of} for chain, of in outputs.items()}
+    counted = np.arange(tokens) != 0
+    compare_choices(config, "topk_indices", named, of_chains, pooled, "", counted)
+    assert (pooled.near_ties, pooled.dtype_near_ties, pooled.wrong) == (39, 2, 0)
+    assert pooled.near_ties > most_near_ties(pooled.dtype_near_ties, 2.0)
 
 
 def times(block: str, op_type: str, gain: float, at: int = 0) -> Edit:
