@@ -35,6 +35,10 @@ def through(model: onnx.ModelProto, node: onnx.NodeProto, at: int, narrow: int) 
 
 def with_room(bundle: Faulty) -> None:
     bundle.manifest["max_seq_len"] = POSITIONS
+    for pools in bundle.manifest["states"].values():
+        for pool in pools:
+            if pool["position_axis"] is not None:
+                pool["shape"][pool["position_axis"]] = POSITIONS
 
 
 def positions_of_angles(bundle: Faulty, narrow: int) -> None:
