@@ -122,16 +122,16 @@ def test_engines_of_another_make_are_replaced(
     built_copy: Path, spawned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "BUILDER_OPTIONS", build.BUILDER_OPTIONS | {"tf32": True})
-    old = [engine.key for engine in read_manifest(built_copy)["engines"]]
+    old = [engine.key for engine in read_manifest(built_copy).engines]
     build_engines(built_copy, SM89)
-    new = [engine.key for engine in read_manifest(built_copy)["engines"]]
+    new = [engine.key for engine in read_manifest(built_copy).engines]
     assert spawned == KINDS and len(new) == len(KINDS) and not set(old) & set(new)
 
 
 @needs_rtx
 def test_targets_and_dtypes_live_side_by_side(built_copy: Path, spawned: list[str]) -> None:
     build_engines(built_copy, BuildOptions(targets=("sm120",), dtype="float32"))
-    assert len(read_manifest(built_copy)["engines"]) == 2 * len(KINDS)
+    assert len(read_manifest(built_copy).engines) == 2 * len(KINDS)
     build_engines(built_copy, SM89)
     assert spawned == KINDS
     # What this build does not make must be whole.
@@ -206,7 +206,7 @@ def test_crash_becomes_an_error(
     with pytest.raises(BuildError, match=f"embedding in bfloat16 for sm89 .*{ending}") as error:
         build_engines(bundle, SM89)
     assert str(error.value).endswith("line of the log")
-    assert read_manifest(bundle)["engines"] == []
+    assert read_manifest(bundle).engines == ()
     assert not list((bundle / "engines").iterdir())
 
 
@@ -220,7 +220,7 @@ def test_interrupted_build_resumes(
 
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, SM89, stop_at_the_third)
-    assert len(read_manifest(bundle)["engines"]) == 2
+    assert len(read_manifest(bundle).engines) == 2
     # What a build that was killed leaves behind.
     (bundle / "engines" / ".build-old").mkdir()
     build_engines(bundle, SM89)
