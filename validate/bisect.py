@@ -33,6 +33,7 @@ from glm_trt.validate.verdict import (
     judge_block,
 )
 from glm_trt.validate.walk import Flow, Observation, start
+from glm_trt.validate.weights_check import compare_weights, start_comparing
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -42,11 +43,14 @@ CLEAR = 0.1
 
 @dataclass(frozen=True)
 class Failure:
-    """The first block out of tolerance: its problems, and an input on which it is wrong."""
+    """The first block out of tolerance: its problems, and an input on which it is wrong; or the
+    weight that is another, where no output shows it.
+    """
 
     block: str
     problems: list[str]
     observation: Observation | None
+    weight: str | None = None
 
 
 def bisect_bundle(
@@ -81,7 +85,7 @@ def bisect_bundle(
         kinds = {block.name: block.kind for block in all_blocks(bundle)}
         measures = Measures(bundle.config, subject.dtype, [flow.case for flow in flows], kinds)
         walked = walk(bundle, reference, subject, flows, progress)
-        failure = first_failure(measures, walked)
+        failure = first_failure(measures, walked, _WeightsOf(bundle, reference))
         report: Report = {
             "format": "glm-trt bisection", "format_version": 1, "ok": failure is None,
             "bundle": str(directory), "backend": options.backend, "dtype": subject.dtype,
@@ -98,6 +102,8 @@ def bisect_bundle(
         if failure.observation is None:
             return report | {"operator": None}
         block = next(block for block in all_blocks(bundle) if block.name == failure.block)
+        if failure.weight is not None:
+            return report | _readers(bundle, block, failure.weight, subject.dtype, fresh)
         progress(f"searching {block.name}")
         inputs = failure.observation.inputs
         assert inputs is not None
@@ -139,19 +145,42 @@ def _of_graph(check: KindCheck) -> Report:
     }  # fmt: skip
 
 
+class _WeightsOf:
+    """Which weights of a block differ from the checkpoint's: `differences` as a report has them."""
+
+    def __init__(self, bundle: Bundle, reference: Reference) -> None:
+        self._bundle, self._reference = bundle, reference
+        self._blocks = {block.name: block for block in all_blocks(bundle)}
+
+    def __call__(self, name: str) -> list[dict[str, str]]:
+        """Of one block; of what is none, nothing."""
+        compared = start_comparing(self._bundle, self._reference)
+        if compared is None or name not in self._blocks:
+            return []
+        compare_weights(self._bundle, self._reference, self._blocks[name], compared)
+        return compared.differences
+
+
 def first_failure(
-    measures: Measures, walked: Iterable[tuple[str, Iterable[Observation]]]
+    measures: Measures,
+    walked: Iterable[tuple[str, Iterable[Observation]]],
+    weigh: Callable[[str], list[dict[str, str]]] = lambda _: [],
 ) -> Failure | None:
-    """Walk until a block (or the runtime) is out of tolerance."""
+    """Walk until a block (or the runtime) is out of tolerance, or a weight is not what `weigh`
+    expects.
+    """
     for name, of_block in walked:
         observations = list(of_block)
         for seen in observations:
             measures.add(seen)
         problems = judge_block(measures, name)
-        if not problems:
-            continue
+        weights = weigh(name)
+        texts = [f"{entry['weight']} {entry['text']}" for entry in weights]
         isolated = [seen for seen in observations if seen.mode != "propagated"]
-        return Failure(name, problems, _clearest(measures, isolated))
+        if problems:
+            return Failure(name, problems + texts, _clearest(measures, isolated))
+        if weights:
+            return Failure(name, texts, isolated[0], weights[0]["weight"])
     return None
 
 
@@ -252,6 +281,20 @@ def describe(found: Search) -> Report:
     }
 
 
+def _readers(bundle: Bundle, block: Block, weight: str, dtype: str, fresh: FreshGraphs) -> Report:
+    """What a search would give, of a block that is wrong in a weight alone and right in what it
+    makes: the operators that read the weight.
+    """
+    model = fresh.model(block.kind)
+    nodes = [_node_entry(node) for node in model.graph.node if weight in node.input]
+    return {
+        "place": None, "steps": [], "operator": nodes[0] if nodes else None, "region": nodes,
+        "vanished": False, "value": weight, "coordinates": None, "expected": None, "found": None,
+        "problem": "not the checkpoint's weight, though no output shows it",
+        "graph_differs": graph_difference(bundle, block, model, dtype),
+    }  # fmt: skip
+
+
 def inserted_nodes(
     bundle: Bundle, block: Block, model: onnx.ModelProto, dtype: str, found: Search
 ) -> list[Report]:
@@ -308,11 +351,12 @@ def describe_finding(report: Report) -> str:
     else:
         operator = report["operator"]
         lines += [
-            f"  operator      {operator['op_type']} ({operator['name']}), which makes "
-            f"{report['value']}",
+            f"  operator      {operator['op_type']} ({operator['name']}), which "
+            f"{'makes' if report['place'] else 'reads'} {report['value']}",
             f"  value         {report['problem']}",
-            f"  input         {report['place']}",
         ]
+        if report["place"]:
+            lines.append(f"  input         {report['place']}")
         if report["coordinates"] is not None:
             lines.append(
                 f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "

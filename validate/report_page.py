@@ -18,6 +18,7 @@ from glm_trt.validate.report_text import (
     problems,
     share,
     title,
+    weights_line,
 )
 from glm_trt.validate.verdict import Report, e, g
 
@@ -39,6 +40,7 @@ def page(report: Report) -> str:
         blocks_line=blocks_line(report),
         end_to_end=end_to_end_rows(report),
         graphs=graphs_line(report),
+        weights=weights_line(report),
         charts=draw_charts(report),
         choice_names=CHOICE_NAMES,
         environment=environment_rows(report),

@@ -123,6 +123,7 @@ def summary(report: Report) -> str:
     if compared := report["compared"]:
         rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
     rows.append(("graphs", graphs_line(report)))
+    rows.append(("weights", weights_line(report)))
     rows += [("policy", text) for text in unused_rules(report)]
     width = max(len(name) for name, _ in rows)
     return "\n".join([
@@ -131,6 +132,17 @@ def summary(report: Report) -> str:
         *found,
         *(f"  {name:<{width}}  {text}" for name, text in rows),
     ])  # fmt: skip
+
+
+def weights_line(report: Report) -> str:
+    """What was compared of the weights, bit by bit, and what it gave."""
+    compared = report["weights"]
+    if compared is None:
+        return "not compared: the bundle has no checkpoint but itself"
+    how = "bit by bit" if compared["whole"] else "bit by bit, of the largest a sample"
+    differ = len(compared["differences"])
+    verdict = f"{differ} WEIGHTS DIFFER" if differ else "the checkpoint's own"
+    return f"{compared['numbers']:,} numbers compared {how}: {verdict}"
 
 
 def graphs_line(report: Report) -> str:
@@ -196,6 +208,7 @@ def markdown(report: Report) -> str:
     runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
         "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
     lines += [f"| graphs | {_cell(graphs_line(report))} |"]
+    lines += [f"| weights | {weights_line(report)} |"]
     lines += [f"| runtime | {runtime} |", f"| tokens set aside after a near tie | "
               f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
     lines += [

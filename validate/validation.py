@@ -33,6 +33,7 @@ from glm_trt.validate.walk import (
     start_prediction,
     walk_block,
 )
+from glm_trt.validate.weights_check import compare_weights, start_comparing
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -111,8 +112,12 @@ def validate_bundle(
             cases = make_cases(bundle, reference, options.cases)
             by_name = {name: target.kind for name, target in targets.items()}
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
+            weights = start_comparing(bundle, reference)
             walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
+            blocks = {block.name: block for block in all_blocks(bundle)}
             for name, observations in walked:
+                if weights is not None and name in blocks:
+                    compare_weights(bundle, reference, blocks[name], weights)
                 for seen in observations:
                     measures.add(seen)
                     if recorder:
@@ -122,6 +127,7 @@ def validate_bundle(
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
             context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)
+            context["weights"] = None if weights is None else weights.to_dict()
             context["seconds"] = time.monotonic() - began
             if recorder:
                 recorder.finish(context, bundle.manifest.config, measures, cases)
