@@ -23,14 +23,14 @@ def make_bundle(name: str, place: Path) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
-def make_checkpoint(name: str, place: Path) -> Path:
-    """The checkpoint alone."""
+def make_checkpoint(name: str, place: Path, seed: int = 0, hybrid: str = "three_to_one") -> Path:
+    """The checkpoint alone, with weights drawn by `seed`."""
     checkpoint = place / f"{name}-checkpoint"
     if name == "plain":
-        save(make_oracle(), checkpoint)
+        save(make_oracle(seed), checkpoint)
     elif name == "hybrid":
-        save_hybrid(make_hybrid("three_to_one"), checkpoint)
+        save_hybrid(make_hybrid(hybrid, seed), checkpoint)
     else:  # NVFP4 groups 16 inputs
-        save(make_oracle(q_lora_rank=32, moe_intermediate_size=32), place / "wide")
+        save(make_oracle(seed, q_lora_rank=32, moe_intermediate_size=32), place / "wide")
         quantize_checkpoint(place / "wide", checkpoint, name)
     return checkpoint

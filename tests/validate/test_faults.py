@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 from all_faults import FAULTS
-from bundles import BUNDLES, LENGTH
-from checkpoints import make_oracle, save
+from bundles import BUNDLES, LENGTH, make_checkpoint
 from faults import Fault, Faulty
-from hybrids import make_hybrid, save_hybrid
 
 from glm_trt.cli import main
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
@@ -81,18 +79,21 @@ def test_no_fault_no_finding(made: Made, shared_walks: None, name: str, dtype: s
     assert bisect_bundle(bundle, options)["ok"]
 
 
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
+SEEDS = 20
+DRAWN = [
+    pytest.param(name, seed, marks=() if (name, seed) == ("plain", 0) else pytest.mark.slow)
+    for name in BUNDLES
+    for seed in range(SEEDS)
+]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_no_fault_no_failure_over_seeds(tmp_path: Path, seed: int) -> None:
-    """Other weights and ids each time, of a model with an indexer and of a hybrid in turns."""
-    if seed % 2:
-        save_hybrid(make_hybrid("shared_across", seed), tmp_path / "c")
-    else:
-        save(make_oracle(seed), tmp_path / "c")
+@pytest.mark.parametrize(("name", "seed"), DRAWN)
+def test_no_fault_no_failure_over_seeds(tmp_path: Path, name: str, seed: int) -> None:
+    """Other weights and ids each time; of hybrids, two kinds in turns."""
+    hybrid = "shared_across" if seed % 2 else "three_to_one"
+    checkpoint = make_checkpoint(name, tmp_path, seed, hybrid)
     options = ExportOptions(("float32", "bfloat16"), LENGTH)
-    export_checkpoint(tmp_path / "c", tmp_path / "b", options)
+    export_checkpoint(checkpoint, tmp_path / "b", options)
     for backend, dtype in (("onnxruntime", "float32"), ("graph", "bfloat16")):
         settings = ValidationOptions(backend, dtype, cases=CaseOptions(seed=seed))
         report = validate_bundle(tmp_path / "b", settings)
