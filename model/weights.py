@@ -73,10 +73,6 @@ class LargeEmbedding(nn.Module):
         """ids int64 [B, S] → [B, S, hidden]."""
         return self._read(ids)
 
-    def rows(self, rows: Tensor) -> Tensor:
-        """Rows int64 [n] of the weight: [n, hidden]."""
-        return self._read(rows)
-
 
 class LargeLinear(nn.Module):
     """A linear layer whose weight [out, in] is read from its file, some rows at a time.
@@ -95,10 +91,6 @@ class LargeLinear(nn.Module):
         y = product_by_slices(x, self._shape, self._read)
         self._release()
         return y
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """Rows int64 [n] of the weight: [n, in]."""
-        return self._read(rows)
 
 
 def _expert_stack(binding: b.Binding, source: b.TensorSource, dtype: torch.dtype) -> ExpertStack:

@@ -20,6 +20,7 @@ from glm_trt.validate.graph_difference import differences, inserted_before
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
 from glm_trt.validate.policy import RUNTIME
+from glm_trt.validate.problem_kinds import ProblemKind
 from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
 from glm_trt.validate.runtime_search import find_parting
@@ -33,7 +34,6 @@ from glm_trt.validate.verdict import (
     judge_block,
 )
 from glm_trt.validate.walk import Flow, Observation, start
-from glm_trt.validate.weights_check import compare_weights, start_comparing
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -43,14 +43,14 @@ CLEAR = 0.1
 
 @dataclass(frozen=True)
 class Failure:
-    """The first block out of tolerance: its problems, and an input on which it is wrong; or the
-    weight that is another, where no output shows it.
+    """The first block out of tolerance: its problems, an input on which it is wrong, and which of
+    its weights are not the checkpoint's.
     """
 
     block: str
     problems: list[str]
     observation: Observation | None
-    weight: str | None = None
+    weights: tuple[str, ...] = ()
 
 
 def bisect_bundle(
@@ -85,7 +85,7 @@ def bisect_bundle(
         kinds = {block.name: block.kind for block in all_blocks(bundle)}
         measures = Measures(bundle.config, subject.dtype, [flow.case for flow in flows], kinds)
         walked = walk(bundle, reference, subject, flows, progress)
-        failure = first_failure(measures, walked, _WeightsOf(bundle, reference))
+        failure = first_failure(measures, walked)
         report: Report = {
             "format": "glm-trt bisection", "format_version": 1, "ok": failure is None,
             "bundle": str(directory), "backend": options.backend, "dtype": subject.dtype,
@@ -102,15 +102,33 @@ def bisect_bundle(
         if failure.observation is None:
             return report | {"operator": None}
         block = next(block for block in all_blocks(bundle) if block.name == failure.block)
-        if failure.weight is not None:
-            return report | _readers(bundle, block, failure.weight, subject.dtype, fresh)
         progress(f"searching {block.name}")
         inputs = failure.observation.inputs
         assert inputs is not None
         report["place"] = failure.observation.place
-        return report | search_block(
+        found = search_block(
             bundle, block, reference, subject, fresh, inputs, report, output, progress
         )
+        return report | _of_weights(found, fresh.model(block.kind), failure)
+
+
+def _of_weights(found: Report, model: onnx.ModelProto, failure: Failure) -> Report:
+    """A search in a block some of whose weights are not the checkpoint's: what reads one of them
+    is where it is wrong, though a search may see less than its bound, or its consequences alone.
+    """
+    if not failure.weights:
+        return found
+    readers = [node for node in model.graph.node if set(node.input) & set(failure.weights)]
+    found = found | {"weights": list(failure.weights)}
+    named = {node["name"] for node in found["region"]}
+    if not readers or named & {node.name for node in readers}:
+        return found
+    entry, problem = _node_entry(readers[0]), failure.problems[-1]
+    return found | {
+        "operator": entry, "region": [entry], "suspected": False, "vanished": False,
+        "value": entry["outputs"][0], "problem": problem, "coordinates": None, "expected": None,
+        "found": None,
+    }  # fmt: skip
 
 
 def _of_runtime(subject: Subject, flows: list[Flow]) -> Report:
@@ -145,42 +163,24 @@ def _of_graph(check: KindCheck) -> Report:
     }  # fmt: skip
 
 
-class _WeightsOf:
-    """Which weights of a block differ from the checkpoint's: `differences` as a report has them."""
-
-    def __init__(self, bundle: Bundle, reference: Reference) -> None:
-        self._bundle, self._reference = bundle, reference
-        self._blocks = {block.name: block for block in all_blocks(bundle)}
-
-    def __call__(self, name: str) -> list[dict[str, str]]:
-        """Of one block; of what is none, nothing."""
-        compared = start_comparing(self._bundle, self._reference)
-        if compared is None or name not in self._blocks:
-            return []
-        compare_weights(self._bundle, self._reference, self._blocks[name], compared)
-        return compared.differences
-
-
 def first_failure(
-    measures: Measures,
-    walked: Iterable[tuple[str, Iterable[Observation]]],
-    weigh: Callable[[str], list[dict[str, str]]] = lambda _: [],
+    measures: Measures, walked: Iterable[tuple[str, Iterable[Observation]]]
 ) -> Failure | None:
-    """Walk until a block (or the runtime) is out of tolerance, or a weight is not what `weigh`
-    expects.
-    """
+    """Walk until a block (or the runtime) is out of tolerance."""
     for name, of_block in walked:
         observations = list(of_block)
         for seen in observations:
             measures.add(seen)
         problems = judge_block(measures, name)
-        weights = weigh(name)
-        texts = [f"{entry['weight']} {entry['text']}" for entry in weights]
-        isolated = [seen for seen in observations if seen.mode != "propagated"]
-        if problems:
-            return Failure(name, problems + texts, _clearest(measures, isolated))
-        if weights:
-            return Failure(name, texts, isolated[0], weights[0]["weight"])
+        if not problems:
+            continue
+        isolated = [seen for seen in observations if seen.mode not in ("propagated", "weights")]
+        other = tuple(
+            finding.output
+            for finding in measures.results[name].findings
+            if finding.kind is ProblemKind.WEIGHTS
+        )
+        return Failure(name, problems, _clearest(measures, isolated), other)
     return None
 
 
@@ -281,20 +281,6 @@ def describe(found: Search) -> Report:
     }
 
 
-def _readers(bundle: Bundle, block: Block, weight: str, dtype: str, fresh: FreshGraphs) -> Report:
-    """What a search would give, of a block that is wrong in a weight alone and right in what it
-    makes: the operators that read the weight.
-    """
-    model = fresh.model(block.kind)
-    nodes = [_node_entry(node) for node in model.graph.node if weight in node.input]
-    return {
-        "place": None, "steps": [], "operator": nodes[0] if nodes else None, "region": nodes,
-        "vanished": False, "value": weight, "coordinates": None, "expected": None, "found": None,
-        "problem": "not the checkpoint's weight, though no output shows it",
-        "graph_differs": graph_difference(bundle, block, model, dtype),
-    }  # fmt: skip
-
-
 def inserted_nodes(
     bundle: Bundle, block: Block, model: onnx.ModelProto, dtype: str, found: Search
 ) -> list[Report]:
@@ -351,12 +337,11 @@ def describe_finding(report: Report) -> str:
     else:
         operator = report["operator"]
         lines += [
-            f"  operator      {operator['op_type']} ({operator['name']}), which "
-            f"{'makes' if report['place'] else 'reads'} {report['value']}",
+            f"  operator      {operator['op_type']} ({operator['name']}), which makes "
+            f"{report['value']}",
             f"  value         {report['problem']}",
+            f"  input         {report['place']}",
         ]
-        if report["place"]:
-            lines.append(f"  input         {report['place']}")
         if report["coordinates"] is not None:
             lines.append(
                 f"  at            {report['coordinates']}: expected {g(report['expected'])}, found "

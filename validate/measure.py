@@ -102,7 +102,9 @@ class Measures:
         name = observation.block
         kind = self.kinds.get(name, name)
         result = self.results.setdefault(name, BlockResult(name, kind))
-        if observation.mode == "propagated":
+        if observation.mode == "weights":
+            result.findings += observation.findings
+        elif observation.mode == "propagated":
             self._add_propagated(result, observation)
         else:
             self._add_isolated(result, observation)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,7 @@ _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_pr
 
 
 class _Place(NamedTuple):
+    file: Path
     map: mmap.mmap
     begin: int
     end: int
@@ -84,11 +87,15 @@ class PublishedTensors:
             if known and name not in self._places:
                 begin, end = (start + offset for offset in of["data_offsets"])
                 dtype, shape = _DTYPES[of["dtype"]], tuple(of["shape"])
-                self._places[name] = _Place(mapped, begin, end, dtype, shape)
+                self._places[name] = _Place(path, mapped, begin, end, dtype, shape)
 
     def __contains__(self, name: str) -> bool:
         """Whether it is stored."""
         return name in self._places
+
+    def file(self, name: str) -> Path:
+        """Where it is stored."""
+        return self._places[name].file
 
     def view(self, name: str) -> Tensor:
         """The tensor where it is mapped."""
@@ -106,6 +113,16 @@ class PublishedTensors:
             place.map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
+class Part(NamedTuple):
+    """So many numbers of a block's input, one after another: a stored tensor, or of one expert or
+    some heads, in the dtype in which it is stored (float32 of what is dequantised).
+    """
+
+    tensor: str
+    size: int
+    read: Callable[[], Tensor]
+
+
 class PublishedWeights:
     """The weights of eager blocks, read from a checkpoint's files alone."""
 
@@ -120,15 +137,51 @@ class PublishedWeights:
         prefix : of the layer's tensors; "" for the embedding and heads.
         norm : the tensor of the block's own `norm.weight`: the last norm, or a shared head's.
         """
+        return {
+            name: self._weight(name, self._source(name, prefix, norm), parameter, dtype)
+            for name, parameter in block.state_dict().items()
+        }
+
+    def parts(self, name: str, shape: tuple[int, ...], prefix: str, norm: str) -> list[Part]:
+        """What the input `name` of a block holds, as it is stored; prefix and norm as above."""
+        source, count = self._source(name, prefix, norm), math.prod(shape)
+        if name.startswith(_EXPERTS):
+            return [
+                part
+                for expert in range(shape[0])
+                for part in self._of_expert(source, expert, shape)
+            ]
+        if name in ("self_attn.k_up_proj", "self_attn.v_up_proj"):
+            module = f"{source.rpartition('.')[0]}.kv_b_proj.weight"
+            return [Part(module, count, partial(self._half, source, None))]
+        if source.endswith(_FP8_SCALE):
+            return [self._scale_part(source, shape)]
+        return [Part(source, count, partial(self.tensors.view, source))]
+
+    def _of_expert(self, source: str, expert: int, shape: tuple[int, ...]) -> Iterator[Part]:
+        count = math.prod(shape[1:])
+        if source in self.tensors:
+            yield Part(source, count, lambda: self.tensors.view(source)[expert])
+            return
+        names, suffix = self._modules(source, expert)
+        for name in names:
+            if suffix == _FP8_SCALE:
+                yield self._scale_part(name, shape[1:] if len(names) == 1 else shape[2:])
+            else:
+                yield Part(name, count // len(names), partial(self.tensors.view, name))
+
+    def _scale_part(self, source: str, shape: tuple[int, ...]) -> Part:
+        name = self._scale_name(source)
+        return Part(name, math.prod(shape), lambda: self.tensors.view(name).expand(shape))
+
+    def _source(self, name: str, prefix: str, norm: str) -> str:
+        """The published name of what a block calls `name`, where it is stored under one."""
         own = {
             "norm.weight": norm,
             "embed_tokens.weight": self._stored("model.embed_tokens.weight", "lm_head.weight"),
             "lm_head.weight": self._stored("lm_head.weight", "model.embed_tokens.weight"),
         }
-        return {
-            name: self._weight(name, own.get(name, prefix + name), parameter, dtype)
-            for name, parameter in block.state_dict().items()
-        }
+        return own.get(name, prefix + name)
 
     def _stored(self, name: str, tied: str) -> str:
         """`name`, or where it is not stored the one that it is tied to."""
@@ -151,9 +204,12 @@ class PublishedWeights:
 
     def _scale(self, source: str, wanted: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Scales of FP8, which may be stored under another name, and as one for all."""
-        if source not in self.tensors:
-            source = source.removesuffix(_FP8_SCALE) + _OTHER_FP8_SCALE
-        return self._copy(source, wanted).expand(shape).contiguous()
+        return self._copy(self._scale_name(source), wanted).expand(shape).contiguous()
+
+    def _scale_name(self, source: str) -> str:
+        if source in self.tensors:
+            return source
+        return source.removesuffix(_FP8_SCALE) + _OTHER_FP8_SCALE
 
     def _copy(self, source: str, wanted: torch.dtype) -> Tensor:
         view = self.tensors.view(source)
@@ -170,15 +226,22 @@ class PublishedWeights:
             one = self.tensors.view(source)[expert].to(wanted, copy=True)
             self.tensors.release(source)
             return one
+        names, suffix = self._modules(source, expert)
+        if suffix == _FP8_SCALE:  # of gate and up [2, ·, ·]
+            blocks = shape if len(names) == 1 else shape[1:]
+            return torch.cat([self._scale(x, wanted, blocks) for x in names]).reshape(shape)
+        return torch.cat([self._copy(x, wanted).flatten() for x in names]).reshape(shape)
+
+    @staticmethod
+    def _modules(source: str, expert: int) -> tuple[list[str], str]:
+        """The tensors of one expert's share of the stacked `source`, and what follows `weight` in
+        their names.
+        """
         prefix, _, name = source.partition(_EXPERTS)
         stacked = next(of for of in _PROJECTIONS if name.startswith(of))
         suffix = name.removeprefix(stacked)
         modules = _PROJECTIONS[stacked]
-        names = [f"{prefix}{_EXPERTS}{expert}.{of}.weight{suffix}" for of in modules]
-        if suffix == _FP8_SCALE:  # of gate and up [2, ·, ·]
-            blocks = shape if len(modules) == 1 else shape[1:]
-            return torch.cat([self._scale(x, wanted, blocks) for x in names]).reshape(shape)
-        return torch.cat([self._copy(x, wanted).flatten() for x in names]).reshape(shape)
+        return [f"{prefix}{_EXPERTS}{expert}.{of}.weight{suffix}" for of in modules], suffix
 
     def _large(self, name: str, source: str, wanted: torch.dtype) -> nn.Module:
         weight = self.tensors.view(source)
@@ -190,14 +253,17 @@ class PublishedWeights:
             return LargeEmbedding(read)
         return LargeLinear(tuple(weight.shape), read, lambda: self.tensors.release(source))
 
-    def _half(self, source: str, wanted: torch.dtype) -> Tensor:
-        """Of each head of `kv_b_proj` the rows that make keys, or those that make values."""
+    def _half(self, source: str, wanted: torch.dtype | None) -> Tensor:
+        """Of each head of `kv_b_proj` the rows that make keys, or those that make values; as they
+        are stored if `wanted` is None.
+        """
         prefix, _, half = source.rpartition(".")
         matrix = self._matrix(f"{prefix}.kv_b_proj")
         heads = matrix.unflatten(0, (self.config.num_attention_heads, -1))
         sizes = (self.config.qk_nope_head_dim, self.config.v_head_dim)
         keys, values = heads.split(sizes, dim=1)
-        return (keys if half == "k_up_proj" else values).to(wanted, copy=True).contiguous()
+        rows = keys if half == "k_up_proj" else values
+        return rows if wanted is None else rows.to(wanted, copy=True).contiguous()
 
     def _matrix(self, module: str) -> Tensor:
         """A module's weight; in float32 where it is stored narrow."""

@@ -78,7 +78,7 @@ class Recorder:
 
     def add(self, seen: Observation) -> None:
         """Keep what is needed of an observation; blocks come one after the other."""
-        if seen.mode == "propagated":  # what it shows is in what is measured
+        if seen.mode in ("propagated", "weights"):  # what it shows is in what is measured
             return
         self._kept.append(keep(seen))
         if self._results is not None:

@@ -23,7 +23,7 @@ from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.model.states import input_dtype
 from glm_trt.model.weights import TORCH_DTYPES, as_torch, empty_block, fill_block, load_weights
 from glm_trt.validate.cases import is_small
-from glm_trt.validate.published import PublishedWeights
+from glm_trt.validate.published import Part, PublishedWeights
 from glm_trt.validate.systematic import ADDED
 
 Array = NDArray[Any]
@@ -201,12 +201,34 @@ class Reference:
     def _weights(self, block: Block, module: nn.Module, dtype: str) -> dict[str, Any]:
         if self.published is None:
             return load_weights(block.bindings, self.bundle.weights, dtype)
+        return self.published.of(module, *self._names(block), dtype)
+
+    def parts(self, block: Block) -> dict[str, tuple[Tensor, list[Part]]]:
+        """What the published weights say that each input of `block` holds: an empty tensor of its
+        shape and dtype, and the parts, none of them read yet.
+
+        Raises
+        ------
+        CheckpointError
+            If the bundle's own weights are all that there are.
+        """
+        if self.published is None:
+            raise CheckpointError(f"{self.bundle.directory}: no checkpoint to compare with")
+        names = self._names(block)
+        empty = self._empty(block, False, RecordingOperators()).state_dict()
+        return {
+            name: (tensor, self.published.parts(name, tuple(tensor.shape), *names))
+            for name, tensor in empty.items()
+        }
+
+    def _names(self, block: Block) -> tuple[str, str]:
+        """What stands before the names of a block's tensors, and the name of its own norm."""
         prefix = "" if block.layer is None else f"model.layers.{block.layer}."
         norm = "model.norm.weight"
         if block.layer is None and block.prediction is not None:
             layer = self.config.num_hidden_layers + block.prediction
             norm = f"model.layers.{layer}.shared_head.norm.weight"
-        return self.published.of(module, prefix, norm, dtype)
+        return prefix, norm
 
 
 def _check_blocks(bundle: Bundle, checkpoint: Checkpoint) -> None:

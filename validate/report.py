@@ -31,9 +31,6 @@ def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) ->
             text = f"of {kind['kind']} ({', '.join(kind['blocks'])}): {kind['problem']}"
             finding = Finding(GRAPH, text, ProblemKind.GRAPHS)
             measures.results[kind["blocks"][0]].findings.append(finding)
-    for entry in (context["weights"] or {"differences": []})["differences"]:
-        finding = Finding(entry["weight"], entry["text"], ProblemKind.WEIGHTS)
-        measures.results[entry["block"]].findings.append(finding)
     judged = judge(measures, policy, layers)
     report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
     report |= {name: value for name, value in context.items() if name != TARGETS}

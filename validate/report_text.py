@@ -122,8 +122,7 @@ def summary(report: Report) -> str:
     rows = [("blocks", blocks_line(report)), *end_to_end_rows(report)]
     if compared := report["compared"]:
         rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
-    rows.append(("graphs", graphs_line(report)))
-    rows.append(("weights", weights_line(report)))
+    rows += [("weights", weights_line(report)), ("graphs", graphs_line(report))]
     rows += [("policy", text) for text in unused_rules(report)]
     width = max(len(name) for name, _ in rows)
     return "\n".join([
@@ -135,14 +134,20 @@ def summary(report: Report) -> str:
 
 
 def weights_line(report: Report) -> str:
-    """What was compared of the weights, bit by bit, and what it gave."""
-    compared = report["weights"]
-    if compared is None:
-        return "not compared: the bundle has no checkpoint but itself"
-    how = "bit by bit" if compared["whole"] else "bit by bit, of the largest a sample"
-    differ = len(compared["differences"])
-    verdict = f"{differ} WEIGHTS DIFFER" if differ else "the checkpoint's own"
-    return f"{compared['numbers']:,} numbers compared {how}: {verdict}"
+    """How many weights were compared with the checkpoint's, and whether they are those."""
+    weights = report["weights"]
+    if weights["skipped"] is not None:
+        return f"not compared: {weights['skipped']}"
+    other = {
+        (block["name"], problem["output"])
+        for block in report["blocks"]
+        for problem in block["problems"]
+        if problem["problem"] == "weights"
+    }
+    text = f"{weights['whole']:,} compared whole"
+    if weights["sampled"]:
+        text += f", {weights['sampled']:,} by samples"
+    return text + (f"; {len(other):,} NOT the checkpoint's" if other else ", equal in every bit")
 
 
 def graphs_line(report: Report) -> str:
@@ -207,8 +212,8 @@ def markdown(report: Report) -> str:
     skipped = report["runtime_skipped"]
     runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
         "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
+    lines += [f"| weights | {_cell(weights_line(report))} |"]
     lines += [f"| graphs | {_cell(graphs_line(report))} |"]
-    lines += [f"| weights | {weights_line(report)} |"]
     lines += [f"| runtime | {runtime} |", f"| tokens set aside after a near tie | "
               f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
     lines += [

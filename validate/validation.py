@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from glm_trt.export.bundle.format import Block
@@ -33,7 +34,7 @@ from glm_trt.validate.walk import (
     start_prediction,
     walk_block,
 )
-from glm_trt.validate.weights_check import compare_weights, start_comparing
+from glm_trt.validate.weights_check import WeightsCheck
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]
@@ -112,12 +113,10 @@ def validate_bundle(
             cases = make_cases(bundle, reference, options.cases)
             by_name = {name: target.kind for name, target in targets.items()}
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
-            weights = start_comparing(bundle, reference)
-            walked = walk(bundle, reference, subject, [start(case) for case in cases], progress)
-            blocks = {block.name: block for block in all_blocks(bundle)}
+            weights = WeightsCheck(bundle, reference)
+            flows = [start(case) for case in cases]
+            walked = walk(bundle, reference, subject, flows, progress, weights)
             for name, observations in walked:
-                if weights is not None and name in blocks:
-                    compare_weights(bundle, reference, blocks[name], weights)
                 for seen in observations:
                     measures.add(seen)
                     if recorder:
@@ -126,8 +125,8 @@ def validate_bundle(
                     recorder.close_block(name)
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
+            context["weights"] = weights.to_dict()
             context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)
-            context["weights"] = None if weights is None else weights.to_dict()
             context["seconds"] = time.monotonic() - began
             if recorder:
                 recorder.finish(context, bundle.manifest.config, measures, cases)
@@ -154,18 +153,25 @@ def walk(
     subject: Subject,
     flows: list[Flow],
     progress: Progress = lambda *_: None,
+    weights: WeightsCheck | None = None,
 ) -> Iterator[tuple[str, Iterator[Observation]]]:
     """What is seen of each block in turn, and of the runtime behind the head, to be taken before
-    the next: a block's weights are let go then.
+    the next: a block's weights are let go then. `weights` counts what is compared of those.
     """
     blocks = all_blocks(bundle)
+    weights = weights or WeightsCheck(bundle, reference)
     for i, block in enumerate(blocks):
-        progress(f"comparing {block.name} ({i + 1} of {len(blocks)})", i / len(blocks))
+        of = f"{block.name} ({i + 1} of {len(blocks)})"
+        progress(f"comparing weights of {of}", i / len(blocks))
+        bound = Observation(
+            block.name, "", "weights", 0, 0, {}, findings=tuple(weights.of_block(block))
+        )
+        progress(f"comparing {of}", i / len(blocks))
         if block.prediction is not None and block.layer is not None:
             for flow in flows:
                 start_prediction(flow)
         runners = runners_of(reference, subject, block)
-        yield block.name, walk_block(bundle, block, runners, flows)
+        yield block.name, chain([bound], walk_block(bundle, block, runners, flows))
         subject.release(block)
         reference.release(block)
         backend = as_backend(subject) if block.name == "head" else None

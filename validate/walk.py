@@ -50,7 +50,8 @@ class Observation:
     Attributes
     ----------
     mode : "isolated" (one pass), "propagated" (a whole case), "steps" (of a linear layer, each
-        chain behind its own states), or a probe's name.
+        chain behind its own states), a probe's name, or "weights": no run, but findings of what is
+        bound.
     begin : the position of the first token; the column of the first, where rows are ragged.
     prefill : how many of the tokens are of the prefill.
     tensors : chain → output → array [B, S, ...], indices of experts [B·S, k]; of a state with a

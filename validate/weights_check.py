@@ -1,161 +1,252 @@
-"""A bundle's weights, number for number, beside the checkpoint's own.
+"""Every weight that a bundle binds, beside the checkpoint's, bit for bit.
 
-What runs shows only the weights that some token reaches, and only as far as rounding lets it. Here
-every weight of every block is compared bit by bit: as the bundle's bindings make it of its files,
-and as `published` reads it from the checkpoint by its published names, which share no code.
+What is bound is read as a runtime reads it, by the bundle's bindings; what it should be by
+`published`, which knows names alone. So what no input shows is found too: an embedding's row that
+no text uses, an expert that no token reaches, one weight an ulp low.
+
+Up to `WHOLE` bytes a weight is compared whole. Of a larger one samples are: the beginning and the
+end of each stored tensor that it is made of, and pieces whose places follow from its name.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import Binding
-from glm_trt.model.errors import CheckpointError
-from glm_trt.model.weights import ExpertStack, load_weights
+from glm_trt.model import bindings as b
+from glm_trt.model.errors import GlmTrtError
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.published import Part
 from glm_trt.validate.reference import Reference
 
-# Numbers of a whole model up to which all of them are compared. Above, of the weights that are too
-# large to be held (experts' stacks, embeddings, heads) some parts are.
-WHOLE = 1 << 32
-# Experts, or runs of rows, of such a weight that are compared; the first and last always.
-SAMPLED = 8
-ROWS = 1024
-# Wide enough for every dtype that a checkpoint stores, but float64.
-_DTYPE = "float32"
-Place = Callable[[tuple[int, ...]], list[int]]
+Array = NDArray[Any]
+Report = dict[str, Any]
+
+WHOLE = 2 << 30
+# Numbers that are in memory at once; numbers of a sample, and how many of them beside the ends.
+PIECE, SAMPLE, SAMPLES = 1 << 22, 1 << 13, 512
+# What a layer wants in float32 whatever its own dtype.
+_WIDE = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias", "linear_attn.A_log",
+         "linear_attn.dt_bias")  # fmt: skip
+_WIDE_SCALES = (".weight_scale_inv", ".weight_scale_2", "_proj_scale_inv", "_proj_scale_2")
+_MADE = ("self_attn.k_up_proj", "self_attn.v_up_proj")  # dequantised where stored narrow
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-@dataclass
-class WeightsCompared:
-    """What was compared, and what differs.
+class _Segment(NamedTuple):
+    size: int
+    read: Callable[[], Array]
 
-    Attributes
-    ----------
-    whole : whether every number was; else of the largest weights a sample.
-    numbers : how many were compared.
-    differences : block, weight, and what differs.
-    """
 
-    whole: bool
-    numbers: int = 0
-    differences: list[dict[str, str]] = field(default_factory=list)
+class _Flat:
+    """Segments one after another as one array, of which ranges are read."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def __init__(self, segments: list[_Segment]) -> None:
+        self._segments = segments
+        self.ends = list(accumulate(segment.size for segment in segments))
+
+    def segment(self, place: int) -> int:
+        """Which segment holds a place."""
+        return bisect_right(self.ends, place)
+
+    def read(self, start: int, stop: int) -> list[Array]:
+        """The places `start` to `stop`, segment by segment."""
+        found = []
+        while start < stop:
+            i = self.segment(start)
+            begin = self.ends[i] - self._segments[i].size
+            until = min(stop, self.ends[i])
+            found.append(self._segments[i].read()[start - begin : until - begin])
+            start = until
+        return found
+
+
+class WeightsCheck:
+    """Compares the weights of one block after another and counts what was compared."""
+
+    def __init__(self, bundle: Bundle, reference: Reference) -> None:
+        self.bundle, self.reference = bundle, reference
+        self.whole = self.sampled = 0
+
+    @property
+    def skipped(self) -> str | None:
+        """Why nothing is compared; None where all is."""
+        return self.reference.source if self.reference.published is None else None
+
+    def to_dict(self) -> Report:
         """For the report."""
-        return {"whole": self.whole, "numbers": self.numbers, "differences": self.differences}
+        return {"whole": self.whole, "sampled": self.sampled, "skipped": self.skipped}
+
+    def of_block(self, block: Block) -> Iterator[Finding]:
+        """What is wrong with the weights of `block`, weight by weight."""
+        if self.skipped is not None:
+            return
+        wanted = self.reference.parts(block)
+        bindings = {binding.name: binding for binding in block.bindings}
+        for name in wanted.keys() - bindings.keys():
+            yield _finding(name, "no tensor is bound to it")
+        for name, binding in bindings.items():
+            if name not in wanted:
+                yield _finding(name, "is bound, and the block has no such weight")
+                continue
+            try:
+                text = self._compare(binding, *wanted[name])
+            except (GlmTrtError, ValueError, IndexError, KeyError, TypeError) as error:
+                text = f"cannot be bound: {error}"
+            if text is not None:
+                yield _finding(name, text)
+
+    def _compare(self, binding: b.Binding, empty: torch.Tensor, parts: list[Part]) -> str | None:
+        """How a weight differs, None if it does not."""
+        shape, is_bytes = tuple(empty.shape), empty.dtype == torch.int8
+        if binding.shape != shape:
+            return f"expected shape {list(shape)}, found {list(binding.shape)}"
+        wide = binding.name in _WIDE or binding.name.endswith(_WIDE_SCALES)
+        wanted = "int8" if is_bytes else "float32" if wide else None
+        if binding.dtype != wanted:
+            own = "the graph's dtype"
+            return f"expected to be bound in {wanted or own}, found {binding.dtype or own}"
+        dtype = np.dtype(np.int8) if is_bytes else _dtype_of(parts, wide)
+        found = self._found(binding, dtype)
+        expected = _Flat([_Segment(part.size, _reader(part, is_bytes)) for part in parts])
+        total = expected.ends[-1]
+        if found.ends[-1] != total:
+            return f"expected {total} numbers, found {found.ends[-1]}"
+        sampled = total * dtype.itemsize > WHOLE
+        ranges = _samples(binding.name, expected.ends) if sampled else _pieces(total)
+        self.sampled += sampled
+        self.whole += not sampled
+        differing, compared, first = 0, 0, None
+        for start, stop in ranges:
+            ours = np.concatenate([_cast(x, dtype) for x in expected.read(start, stop)])
+            theirs = np.concatenate(found.read(start, stop))
+            unlike = _unlike(theirs, ours, exact=binding.name not in _MADE)
+            compared += stop - start
+            differing += int(unlike.sum())
+            if first is None and differing:
+                at = int(unlike.argmax())
+                first = start + at, ours[at], theirs[at]
+        self._release(binding, parts)
+        if first is None:
+            return None
+        place, ours, theirs = first
+        tensor = parts[expected.segment(place)].tensor
+        coordinates = [int(i) for i in np.unravel_index(place, shape)]
+        of = f"{compared:,} sampled ones" if sampled else f"{compared:,} numbers"
+        assert self.reference.published is not None
+        return (
+            f"{differing:,} of {of} are not those of {tensor} in "
+            f"{self.reference.published.tensors.file(tensor)}; first at {coordinates}: expected "
+            f"{_shown(ours)}, found {_shown(theirs)}"
+        )
+
+    def _found(self, binding: b.Binding, dtype: np.dtype[Any]) -> _Flat:
+        """What a runtime binds, in the dtype of the file that it reads."""
+        source = self.bundle.weights
+        if not b.is_large_stack(binding):
+            array = b.bound_tensor(binding, source).reshape(-1)
+            return _Flat([_Segment(array.size, lambda: array)])
+        bound = b.NUMPY_DTYPES[b.bound_dtype(binding, source)]
+
+        def reader(expert: int, i: int) -> Callable[[], Array]:
+            return lambda: _cast(b.expert_parts(binding, source, expert)[i].reshape(-1), bound)
+
+        sizes = [part.size for part in b.expert_parts(binding, source, 0)]
+        return _Flat(
+            [
+                _Segment(size, reader(expert, i))
+                for expert in range(binding.shape[0])
+                for i, size in enumerate(sizes)
+            ]
+        )
+
+    def _release(self, binding: b.Binding, parts: Iterable[Part]) -> None:
+        for name in b.tensor_names([binding]):
+            self.bundle.weights.release(name)
+        assert self.reference.published is not None
+        for name in {part.tensor for part in parts}:
+            self.reference.published.tensors.release(name)
 
 
-def start_comparing(bundle: Bundle, reference: Reference) -> WeightsCompared | None:
-    """Nothing compared yet; None where there is nothing to compare with but the bundle itself."""
-    if reference.published is None:
-        return None
-    blocks = (*bundle.blocks, *bundle.prediction_blocks)
-    numbers = sum(math.prod(x.shape) for block in blocks for x in block.bindings)
-    return WeightsCompared(numbers <= WHOLE)
+def _finding(name: str, text: str) -> Finding:
+    return Finding(name, text, ProblemKind.WEIGHTS)
 
 
-def compare_weights(
-    bundle: Bundle, reference: Reference, block: Block, compared: WeightsCompared
-) -> None:
-    """Compare the weights of one block; what differs is added to `compared`.
+def _reader(part: Part, is_bytes: bool) -> Callable[[], Array]:
+    def read() -> Array:
+        tensor = part.read()
+        return _array(tensor.view(torch.int8) if is_bytes else tensor).reshape(-1)
 
-    Memory holds the block's weights in float32, but of stacks of experts one expert, and of
-    embeddings and heads some rows.
+    return read
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(b.NUMPY_DTYPES["bfloat16"])
+    return tensor.numpy()
+
+
+def _dtype_of(parts: list[Part], wide: bool) -> np.dtype[Any]:
+    """In which dtype a weight keeps every value that is stored, float64's rounded to float32."""
+    stored = {part.read().dtype for part in parts}
+    if wide or len(stored) > 1 or torch.float64 in stored:
+        return np.dtype(np.float32)
+    return b.NUMPY_DTYPES[str(stored.pop()).removeprefix("torch.")]
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    return array.astype(dtype, copy=False)
+
+
+def _unlike(found: Array, expected: Array, *, exact: bool) -> NDArray[np.bool_]:
+    """Which numbers differ in any bit. Of different dtypes the values are compared, and those of
+    what was computed: a NaN's bits depend on who made it.
     """
-    expected = reference.weights(block, _DTYPE)
-    for binding in block.bindings:
-        text = _difference(bundle, binding, expected.pop(binding.name, None), compared)
-        if text is not None:
-            compared.differences.append(
-                {"block": block.name, "weight": binding.name, "text": text}
-            )  # fmt: skip
-    for name in expected:  # has no binding
-        text = "expected a weight, found no binding"
-        compared.differences.append({"block": block.name, "weight": name, "text": text})
+    if exact and found.dtype == expected.dtype:
+        kind = _BITS[found.dtype.itemsize]
+        unlike: NDArray[np.bool_] = found.view(kind) != expected.view(kind)
+        return unlike
+    a, c = found.astype(np.float64), expected.astype(np.float64)
+    signs = np.signbit(a) != np.signbit(c)
+    unlike = ((a != c) | signs) & ~(np.isnan(a) & np.isnan(c))
+    return unlike
 
 
-def _difference(
-    bundle: Bundle, binding: Binding, expected: Any, compared: WeightsCompared
-) -> str | None:
-    """What differs in one weight: the first number that does, both values, and how many."""
-    source = ", ".join(binding.tensors[:2]) + (", …" if len(binding.tensors) > 2 else "")
-    if expected is None:
-        return f"of {source}: the checkpoint's block has no such weight"
-    try:
-        found = load_weights([binding], bundle.weights, _DTYPE)[binding.name]
-        if type(found) is not type(expected):
-            return f"of {source}: expected {_kind(expected)}, found {_kind(found)}"
-        first, count = "", 0
-        for place, one, other in _parts(binding, expected, found, compared.whole):
-            compared.numbers += one.numel()
-            if one.shape != other.shape or one.dtype != other.dtype:
-                return f"of {source}: expected {_kind(one)}, found {_kind(other)}"
-            unlike = (_bits(one) != _bits(other)).nonzero()
-            if len(unlike) and not count:
-                at = tuple(unlike[0].tolist())
-                first = (
-                    f"at {place(at)}: expected {one[at].item():.9g}, found {other[at].item():.9g}"
-                )
-            count += len(unlike)
-    except CheckpointError as error:
-        return str(error)
-    if not count:
-        return None
-    others = f", and {count - 1} more" if count > 1 else ""
-    return f"of {source}: not the checkpoint's {first}{others}"
+def _pieces(total: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, total, PIECE):
+        yield start, min(start + PIECE, total)
 
 
-def _parts(
-    binding: Binding, expected: Any, found: Any, whole: bool
-) -> Iterator[tuple[Place, Tensor, Tensor]]:
-    """Parts of both, and what gives the place of an element of a part in the whole weight; a weight
-    that is held is one part.
+def _samples(name: str, ends: list[int]) -> Iterator[tuple[int, int]]:
+    """The beginning and the end of each part, and pieces in between, at the same places in every
+    run: one in each of as many equal shares.
     """
-    if isinstance(expected, Tensor):
-        yield list, expected.detach(), found.detach()
-        return
-    count, size = binding.shape[0], 1 if isinstance(expected, ExpertStack) else ROWS
-    for begin in _sampled(count, size, whole):
-        if isinstance(expected, ExpertStack):
-            yield partial(_in_expert, begin), expected[begin], found[begin]
-        else:
-            rows = torch.arange(begin, min(begin + size, count))
-            yield partial(_behind_row, begin), expected.rows(rows), found.rows(rows)
+    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+        middle = min(start + SAMPLE, stop)
+        yield start, middle
+        if middle < stop:
+            yield max(stop - SAMPLE, middle), stop
+    share = ends[-1] // SAMPLES
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    for i, offset in enumerate(generator.integers(0, max(share - SAMPLE, 1), SAMPLES).tolist()):
+        start = i * share + offset
+        yield start, min(start + SAMPLE, ends[-1])
 
 
-def _in_expert(expert: int, at: tuple[int, ...]) -> list[int]:
-    return [expert, *at]
-
-
-def _behind_row(begin: int, at: tuple[int, ...]) -> list[int]:
-    return [begin + at[0], *at[1:]]
-
-
-def _sampled(count: int, size: int, whole: bool) -> list[int]:
-    """Where the parts of `size` begin that are compared; every run the same ones."""
-    begins = range(0, count, size)
-    if whole or len(begins) <= SAMPLED:
-        return list(begins)
-    inner = np.random.default_rng(0).choice(len(begins) - 2, SAMPLED - 2, replace=False) + 1
-    return [begins[i] for i in sorted({0, len(begins) - 1, *inner.tolist()})]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """As integers, so that a NaN equals itself and −0 is not 0."""
-    return tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
-
-
-def _kind(weight: Any) -> str:
-    if not isinstance(weight, Tensor):
-        return "a weight that stays in its file"
-    return f"{str(weight.dtype).removeprefix('torch.')} {list(weight.shape)}"
+def _shown(value: Any) -> str:
+    if np.issubdtype(np.asarray(value).dtype, np.integer):
+        return f"byte 0x{int(value) & 255:02x}"
+    number = float(value)
+    return (
+        f"{number:.9g}" if np.isfinite(number) else f"{number} (bits {value.tobytes()[::-1].hex()})"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from faults import Faulty, fault
 
 
-@fault("plain", "embedding", "Gather")
+@fault("plain", "embedding", "Gather", slow=True)
 def an_embedding_that_no_text_uses(bundle: Faulty) -> None:
     """The last row, which no case has: cases are drawn, and one id of 97 may be anywhere."""
 
@@ -29,7 +29,7 @@ def one_weight_an_ulp_low(bundle: Faulty) -> None:
     bundle.weight("layer.2", "mlp.shared_experts.up_proj.weight", edit)
 
 
-@fault("plain", "layer.1", "MoeExperts")
+@fault("plain", "layer.1", "MoeExperts", slow=True)
 def one_expert_an_ulp_low(bundle: Faulty) -> None:
     def edit(w: Any) -> Any:
         w[-1] = np.nextafter(w[-1].astype(np.float32), np.float32(0))
@@ -51,7 +51,7 @@ def norms_of_two_layers_exchanged(bundle: Faulty) -> None:
     path.write_text(json.dumps(bindings))
 
 
-@fault("fp8", "layer.1", "Fp8MoeExperts")
+@fault("fp8", "layer.1", "Fp8MoeExperts", slow=True)
 def one_fp8_code_off(bundle: Faulty) -> None:
     def edit(codes: Any) -> Any:
         codes[-1, 0, 0] ^= 1
@@ -60,7 +60,7 @@ def one_fp8_code_off(bundle: Faulty) -> None:
     bundle.weight("layer.1", "mlp.experts.down_proj", edit)
 
 
-@fault("nvfp4", "layer.1", "Nvfp4MoeExperts")
+@fault("nvfp4", "layer.1", "Nvfp4MoeExperts", slow=True)
 def one_nvfp4_nibble_off(bundle: Faulty) -> None:
     def edit(codes: Any) -> Any:
         codes[-1, 0, 0] ^= 1
@@ -69,7 +69,7 @@ def one_nvfp4_nibble_off(bundle: Faulty) -> None:
     bundle.weight("layer.1", "mlp.experts.down_proj", edit)
 
 
-@fault("hybrid", "layer.0", "Exp")
+@fault("hybrid", "layer.0", "Exp", slow=True)
 def a_decay_an_ulp_low(bundle: Faulty) -> None:
     def edit(w: Any) -> Any:
         w[0] = np.nextafter(np.float32(w[0]), np.float32(0))

@@ -1,112 +1,189 @@
-"""Weights beside the checkpoint's: all or a sample, what is missing, what cannot be known."""
+"""Every weight of a bundle beside the checkpoint's: what is wrong is named, and only that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from faults import Faulty
-from test_faults import problems
 
-from glm_trt.model import bindings
+from glm_trt.export.bundle.format import Block
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.model import bindings as b
 from glm_trt.validate import weights_check
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.reference import Reference
-from glm_trt.validate.validation import ValidationOptions, open_bundle, validate_bundle
-from glm_trt.validate.weights_check import WeightsCompared, compare_weights, start_comparing
+from glm_trt.validate.validation import all_blocks
+from glm_trt.validate.weights_check import WeightsCheck
 
 Made = Callable[[str], tuple[Path, Path]]
+DOWN = "mlp.experts.down_proj"
 
 
-def compared(directory: Path, checkpoint: Path, block: str) -> WeightsCompared:
-    bundle = open_bundle(directory, checkpoint)
-    reference = Reference(bundle, checkpoint)
-    found = start_comparing(bundle, reference)
-    assert found is not None
-    compare_weights(bundle, reference, next(x for x in bundle.blocks if x.name == block), found)
-    return found
+def opened(made: Made, name: str) -> tuple[Bundle, WeightsCheck]:
+    checkpoint, bundle = made(name)
+    return checked(bundle, checkpoint)
 
 
-@pytest.fixture
-def in_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stacks of experts and embeddings stay in their files, as those of the published model do."""
-    monkeypatch.setattr(bindings, "LARGE", 100)
-    monkeypatch.setattr(weights_check, "SAMPLED", 4)
-    monkeypatch.setattr(weights_check, "ROWS", 10)
+def checked(directory: Path, checkpoint: Path | None) -> tuple[Bundle, WeightsCheck]:
+    bundle = Bundle.open(directory)
+    return bundle, WeightsCheck(bundle, Reference(bundle, checkpoint))
 
 
-@pytest.mark.parametrize("name", ["plain", "fp8", "nvfp4", "hybrid"])
-def test_weights_that_stay_in_files_are_the_same(made: Made, in_files: None, name: str) -> None:
-    checkpoint, directory = made(name)
-    for block in ("embedding", "layer.1", "head"):
-        found = compared(directory, checkpoint, block)
-        assert found.differences == [] and found.whole and found.numbers
+def found_in(bundle: Bundle, check: WeightsCheck) -> dict[str, list[Finding]]:
+    of = {block.name: list(check.of_block(block)) for block in all_blocks(bundle)}
+    return {name: findings for name, findings in of.items() if findings}
 
 
-@pytest.mark.parametrize(("expert", "seen"), [(0, True), (7, True), (3, False)])
-def test_a_sample_has_the_first_and_last_part(
-    made: Made, tmp_path: Path, in_files: None, monkeypatch: pytest.MonkeyPatch,
-    expert: int, seen: bool,
-) -> None:  # fmt: skip
-    """Of eight experts four: 0, two that are drawn (4 and 5), and 7."""
-    checkpoint, directory = made("plain")
-    copy = Faulty(directory, tmp_path / "faulty")
-
-    def edit(weight: np.ndarray) -> np.ndarray:
-        weight[expert, 2, 3] += 1
-        return weight
-
-    copy.weight("layer.1", "mlp.experts.down_proj", edit)
-    copy.seal()
-    monkeypatch.setattr(weights_check, "WHOLE", 1)
-    found = compared(copy.directory, checkpoint, "layer.1")
-    assert not found.whole
-    texts = [entry["text"] for entry in found.differences]
-    assert len(texts) == seen and all(f"at [{expert}, 2, 3]: expected" in text for text in texts)
-    monkeypatch.setattr(weights_check, "WHOLE", 1 << 32)
-    assert len(compared(copy.directory, checkpoint, "layer.1").differences) == 1
-
-
-def test_rows_of_an_embedding_are_counted_from_its_beginning(
-    made: Made, tmp_path: Path, in_files: None
+@pytest.mark.parametrize("whole", [1 << 31, 0], ids=["whole", "sampled"])
+@pytest.mark.parametrize("large", [1 << 26, 100], ids=["held", "in files"])
+@pytest.mark.parametrize("name", ["plain", "hybrid", "fp8", "nvfp4"])
+def test_a_sound_bundle_has_no_finding(
+    made: Made, monkeypatch: pytest.MonkeyPatch, name: str, large: int, whole: int
 ) -> None:
-    checkpoint, directory = made("plain")
-    copy = Faulty(directory, tmp_path / "faulty")
+    monkeypatch.setattr(weights_check, "WHOLE", whole)
+    monkeypatch.setattr(b, "LARGE", large)
+    bundle, check = opened(made, name)
+    assert found_in(bundle, check) == {}
+    count = sum(len(block.bindings) for block in all_blocks(bundle))
+    assert check.to_dict() == {
+        "whole": count if whole else 0, "sampled": 0 if whole else count, "skipped": None,
+    }  # fmt: skip
 
-    def edit(weight: np.ndarray) -> np.ndarray:
-        weight[[95, 96], 5] += 1
-        return weight
 
-    copy.weight("embedding", "embed_tokens.weight", edit)
+EDITS: dict[str, tuple[str, str, str, Callable[[Any], Any], str]] = {}
+
+
+def edit(of: str, block: str, weight: str, text: str) -> Callable[[Any], Any]:
+    def listed(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        EDITS[change.__name__] = of, block, weight, change, text
+        return change
+
+    return listed
+
+
+@edit(
+    "plain",
+    "embedding",
+    "embed_tokens.weight",
+    "numbers are not those of model.embed_tokens.weight",
+)
+def last_row(w: Any) -> Any:
+    w[-1, -1] = np.nextafter(w[-1, -1], np.float32(9))
+    return w
+
+
+@edit("plain", "layer.1", DOWN, "are not those of model.layers.1.mlp.experts")
+def one_expert(w: Any) -> Any:
+    w[3, 2, 1] = np.nextafter(w[3, 2, 1], np.float32(9))
+    return w
+
+
+@edit("plain", "layer.1", "self_attn.k_up_proj", "model.layers.1.self_attn.kv_b_proj.weight")
+def one_of_a_fused_matrix(w: Any) -> Any:
+    w[1, 2, 3] = np.nextafter(w[1, 2, 3], np.float32(9))
+    return w
+
+
+@edit("plain", "head", "norm.weight", "found nan (bits ")
+def not_a_number(w: Any) -> Any:
+    w[4] = np.nan
+    return w
+
+
+@edit("fp8", "layer.1", "mlp.experts.gate_up_proj_scale_inv", "gate_proj.weight_scale_inv in")
+def one_scale(w: Any) -> Any:
+    w.flat[0] = np.nextafter(w.flat[0], np.float32(9))
+    return w
+
+
+@edit("nvfp4", "layer.1", DOWN, "found byte 0x")
+def one_nibble(w: Any) -> Any:
+    w[1, 2, 3] ^= 8
+    return w
+
+
+@pytest.mark.parametrize("large", [1 << 26, 100], ids=["held", "in files"])
+@pytest.mark.parametrize("name", EDITS)
+def test_one_number_is_found(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int
+) -> None:
+    monkeypatch.setattr(b, "LARGE", large)
+    of, block, weight, change, text = EDITS[name]
+    checkpoint, bundle = made(of)
+    copy = Faulty(bundle, tmp_path / "b")
+    copy.weight(block, weight, change)
     copy.seal()
-    (entry,) = compared(copy.directory, checkpoint, "embedding").differences
-    assert (entry["block"], entry["weight"]) == ("embedding", "embed_tokens.weight")
-    assert "at [95, 5]: expected" in entry["text"] and entry["text"].endswith(", and 1 more")
+    found = found_in(*checked(tmp_path / "b", checkpoint))
+    assert [*found] == [block]
+    (finding,) = found[block]
+    assert (finding.output, finding.kind) == (weight, ProblemKind.WEIGHTS)
+    assert text in finding.text
+    assert finding.text.startswith("1 of ")
+    # Without the checkpoint there is nothing to compare with, and it says so.
+    own, check = checked(tmp_path / "b", None)
+    assert found_in(own, check) == {} and check.to_dict()["whole"] == 0
+    assert "was not checked" in (check.skipped or "")
 
 
-def test_a_binding_that_is_missing_or_of_another_shape(made: Made) -> None:
-    checkpoint, directory = made("plain")
-    bundle = open_bundle(directory, checkpoint)
-    reference = Reference(bundle, checkpoint)
-    block = bundle.blocks[1]
-    found = start_comparing(bundle, reference)
-    assert found is not None
-    lost, *kept = block.bindings
-    compare_weights(bundle, reference, replace(block, bindings=tuple(kept)), found)
-    assert [(x["weight"], x["text"]) for x in found.differences] == [
-        (lost.name, "expected a weight, found no binding")
-    ]
-    other = next(x for x in kept if x.shape != kept[0].shape and len(x.shape) == len(x.tensors))
-    exchanged = replace(kept[0], tensors=other.tensors, shape=other.shape)
-    compare_weights(bundle, reference, replace(block, bindings=(lost, exchanged)), found)
-    assert any("expected float32" in x["text"] for x in found.differences[1:])
+def test_samples_have_both_ends_of_every_tensor(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are the same places each time."""
+    monkeypatch.setattr(weights_check, "WHOLE", 0)
+    monkeypatch.setattr(weights_check, "SAMPLE", 2)
+    monkeypatch.setattr(weights_check, "SAMPLES", 5)
+    monkeypatch.setattr(b, "LARGE", 100)
+    checkpoint, bundle = made("plain")
+    for i, place in enumerate(((2, 0, 0), (2, -1, -1))):
+        copy = Faulty(bundle, tmp_path / str(i))
+
+        def change(w: Any, place: tuple[int, ...] = place) -> Any:
+            w[place] += 1
+            return w
+
+        copy.weight("layer.1", DOWN, change)
+        copy.seal()
+        found = found_in(*checked(tmp_path / str(i), checkpoint))
+        assert "1 of" in found["layer.1"][0].text and "sampled ones" in found["layer.1"][0].text
+    samples = list(weights_check._samples(DOWN, [40, 100]))
+    assert {(0, 2), (38, 40), (40, 42), (98, 100)} < set(samples)
+    assert samples == list(weights_check._samples(DOWN, [40, 100]))
+    assert samples != list(weights_check._samples("another", [40, 100]))
 
 
-def test_a_bundle_without_its_checkpoint_says_so(made: Made) -> None:
-    _, directory = made("plain")
-    report = validate_bundle(directory, ValidationOptions(cases=CaseOptions(longest=2)))
-    assert report["ok"], problems(report)
-    assert report["weights"] is None
+def changed(block: Block, of: str, **fields: Any) -> Block:
+    """The block, with another binding of that name."""
+    return replace(
+        block,
+        bindings=tuple(
+            replace(x, **fields) if x.name == of else x for x in block.bindings
+        ),
+    )  # fmt: skip
+
+
+def test_wrong_bindings(made: Made) -> None:
+    """Another tensor of the same shape, a dtype, a shape, what is missing or too much."""
+    bundle, check = opened(made, "plain")
+    block = next(x for x in bundle.blocks if x.name == "layer.1")
+    name, gate = "self_attn.q_a_layernorm.weight", "mlp.gate.weight"
+    assert list(check.of_block(block)) == []
+
+    def text(wrong: Block) -> str:
+        (finding,) = check.of_block(wrong)
+        return f"{finding.output}: {finding.text}"
+
+    wrong = changed(block, gate, dtype=None)
+    assert text(wrong) == f"{gate}: expected to be bound in float32, found the graph's dtype"
+    wrong = changed(block, name, tensors=("nowhere",))
+    assert text(wrong).startswith(f"{name}: cannot be bound: nowhere: in none of")
+    wrong = changed(block, name, shape=(1,))
+    assert text(wrong).endswith("], found [1]")
+    wrong = replace(block, bindings=tuple(x for x in block.bindings if x.name != name))
+    assert text(wrong) == f"{name}: no tensor is bound to it"
+    wrong = changed(block, name, name="more")
+    assert len(list(check.of_block(wrong))) == 2
