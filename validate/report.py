@@ -31,6 +31,8 @@ def assemble(context: Report, measures: Measures, policy: Policy = NO_POLICY) ->
             text = f"of {kind['kind']} ({', '.join(kind['blocks'])}): {kind['problem']}"
             finding = Finding(GRAPH, text, ProblemKind.GRAPHS)
             measures.results[kind["blocks"][0]].findings.append(finding)
+    if (problem := context["transformers"]["problem"]) is not None:
+        measures.results["head"].findings.append(Finding("logits", problem, ProblemKind.REFERENCE))
     judged = judge(measures, policy, layers)
     report = {"format": FORMAT, "format_version": FORMAT_VERSION, "ok": judged["ok"]}
     report |= {name: value for name, value in context.items() if name != TARGETS}

@@ -88,7 +88,21 @@ def end_to_end_rows(report: Report) -> list[tuple[str, str]]:
     for name, counts in choices(report).items():
         rows.append((CHOICE_NAMES[name], f"{counts['equal']:,} of {counts['rows']:,} sets equal, "
                      f"{counts['near_ties']} near ties, {counts['wrong']} wrong"))  # fmt: skip
+    rows.append(("transformers", transformers_row(report["transformers"])))
     return rows
+
+
+def transformers_row(line: Report) -> str:
+    """What transformers' own model makes of the prompts, beside the backend and the exact model."""
+    if line["skipped"] is not None:
+        return f"not asked: {line['skipped']}"
+    backend, exact = line["backend"], line["exact"]
+    return (
+        f"{line['version']} in float32: the same likeliest token for {percent(backend['top1'])} of "
+        f"{line['tokens']}, KL divergence median {e(backend['median_kl_divergence'])}, max "
+        f"{e(backend['max_kl_divergence'])} nats; the exact model {percent(exact['top1'])}, "
+        f"{e(exact['median_kl_divergence'])}, {e(exact['max_kl_divergence'])}"
+    )
 
 
 def choices(report: Report) -> dict[str, dict[str, int]]:

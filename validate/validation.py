@@ -25,6 +25,7 @@ from glm_trt.validate.report import TARGETS, assemble
 from glm_trt.validate.report_files import read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
+from glm_trt.validate.transformers_check import transformers_line
 from glm_trt.validate.verdict import ALLOWED_RATIO, Report, tolerances
 from glm_trt.validate.walk import (
     Flow,
@@ -123,9 +124,13 @@ def validate_bundle(
                         recorder.add(seen)
                 if recorder:
                     recorder.close_block(name)
+                if name == "head":
+                    progress("asking transformers")
+                    theirs = transformers_line(bundle, reference, flows)
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
             context["weights"] = weights.to_dict()
+            context["transformers"] = theirs
             context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)
             context["seconds"] = time.monotonic() - began
             if recorder:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import make_bundle
+
+from glm_trt.export.bundle.read import Bundle
+from glm_trt.validate import transformers_check
+from glm_trt.validate.reference import Reference
 
 Made = Callable[[str], tuple[Path, Path]]
 
@@ -23,3 +28,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return known[name]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def transformers_reason() -> Callable[[Bundle, Reference], str | None]:
+    """Why transformers is not asked, as it is without `transformers_not_asked`."""
+    return transformers_check._reason
+
+
+@pytest.fixture(autouse=True)
+def transformers_not_asked(transformers_reason: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second of each validation; `test_transformers_check.py` asks it."""
+    monkeypatch.setattr(transformers_check, "_reason", lambda *_: "a test of something else")

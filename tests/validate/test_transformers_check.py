@@ -1,0 +1,74 @@
+"""transformers' line of a report: what it compares, and where it is not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_faults import problems
+
+from glm_trt.model.glm_moe_dsa import Head
+from glm_trt.validate import transformers_check
+from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
+
+Made = Callable[[str], tuple[Path, Path]]
+SHORT = CaseOptions(longest=40)
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch, transformers_reason: Any) -> None:
+    """Other tests of validation do not ask transformers, which takes a second each time."""
+    monkeypatch.setattr(transformers_check, "_reason", transformers_reason)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_makes_the_same(made: Made, dtype: str) -> None:
+    checkpoint, bundle = made("plain")
+    backend = "onnxruntime" if dtype == "float32" else "graph"
+    report = validate_bundle(bundle, ValidationOptions(backend, dtype, checkpoint, SHORT))
+    assert report["ok"], problems(report)
+    line = report["transformers"]
+    assert line["skipped"] is None and line["tokens"] == 25
+    assert line["exact"]["top1"] == 1 and line["exact"]["max_kl_divergence"] < 1e-9
+    if dtype == "float32":
+        assert line["backend"]["top1"] == 1 and line["backend"]["max_kl_divergence"] < 1e-9
+    else:
+        assert 1e-9 < line["backend"]["median_kl_divergence"] < 1e-1
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("hybrid", "no such hybrid"), ("fp8", "on a GPU alone"), ("nvfp4", "on a GPU alone")],
+)
+def test_where_it_is_not_asked(made: Made, name: str, reason: str) -> None:
+    checkpoint, bundle = made(name)
+    report = validate_bundle(bundle, ValidationOptions(checkpoint=checkpoint, cases=SHORT))
+    assert reason in report["transformers"]["skipped"]
+
+
+def test_a_checkpoint_that_it_does_not_load(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Path) -> Any:
+        raise RuntimeError("no such model\nand more")
+
+    monkeypatch.setattr(transformers_check, "_load", load)
+    checkpoint, bundle = made("plain")
+    report = validate_bundle(bundle, ValidationOptions(checkpoint=checkpoint, cases=SHORT))
+    assert report["ok"]
+    assert report["transformers"]["skipped"] == "it does not run: RuntimeError: no such model"
+
+
+def test_a_yardstick_that_is_another_model(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eager head scales what it makes, in every chain: only transformers can tell."""
+    right = Head.forward
+
+    def forward(self: Head, *arguments: Any) -> Any:
+        return right(self, *arguments) * 1.01
+
+    monkeypatch.setattr(Head, "forward", forward)
+    checkpoint, bundle = made("plain")
+    report = validate_bundle(bundle, ValidationOptions("eager", "float32", checkpoint, SHORT))
+    assert not report["ok"]
+    assert [text for text in problems(report) if "the yardstick is wrong" in text]
