@@ -22,10 +22,12 @@ def title(report: Report) -> str:
 
 def problems(report: Report, *, waived: bool = False) -> list[tuple[str, str]]:
     """Where and what: all problems of a report, with what is waived and why if `waived`."""
+    of_parts = [(part["name"], problem) for part in parts(report) for problem in part["problems"]]
+    # What is accepted comes last: where few are shown, they are of those that fail.
+    of_parts.sort(key=lambda entry: bool(entry[1]["waived"]))
     found = [
-        (part["name"], problem["text"] + _named(problem["problem"]) + _why(problem["waived"]))
-        for part in parts(report)
-        for problem in part["problems"]
+        (name, problem["text"] + _named(problem["problem"]) + _why(problem["waived"]))
+        for name, problem in of_parts
         if waived or not problem["waived"]
     ]
     baseline, compared = report["baseline"], report["compared"]
