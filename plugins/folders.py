@@ -10,12 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-
-import onnx
+from typing import TYPE_CHECKING
 
 from glm_trt import plugins
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.common.contract import Contract
+
+if TYPE_CHECKING:  # a plan finds operators too, and is there in a fraction of a second
+    import onnx
 
 _SHARED = "common"  # the folder of what operators share
 

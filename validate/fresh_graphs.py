@@ -7,7 +7,6 @@ validation does meanwhile: a process of its own has it ready on a second core.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ from typing import Any
 
 import onnx
 
+from glm_trt.model.child_python import python_module
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import write_atomically
 
-_CHILD = "import sys; from glm_trt.validate.fresh_graphs import trace_all; trace_all(sys.argv[1])"
 _REQUEST, _LOG = "request.json", "log.txt"
 _POLL_SECONDS = 0.05
 
@@ -40,11 +39,10 @@ class FreshGraphs:
         self._place = Path(self._folder.name)
         request = {"config": config, "kinds": list(kinds), "dtype": dtype}
         (self._place / _REQUEST).write_text(json.dumps(request))
-        path = os.pathsep.join(filter(None, sys.path))  # so that it finds what this one runs
         with (self._place / _LOG).open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD, str(self._place)], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": path},
+                [*python_module(__name__), str(self._place)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     def model(self, kind: str) -> onnx.ModelProto:
@@ -86,3 +84,7 @@ def trace_all(place: str) -> None:
         model = trace_block(config, kind, TORCH_DTYPES[request["dtype"]])
         content = model.SerializeToString(deterministic=True)
         write_atomically(Path(place) / f"{kind}.onnx", content)
+
+
+if __name__ == "__main__":
+    trace_all(sys.argv[1])

@@ -158,9 +158,15 @@ def _zeros(config: ModelConfig, batch: int, past: int) -> Arrays:
 
 
 def _padding(bundle: Bundle, block: Block, flows: list[Flow]) -> Iterator[Probe]:
-    widest = max(flows, key=lambda flow: flow.case.ids.shape[0])
-    if widest.case.prefill <= PADDING:
+    # Not the ragged case, which has padding of its own.
+    long = [
+        flow
+        for flow in flows
+        if flow.case.ragged is None and flow.values["exact"][0]["hidden"].shape[1] > PADDING
+    ]
+    if not long:
         return
+    widest = max(long, key=lambda flow: flow.case.ids.shape[0])
     values = dict(widest.values["exact"][0])
     hidden = values["hidden"].copy()
     batch, length, _ = hidden.shape

@@ -1,15 +1,17 @@
 """The contract of an operator as data; the torch operator and the ONNX schema come from it.
 
-Nothing here loads torch: what only runs a bundle reads contracts too.
+Nothing here loads torch, nor onnx before a schema is asked for: what only runs a bundle reads
+contracts too, and so does a plan, which is there in a fraction of a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx.defs
+if TYPE_CHECKING:
+    import onnx.defs
 
 DOMAIN, VERSION = "glm_trt", 1
 STANDARD = ""  # the domain of ai.onnx
@@ -168,6 +170,8 @@ class Contract:
 
     def onnx_schema(self) -> onnx.defs.OpSchema:
         """The operator's schema in the domain `glm_trt`."""
+        import onnx.defs
+
         schema = onnx.defs.OpSchema
         kinds = {"int": schema.AttrType.INT, "float": schema.AttrType.FLOAT,
                  "str": schema.AttrType.STRING}  # fmt: skip
