@@ -8,6 +8,7 @@ runtime; another has none of it, as registries are a runtime's own.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import sys
@@ -31,9 +32,23 @@ def creators(runtime: Any) -> list[str]:
     return sorted(f"{c.plugin_namespace}::{c.name}" for c in found)
 
 
+def make_context_current() -> None:
+    """The GPU's primary context, which what TensorRT makes of a plan needs as long as it lives."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    context = ctypes.c_void_p()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        or driver.cuCtxSetCurrent(context)
+    )
+    if failed:
+        raise SystemExit(f"the driver gives no context: error {failed}")
+
+
 def main() -> int:
     """Load, list, print."""
     module, library, *plans = sys.argv[1:]
+    make_context_current()
     trt = load(module)
     logger = trt.Logger(trt.Logger.WARNING)
     one, other = trt.Runtime(logger), trt.Runtime(logger)

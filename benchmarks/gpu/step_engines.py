@@ -14,9 +14,10 @@ CHECKPOINT = ROOT / "tests/data/glm-5.1-tiny"
 
 
 def run(settings: Settings) -> Outcome:
-    """Export, where the bundle is not there, then build with the plugin library."""
+    """Export, unless a bundle was named that is there, then build with the plugin library."""
     cli = ("-P", "-m", "glm_trt.cli")
-    if not (settings.bundle / "manifest.json").is_file():
+    own = settings.bundle == settings.output / "bundle"  # of this version, whatever lies there
+    if own or not (settings.bundle / "manifest.json").is_file():
         checkpoint, dtypes = CHECKPOINT, ("float32", "bfloat16")  # float32 for onnxruntime's tokens
         if settings.stand_ins:
             checkpoint, dtypes = in_float32(settings.output / "checkpoint"), ("float32",)

@@ -36,7 +36,8 @@ def run(settings: Settings) -> Outcome:
         if status:
             problems.append(f"{module}: ended with status {status}: {last_line(said)}")
             continue
-        found = json.loads(said.splitlines()[-1])
+        # A TensorRT may have last words behind it.
+        found = json.loads(next(x for x in reversed(said.splitlines()) if x.startswith("{")))
         measured[module] = found
         name = f"{module} {found['version']}"
         if not found["loaded"] or len(found["creators"]) != PLUGINS:
