@@ -12,6 +12,8 @@ import ctypes
 import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,11 @@ def creators(runtime: Any) -> list[str]:
     return sorted(f"{c.plugin_namespace}::{c.name}" for c in found)
 
 
-def make_context_current() -> None:
-    """The GPU's primary context, which what TensorRT makes of a plan needs as long as it lives."""
+@contextmanager
+def primary_context() -> Iterator[None]:
+    """The GPU's primary context is current, which what TensorRT makes of a plan needs as long as it
+    lives; released when the block has ended.
+    """
     driver = ctypes.CDLL("libcuda.so.1")
     context = ctypes.c_void_p()
     failed = (
@@ -43,13 +48,13 @@ def make_context_current() -> None:
     )
     if failed:
         raise SystemExit(f"the driver gives no context: error {failed}")
+    yield
+    driver.cuCtxSetCurrent(None)
+    driver.cuDevicePrimaryCtxRelease(0)
 
 
-def main() -> int:
-    """Load, list, print."""
-    module, library, *plans = sys.argv[1:]
-    make_context_current()
-    trt = load(module)
+def looked_at(trt: Any, library: str, plans: list[str]) -> dict[str, Any]:
+    """What the runtimes have and what they make of plans; nothing of theirs is left behind it."""
     logger = trt.Logger(trt.Logger.WARNING)
     one, other = trt.Runtime(logger), trt.Runtime(logger)
     before = creators(one)
@@ -63,6 +68,16 @@ def main() -> int:
         engine = one.deserialize_cuda_engine(Path(plan).read_bytes())
         context = None if engine is None else engine.create_execution_context()
         found["plans"][plan] = context is not None
+        del context, engine  # in this order
+    return found
+
+
+def main() -> int:
+    """Load, list, print."""
+    module, library, *plans = sys.argv[1:]
+    trt = load(module)
+    with primary_context():
+        found = looked_at(trt, library, plans)
     print(json.dumps(found))
     return 0
 
