@@ -50,7 +50,7 @@ def primary_context() -> Iterator[None]:
         raise SystemExit(f"the driver gives no context: error {failed}")
     yield
     driver.cuCtxSetCurrent(None)
-    driver.cuDevicePrimaryCtxRelease(0)
+    driver.cuDevicePrimaryCtxRelease_v2(0)
 
 
 def looked_at(trt: Any, library: str, plans: list[str]) -> dict[str, Any]:
