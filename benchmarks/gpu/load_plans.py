@@ -64,9 +64,10 @@ def looked_at(trt: Any, library: str, plans: list[str]) -> dict[str, Any]:
         "version": str(trt.__version__), "loaded": handle is not None, "creators": added,
         "in_another_runtime": sorted({*creators(other)} & {*added}), "plans": {},
     }  # fmt: skip
+    without_scratch = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     for plan in plans:
         engine = one.deserialize_cuda_engine(Path(plan).read_bytes())
-        context = None if engine is None else engine.create_execution_context()
+        context = None if engine is None else engine.create_execution_context(without_scratch)
         found["plans"][plan] = context is not None
         del context, engine  # in this order
     return found
