@@ -38,10 +38,10 @@ def transformers_line(bundle: Bundle, reference: Reference, flows: list[Flow]) -
     """
     line: Report = {"skipped": None, "version": installed("transformers"), "tokens": 0,
                     "backend": None, "exact": None, "problem": None}  # fmt: skip
-    line["skipped"] = _reason(bundle, reference)
+    prompts = [flow for flow in flows if flow.case.continued]
+    line["skipped"] = _reason(bundle, reference) if prompts else "no prompt is that short"
     if line["skipped"] is not None:
         return line
-    prompts = [flow for flow in flows if flow.case.continued]
     try:
         model = _load(Path(reference.source))
         with torch.no_grad():

@@ -49,6 +49,12 @@ def test_where_it_is_not_asked(made: Made, name: str, reason: str) -> None:
     assert reason in report["transformers"]["skipped"]
 
 
+def test_without_prompts_it_is_not_asked(made: Made) -> None:
+    checkpoint, bundle = made("plain")
+    options = ValidationOptions(checkpoint=checkpoint, cases=CaseOptions(longest=4))
+    assert validate_bundle(bundle, options)["transformers"]["skipped"] == "no prompt is that short"
+
+
 def test_a_checkpoint_that_it_does_not_load(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: Path) -> Any:
         raise RuntimeError("no such model\nand more")
