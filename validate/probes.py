@@ -36,7 +36,7 @@ MOST_CACHE_BYTES, MOST_EXPANDED_NUMBERS = 1 << 26, 1 << 28
 # Spread of large hidden states and states. Of float16 what leaves it room for sums: it is not at
 # fault for what it does not hold.
 LARGE, LARGE_IN_FLOAT16 = 2.0**20, 2.0**10
-LARGE_TOKENS, LARGE_PAST = 8, 7
+LARGE_TOKENS, LARGE_PAST, LARGE_ROWS = 8, 7, 8
 # A score of what is not chosen, against the lowest of what is: rounding decides nothing then.
 APART = 4.0
 
@@ -294,11 +294,11 @@ def _large_states(bundle: Bundle, block: Block, dtype: str, flow: Flow) -> Probe
     """
     config, random = bundle.config, np.random.default_rng(_layer(block))
     past = min(LARGE_PAST, bundle.max_seq_len - 1)
-    values = _zeros(config, FAR_ROWS, past)
+    values = _zeros(config, LARGE_ROWS, past)
     if config.attention_kind(_layer(block)) == "linear":
-        values["hidden"] = usual_tokens(flow, "hidden", FAR_ROWS, 1)
+        values["hidden"] = usual_tokens(flow, "hidden", LARGE_ROWS, 1)
     states = {
-        spec.name: random.standard_normal(spec.shape(FAR_ROWS, past + 1)) * _large_in(dtype)
+        spec.name: random.standard_normal(spec.shape(LARGE_ROWS, past + 1)) * _large_in(dtype)
         for spec in bundle.states(block)
     }
     return Probe("large states", fed(config, block, values, states))

@@ -7,8 +7,8 @@ every weight, so it is asked where the model is no larger than a runtime may be.
 
 from __future__ import annotations
 
-import logging
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,38 @@ def _load(directory: Path) -> Any:
     """The model in float32, from files of safetensors on this machine alone, with no code of the
     checkpoint's own.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager",
-        experts_implementation="eager", local_files_only=True, use_safetensors=True,
-        trust_remote_code=False,
-    ).eval()  # fmt: skip
+    with _quiet():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager",
+            experts_implementation="eager", local_files_only=True, use_safetensors=True,
+            trust_remote_code=False,
+        ).eval()  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and warnings; afterwards they are as they were, as are the hub's,
+    which it turns off with its own.
+    """
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    hub_is_quiet = hub.are_progress_bars_disabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
+        if not hub_is_quiet:
+            hub.enable_progress_bars()
+        elif bars:
+            hub.disable_progress_bars()
 
 
 def _logits(flow: Flow, chain: str) -> Array:

@@ -187,8 +187,7 @@ def pair_entry(
     # Of few rows, what the dtype costs is known only roughly.
     by_chance = 1 + standard_errors * pair.rounded.uncertainty
     limit = max(min(allowed * by_chance, ALLOWED_ROW_RATIO) * dtype_error, least)
-    # No row is asked for less than all are together: of few, the yardstick's may be near equal.
-    row_limit = row_ratio * max(pair.rounded.worst_row, least, limit)
+    row_limit = row_ratio * max(pair.rounded.worst_row, least)
     return {
         "error": number(error),
         "dtype_error": number(dtype_error),

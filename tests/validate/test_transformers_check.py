@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils as hub
 import pytest
 from test_faults import problems
+from transformers.utils import logging as library
 
 from glm_trt.model.glm_moe_dsa import Head
 from glm_trt.validate import transformers_check
@@ -37,6 +40,25 @@ def test_transformers_makes_the_same(made: Made, dtype: str) -> None:
         assert line["backend"]["top1"] == 1 and line["backend"]["max_kl_divergence"] < 1e-9
     else:
         assert 1e-9 < line["backend"]["median_kl_divergence"] < 1e-1
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_was_shown_before_is_shown_afterwards(
+    made: Made, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    """Downloads of the same process have lines of their own."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    checkpoint, bundle = made("plain")
+    before = library.get_verbosity()
+    assert not hub.are_progress_bars_disabled() and library.is_progress_bar_enabled()
+    if quiet:
+        hub.disable_progress_bars()
+    try:
+        validate_bundle(bundle, ValidationOptions(checkpoint=checkpoint, cases=SHORT))
+        assert hub.are_progress_bars_disabled() == quiet and library.is_progress_bar_enabled()
+        assert library.get_verbosity() == before and "HF_HUB_OFFLINE" not in os.environ
+    finally:
+        hub.enable_progress_bars()
 
 
 @pytest.mark.parametrize(
