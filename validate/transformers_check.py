@@ -100,11 +100,15 @@ def _quiet() -> Iterator[None]:
     """Without the library's bars and warnings; afterwards they are as they were, as are the hub's,
     which it turns off with its own.
     """
-    import huggingface_hub.utils as hub
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    hub_is_quiet = hub.are_progress_bars_disabled()
+    hub_is_quiet = are_progress_bars_disabled()
     library.set_verbosity_error()
     library.disable_progress_bar()
     try:
@@ -114,9 +118,9 @@ def _quiet() -> Iterator[None]:
         if bars:
             library.enable_progress_bar()
         if not hub_is_quiet:
-            hub.enable_progress_bars()
+            enable_progress_bars()
         elif bars:
-            hub.disable_progress_bars()
+            disable_progress_bars()
 
 
 def _logits(flow: Flow, chain: str) -> Array:
