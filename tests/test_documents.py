@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from glm_trt.engines.tensorrt_flavours import load_flavour
+from glm_trt.export.bundle.format import FORMAT_VERSION
+from glm_trt.validate import recording, report_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,3 +45,13 @@ def test_each_row_of_the_checkpoints_page_is_a_test() -> None:
     for row in rows:
         kind, happens, test = (cell.strip() for cell in row.strip("|").split(" | "))
         assert kind and happens and re.search("test|the same|above|`", test), row
+
+
+def test_the_upgrade_table_is_whole() -> None:
+    """Each version of the bundle, and the present one of every format that is read."""
+    page = (ROOT / "docs/bundle.md").read_text().partition("## Upgrading")[2]
+    versions = [int(x) for x in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
+    assert versions == [*range(FORMAT_VERSION, 0, -1)]
+    read = re.findall(r"^\| `([a-z]+)\.json`.*? \| (\d+) \|", page, re.MULTILINE)
+    assert read == [("manifest", str(FORMAT_VERSION)), ("report", str(report_files.FORMAT_VERSION)),
+                    ("run", str(recording.FORMAT_VERSION))]  # fmt: skip
