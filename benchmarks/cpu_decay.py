@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "model
 from hybrids import make_hybrid, save_hybrid
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.linear_attention import GatedDeltaNet
-from glm_trt.model.weights import load_model
 
 CASES = ((0.5, 64), (0.5, 1024), (0.1, 1024), (0.02, 1024), (0.02, 8192), (0.005, 8192))
 HEADS, WIDTH = 8, 64

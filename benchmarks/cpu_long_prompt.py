@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 import glm_trt
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.weights import load_model
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"

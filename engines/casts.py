@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import NUMPY_DTYPES, tensor_names
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES, tensor_names
 
 _FLOATS = frozenset(name for name in NUMPY_DTYPES if "float" in name)
 

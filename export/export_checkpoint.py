@@ -32,14 +32,14 @@ from glm_trt.export.bundle.read import NO_DIGEST, read_manifest, verify_files
 from glm_trt.export.bundle.records import to_json
 from glm_trt.export.bundle.write import file_entry, publish, write_manifest
 from glm_trt.export.materialize import bound_bytes, materialize_block
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile
+from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import block_kind
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.files import explain, locked, sha256_of, write_atomically
 from glm_trt.model.requirements import require, require_installed
-from glm_trt.model.safetensors_file import SafetensorsFile
-from glm_trt.model.tensors import mtp_layers
 
 # Reading every weight once finds NaN and gives each shard a hash; for more weights than this it is
 # left out, as a checkpoint of a terabyte must export without being read.

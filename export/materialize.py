@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.files import write_atomically
 
 _FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}

@@ -19,7 +19,7 @@ from glm_trt.export.operators import TracedOperators, translations
 from glm_trt.export.passes.lower_opset import WRITTEN_FOR, lower_opset
 from glm_trt.export.passes.name_axes import name_axes
 from glm_trt.export.passes.type_constants import type_constants
-from glm_trt.model.bindings import parameter_dtype
+from glm_trt.model.checkpoint.bindings import parameter_dtype
 from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.glm_moe_dsa import (
     DecoderLayer,

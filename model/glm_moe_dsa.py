@@ -202,7 +202,7 @@ def run_block(
 
 
 class GlmMoeDsa(nn.Module):
-    """All blocks. Load weights with `glm_trt.model.weights.load_model`."""
+    """All blocks. Load weights with `glm_trt.model.checkpoint.weights.load_model`."""
 
     def __init__(
         self,

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_trt.model.bindings import EXPERT_MODULES, stacked_shapes
 from glm_trt.model.config import ModelConfig
+from glm_trt.model.experts import EXPERT_MODULES, experts_precision, stacked_shapes
 from glm_trt.model.linear import Linears, empty_parameter
 from glm_trt.model.operators import EagerOperators, at_least_float32
-from glm_trt.model.tensors import experts_precision
 
 
 class DenseMLP(nn.Module):

@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint are stored narrow, and how: FP8 in blocks, or NVFP4.
 
-What a file holds decides (`stored_forms.py`); what a config says (`quantization_config.py`) is
-checked against it, and is all there is where no file is.
+What a file holds decides (`checkpoint/stored_forms.py`); what a config says
+(`quantization_config.py`) is checked against it, and is all there is where no file is.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class StoredPart:
     suffix: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def bound_dtype(self) -> str:
+        """The dtype of a block's input that takes it as it is: bytes are "int8"."""
+        return "float32" if self.dtype == "float32" else "int8"
 
 
 @dataclass(frozen=True)

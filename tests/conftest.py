@@ -22,7 +22,7 @@ from traces import SharedTraces, trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 from glm_trt.validate.reference import Reference
 
 # Side by side, each worker has one core: threads of several would wait for one another.

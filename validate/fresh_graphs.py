@@ -75,7 +75,7 @@ def trace_all(place: str) -> None:
     import torch
 
     from glm_trt.export.trace import trace_block
-    from glm_trt.model.weights import TORCH_DTYPES
+    from glm_trt.model.checkpoint.weights import TORCH_DTYPES
 
     torch.set_num_threads(1)
     request = json.loads((Path(place) / _REQUEST).read_text())

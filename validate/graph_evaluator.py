@@ -19,9 +19,9 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
+from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
-from glm_trt.model.weights import as_torch
 from glm_trt.plugins.common.contract import Contract
 from glm_trt.plugins.folders import contract_of, part_of
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES, bound_tensor
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.model.files import write_atomically
 from glm_trt.model.states import input_dtype

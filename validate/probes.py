@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.model.config import ModelConfig
 
 if TYPE_CHECKING:

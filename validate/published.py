@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glm_trt.model import bindings as b
-from glm_trt.model.config import ModelConfig
-from glm_trt.model.dequantize import dequantize_fp8, dequantize_nvfp4
-from glm_trt.model.weights import (
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.weights import (
     LARGE_MODULES,
     ExpertStack,
     LargeEmbedding,
     LargeLinear,
     held_dtype,
 )
+from glm_trt.model.config import ModelConfig
+from glm_trt.model.dequantize import dequantize_fp8, dequantize_nvfp4
 
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.files import explain, sha256_of, sync_directory

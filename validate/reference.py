@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from glm_trt.export.bundle.format import Block, Shard
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import shard_entries
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import (
+    TORCH_DTYPES,
+    as_torch,
+    empty_block,
+    fill_block,
+    load_weights,
+)
 from glm_trt.model.errors import BundleError, CheckpointError
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators, positions_of
 from glm_trt.model.states import input_dtype
-from glm_trt.model.weights import TORCH_DTYPES, as_torch, empty_block, fill_block, load_weights
 from glm_trt.validate.cases import is_small
 from glm_trt.validate.published import Part, PublishedWeights
 from glm_trt.validate.systematic import ADDED

@@ -17,7 +17,7 @@ from onnx import helper
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES, bound_tensor
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import explain
 from glm_trt.validate.operator_search import Arrays, Check, Search

@@ -16,10 +16,10 @@ from glm_trt.engines.python.tensorrt_engine import require_tensorrt
 from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
+from glm_trt.model.checkpoint.weights import load_weights
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.requirements import require
-from glm_trt.model.weights import load_weights
 from glm_trt.plugins.common.interpreter import round_to_nearest
 from glm_trt.plugins.common.run import run
 from glm_trt.plugins.folders import CONTRACTS, part_of

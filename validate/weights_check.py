@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import bindings as b
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.published import Part

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from glm_trt.engines.planning.gpus import Gpu
 from glm_trt.engines.planning.weights import Weights
+from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import kind_states
-from glm_trt.model.tensors import mtp_layers
 
 
 @dataclass(frozen=True)

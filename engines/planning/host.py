@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from glm_trt.engines.planning.weights import Weights
+from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import ModelConfig, block_kind
-from glm_trt.model.tensors import mtp_layers
 
 # docs/measurements.md: bundles of GLM-5.1 and of the hybrid at full size, rounded up.
 GRAPH_BYTES = 22_000

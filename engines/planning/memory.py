@@ -9,9 +9,9 @@ from functools import lru_cache
 
 from glm_trt.engines.planning.gpus import Gpu
 from glm_trt.engines.planning.weights import Weights
+from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.states import kind_states
-from glm_trt.model.tensors import mtp_layers
 from glm_trt.plugins.common.cost import Cost, sizes_of_call
 from glm_trt.plugins.common.launch import Launches
 from glm_trt.plugins.folders import CONTRACTS, part_of

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glm_trt.model.checkpoint_place import hub_name
+from glm_trt.model.checkpoint.place import hub_name
+from glm_trt.model.checkpoint.presets import PRESETS, preset_config
 from glm_trt.model.config import CONFIG_FILE, ModelConfig, read_config, read_json
 from glm_trt.model.errors import CheckpointError, ConfigError
-from glm_trt.model.presets import PRESETS, preset_config
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def find_source(argument: str | Path, hub: str | None = None) -> Source:
 
 def _stored(directory: Path, config: ModelConfig, data: dict[str, Any]) -> list[int]:
     """Bytes of the files that hold the model; of all, where they are not whole yet."""
-    from glm_trt.model.checkpoint_files import open_files  # with numpy, which a config needs not
+    from glm_trt.model.checkpoint.weight_files import (
+        open_files,  # with numpy, which a config needs not
+    )
 
     try:
         files = open_files(directory, config.num_hidden_layers, data.get("transformers_weights"))

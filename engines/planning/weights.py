@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from glm_trt.model.checkpoint.tensors import TensorSpec, checkpoint_tensors
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.quantization import Quantization
-from glm_trt.model.tensors import TensorSpec, checkpoint_tensors
 
 _SPLIT_COMPONENTS = ("embedding", "head", "dense_mlp", "routed_experts", "shared_experts")
 _SPLIT_TENSORS = (

@@ -24,7 +24,7 @@ from glm_trt.engines.python.special_tokens import (
     SpecialTokens,
 )
 from glm_trt.engines.python.tokenizer_files import read_object, read_text
-from glm_trt.model.checkpoint import NAMED_TEMPLATES
+from glm_trt.model.checkpoint.read import NAMED_TEMPLATES
 from glm_trt.model.errors import BundleError, GlmTrtError
 
 TEMPLATE_FILE, LEGACY_FILE = "chat_template.jinja", "chat_template.json"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.values import ort_value
 from glm_trt.export.passes.lower_opset import lower_opset
-from glm_trt.model.bindings import (
+from glm_trt.model.checkpoint.bindings import (
     Binding,
     TensorSource,
     expert_parts,

@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from glm_trt.engines.python.values import ELEMENT_TYPES
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.plugins.common.contract import NarrowLinear
 from glm_trt.plugins.folders import contract_of
 

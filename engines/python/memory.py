@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from glm_trt.engines.python.onnxruntime_module import ort
 from glm_trt.engines.python.providers import Provider
 from glm_trt.engines.python.values import ELEMENT_TYPES, ort_value
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.model.errors import MissingCapabilityError
 
 Array = NDArray[Any]

@@ -35,7 +35,13 @@ from glm_trt.engines.python.scatter import write_caches
 from glm_trt.engines.python.values import ELEMENT_TYPES, array_of, ort_value
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import EXPERTS_PREFIX, NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
+from glm_trt.model.checkpoint.bindings import (
+    EXPERTS_PREFIX,
+    NUMPY_DTYPES,
+    Binding,
+    bound_dtype,
+    bound_tensor,
+)
 from glm_trt.model.errors import BlockError, BundleError, MissingCapabilityError
 
 DTYPE = "float32"  # onnxruntime's CPU provider has no bfloat16 arithmetic

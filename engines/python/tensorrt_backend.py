@@ -26,7 +26,7 @@ from glm_trt.engines.python.tensorrt_engine import (
 )
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES, Binding, bound_dtype, bound_tensor
 
 Array = NDArray[Any]
 

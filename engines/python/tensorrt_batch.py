@@ -12,7 +12,7 @@ from glm_trt.engines.python.backend import Array, Kept, RowState, check_room
 from glm_trt.engines.python.device import DeviceMemory, RecordedWork
 from glm_trt.engines.python.tensorrt_engine import Stage
 from glm_trt.export.bundle.format import Block
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.states import StateSpec, input_dtype
 

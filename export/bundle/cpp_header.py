@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from glm_trt.export.bundle.records import alternatives, fields_of, plain, records_in, summary
-from glm_trt.model.bindings import NUMPY_DTYPES
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES
 from glm_trt.model.rules import Rules
 
 _SIMPLE = {str: "std::string", int: "int64_t", float: "double", bool: "bool"}

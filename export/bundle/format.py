@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from glm_trt.export.bundle.records import APART
-from glm_trt.model.bindings import Binding
+from glm_trt.model.checkpoint.bindings import Binding
 from glm_trt.model.rules import Rules
 
 FILE_NAME = "manifest.json"

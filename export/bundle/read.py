@@ -26,10 +26,10 @@ from glm_trt.export.bundle.format import (
 from glm_trt.export.bundle.pools import check_pools, spec_of
 from glm_trt.export.bundle.records import from_json
 from glm_trt.export.bundle.references import check_bindings, check_listed
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile, TensorFiles
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import sha256_of
-from glm_trt.model.safetensors_file import SafetensorsFile, TensorFiles
 from glm_trt.model.states import StateSpec
 from glm_trt.model.strict_json import RepeatedName, parse_json
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glm_trt.export.bundle.format import Bindings, Manifest
-from glm_trt.model.bindings import Binding
+from glm_trt.model.checkpoint.bindings import Binding
+from glm_trt.model.checkpoint.safetensors_file import TensorFiles
 from glm_trt.model.errors import BundleError
-from glm_trt.model.safetensors_file import TensorFiles
 
 _EXPERT = "{expert}"
 

@@ -68,7 +68,7 @@ def find_checkpoint(
     options: argparse.Namespace, name: str = "checkpoint", config_only: bool = False
 ) -> Path | None:
     """The directory of what `add_checkpoint` declared, fetched from the hub where it is a name
-    there; errors as in `glm_trt.model.hub`.
+    there; errors as in `glm_trt.model.checkpoint.hub`.
     """
 
     def say(text: str) -> None:
@@ -80,7 +80,7 @@ def find_checkpoint(
         if options.revision is not None:
             raise GlmTrtError("--revision: goes with --checkpoint NAME")
         return None
-    from glm_trt.model.hub import find_checkpoint
+    from glm_trt.model.checkpoint.hub import find_checkpoint
 
     return find_checkpoint(given, options.revision, config_only=config_only, say=say)
 

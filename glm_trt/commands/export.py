@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _say_of_text(checkpoint: Path) -> None:
     """Say now, not when the bundle is run, that its tokenizer cannot be used."""
     from glm_trt.engines.python.text import TOKENIZER, Text
-    from glm_trt.model.checkpoint import tokenizer_files
+    from glm_trt.model.checkpoint.read import tokenizer_files
 
     files = {path.relative_to(checkpoint).as_posix(): path for path in tokenizer_files(checkpoint)}
     if TOKENIZER not in files:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glm_trt.commands.command import Command, check_seed
-from glm_trt.model.presets import PRESETS, SCALES
+from glm_trt.model.checkpoint.presets import PRESETS, SCALES
 from glm_trt.model.quantization import PRECISIONS
 
 
@@ -32,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
+    from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 
     check_seed(options)
     settings = CheckpointOptions(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from glm_trt.commands.command import Command, add_checkpoint, find_checkpoint
-from glm_trt.model.presets import PRESETS
+from glm_trt.model.checkpoint.presets import PRESETS
 from glm_trt.model.quantization import PRECISIONS
 
 

@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 from onnx import helper, numpy_helper
 
-from glm_trt.model.stored_weights import E2M1_OF_BYTE, E4M3_OF_BYTE
+from glm_trt.model.checkpoint.stored_weights import E2M1_OF_BYTE, E4M3_OF_BYTE
 
 OPSET = 27  # none of the operators used in bodies changed between 23 and 27 for our dtypes
 # By a byte as int8: a negative index counts from the end, which is the byte's place as unsigned.

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from glm_trt.model.bindings import Binding, TensorSource, bound_expert
+from glm_trt.model.checkpoint.bindings import Binding, TensorSource, bound_expert
 from glm_trt.plugins.common.rewriting import Graph, Rewritten, attribute, shape_of
 from glm_trt.plugins.moe_routing.contract import CONTRACT as ROUTING
 

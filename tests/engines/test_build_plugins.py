@@ -31,9 +31,9 @@ from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
 from glm_trt.export.bundle.format import LIBRARY_PLACE
 from glm_trt.export.bundle.read import read_manifest, verify_files
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
+from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
-from glm_trt.model.presets import preset_config
 from glm_trt.plugins.bodies import function_bodies
 from glm_trt.plugins.common.onnx_text import OPSET
 from glm_trt.plugins.folders import CONTRACTS

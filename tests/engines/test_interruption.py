@@ -29,8 +29,8 @@ from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.run_command import RunOptions, run_chat
 
 PLACE = str(Path(glm_trt.__file__).resolve().parent / "engines" / "python")

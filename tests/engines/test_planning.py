@@ -18,9 +18,9 @@ from glm_trt.engines.planning.plan import CONTEXTS, PlanOptions, make_plan
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
 from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
+from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
-from glm_trt.model.presets import preset_config
 from glm_trt.model.quantization import Quantization
 from glm_trt.plugins.common.selection import TARGETS
 

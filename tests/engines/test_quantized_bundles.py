@@ -26,10 +26,10 @@ from glm_trt.export import trace
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
-from glm_trt.model.safetensors_file import TensorFiles
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.safetensors_file import TensorFiles
 from glm_trt.plugins.common.contract import StackedExperts
 from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.validate.cases import CaseOptions

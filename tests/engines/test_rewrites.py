@@ -22,7 +22,7 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.values import ort_value
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.bindings import Binding
+from glm_trt.model.checkpoint.bindings import Binding
 from glm_trt.model.operators import EagerOperators
 from glm_trt.plugins.bodies import function_bodies
 from glm_trt.plugins.causal_conv_with_state.rewrite import FEW_TOKENS

@@ -19,9 +19,9 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.model.weights import load_model
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 LENGTHS = (1, 17, 300, 1200)

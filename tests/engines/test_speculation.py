@@ -16,7 +16,7 @@ from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.speculation import Drafts
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 
 
 def prompts(runtime: Runtime, count: int) -> list[list[int]]:

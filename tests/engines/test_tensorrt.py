@@ -43,8 +43,8 @@ from glm_trt.export.bundle.format import EngineEntry, FileEntry
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.bundle.write import write_manifest
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
+from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
-from glm_trt.model.generate_checkpoint import CheckpointOptions, make_checkpoint
 from glm_trt.validate import cases, subjects
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 

@@ -29,7 +29,8 @@ from glm_trt.export import materialize, trace
 from glm_trt.export.bundle.read import Bundle, read_manifest
 from glm_trt.export.bundle.write import write_manifest
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model import bindings, files
+from glm_trt.model import files
+from glm_trt.model.checkpoint import bindings
 from glm_trt.model.errors import BundleError, CheckpointError
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

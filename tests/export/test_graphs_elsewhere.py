@@ -20,8 +20,8 @@ from glm_trt.cli import main
 from glm_trt.engines.python.cut_session import expert_model
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.passes.nodes import every_node
+from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.presets import preset_config
 from glm_trt.plugins.common.contract import StackedExperts
 from glm_trt.plugins.folders import CONTRACTS
 from glm_trt.validate.polygraphy_run import block_feeds

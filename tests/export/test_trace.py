@@ -18,10 +18,10 @@ from traces import trace_once
 
 from glm_trt.export import trace
 from glm_trt.export.trace import trace_block
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.presets import preset_config
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.config import ModelConfig, block_kind
-from glm_trt.model.presets import preset_config
 from glm_trt.model.states import layer_states
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 
 from glm_trt.cli import main
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.hub import LOWEST
+from glm_trt.model.checkpoint.hub import LOWEST
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "glm-5.1-tiny"
@@ -85,7 +85,7 @@ def test_a_download_says_how_far_it_is(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a terminal: in lines, and nothing else of a bar."""
-    monkeypatch.setattr("glm_trt.model.hub.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("glm_trt.model.checkpoint.hub.LINE_SECONDS", 0.0)
     code, _, errors = run(capsys, *EXPORT)
     assert code == 0 and "\r" not in errors and "%" not in errors
     assert re.search("^glm-trt export: 0.0 of 0.0 GB$", errors, re.MULTILINE)

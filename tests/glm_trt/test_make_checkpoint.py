@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from glm_trt.cli import main
 from glm_trt.export import export_checkpoint as exporting
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model import generate_checkpoint as g
-from glm_trt.model.checkpoint import INDEX_FILE, Checkpoint
-from glm_trt.model.presets import PRESETS, preset_config
+from glm_trt.model.checkpoint import generate as g
+from glm_trt.model.checkpoint.presets import PRESETS, preset_config
+from glm_trt.model.checkpoint.read import INDEX_FILE, Checkpoint
 
 KINDS = {
     "glm-5.1": ["dense_indexed", "sparse_indexed", "head", "mtp_sparse_indexed"],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glm_trt.cli import main
-from glm_trt.model.presets import preset_config
+from glm_trt.model.checkpoint.presets import preset_config
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 HAVE_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.weights import load_model
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 
 DIALOGUE = Path(__file__).parent.parent / "data" / "glm-5.1-dialogue"
 PAIR = r"<arg_key>([^<]+)</arg_key><arg_value>(.*?)</arg_value>"

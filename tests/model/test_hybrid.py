@@ -8,9 +8,9 @@ import pytest
 import torch
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.glm_moe_dsa import GlmMoeDsa
-from glm_trt.model.weights import load_model
 
 TOLERANCE = 2e-5
 

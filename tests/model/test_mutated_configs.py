@@ -22,10 +22,10 @@ from checkpoints import SMALL, make_oracle, save
 from peaks import peak_of_block
 from test_published import IDS, TOLERANCE, ours, relative
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.presets import preset_config
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.model.presets import preset_config
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 Config = dict[str, Any]

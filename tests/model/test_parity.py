@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoints import SHAPES, make_oracle, reload_oracle, save
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.glm_moe_dsa import GlmMoeDsa
 from glm_trt.model.operators import EagerOperators
-from glm_trt.model.weights import load_model
 
 TOLERANCE = 2e-5
 

@@ -21,11 +21,11 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import (
 import glm_trt
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint, model_blocks
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_block
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.states import layer_states
-from glm_trt.model.weights import load_block
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 

@@ -23,11 +23,11 @@ from glm_trt.cli import main
 from glm_trt.engines.python import cut_session, onnxruntime_backend
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model import bindings as b
-from glm_trt.model import checkpoint
-from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
-from glm_trt.model.presets import preset_config
-from glm_trt.model.weights import load_model
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint import read as checkpoint
+from glm_trt.model.checkpoint.presets import preset_config
+from glm_trt.model.checkpoint.read import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 
 TOLERANCE = 2e-5
 IDS, FLOATS = save_mixed.IDS, save_mixed.FLOATS

@@ -12,7 +12,7 @@ from test_published import TOLERANCE, ours, relative, theirs
 
 from glm_trt.export.bundle.read import read_manifest
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.errors import CheckpointError, ConfigError
 
 ABSENT = object()

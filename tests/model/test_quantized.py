@@ -13,14 +13,14 @@ from checkpoints import SHAPES, make_oracle, reload_oracle, save
 from quantize_checkpoint import quantize_checkpoint
 from safetensors.torch import load_file, save_file
 
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.errors import CheckpointError, ConfigError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.quantization import Quantization
 from glm_trt.model.quantization_config import check_supported
-from glm_trt.model.weights import load_model
 from glm_trt.plugins.operators import RegisteredOperators
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

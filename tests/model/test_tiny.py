@@ -8,8 +8,8 @@ import torch
 from checkpoints import reload_oracle
 from transformers import AutoTokenizer
 
-from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.weights import load_model
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.presets import preset_config
 from glm_trt.plugins.common.cost import Cost, sizes_of_call
 from glm_trt.plugins.common.expressions import evaluate
 from glm_trt.plugins.folders import CONTRACTS, part_of

@@ -28,7 +28,7 @@ from glm_trt.engines.build_graph import prepare_graph
 from glm_trt.engines.planning.memory import plugin_bytes
 from glm_trt.export.operators import translations
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.presets import preset_config
+from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.plugins.bodies import function_bodies
 from glm_trt.plugins.build import load_launches
 from glm_trt.plugins.common.codegen import KernelTable, operators_cpp

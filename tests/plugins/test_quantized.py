@@ -24,8 +24,8 @@ from test_onnx_bodies import run as run_body
 from torch import Tensor
 
 from glm_trt.model import dequantize
+from glm_trt.model.checkpoint.stored_weights import E4M3_OF_BYTE
 from glm_trt.model.operators import Product, sum_experts
-from glm_trt.model.stored_weights import E4M3_OF_BYTE
 from glm_trt.plugins.common.aot import dtypes_of
 from glm_trt.plugins.common.cases import fp8_weight, nvfp4_weight
 from glm_trt.plugins.common.expressions import evaluate

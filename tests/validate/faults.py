@@ -20,8 +20,8 @@ from onnx import helper
 from glm_trt.export.bundle.format import FILE_NAME
 from glm_trt.export.bundle.records import to_json
 from glm_trt.export.bundle.write import file_entry, seal
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile
 from glm_trt.model.files import sha256_of
-from glm_trt.model.safetensors_file import SafetensorsFile
 
 Edit = Callable[["Faulty"], None]
 

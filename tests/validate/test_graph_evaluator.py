@@ -15,9 +15,9 @@ from onnx import helper
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model.bindings import bound_tensor
+from glm_trt.model.checkpoint.bindings import bound_tensor
+from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import BlockError, GlmTrtError
-from glm_trt.model.weights import as_torch
 from glm_trt.validate.graph_evaluator import GraphEvaluator
 
 Made = Callable[[str], tuple[Path, Path]]

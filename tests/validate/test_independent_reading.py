@@ -17,10 +17,10 @@ from manifests import edit_manifest, list_again
 from safetensors.torch import load_file, save_file
 
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint, model_blocks
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.weights import empty_block, load_weights
 from glm_trt.model.errors import BundleError
-from glm_trt.model.weights import empty_block, load_weights
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.published import PublishedWeights
 from glm_trt.validate.validation import ValidationOptions, validate_bundle

@@ -21,8 +21,8 @@ from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
+from glm_trt.model.checkpoint.safetensors_file import TensorFiles
 from glm_trt.model.errors import CheckpointError
-from glm_trt.model.safetensors_file import TensorFiles
 from glm_trt.validate.bisect import describe_finding
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.reference import OWN_WEIGHTS
@@ -203,7 +203,7 @@ def test_a_block_that_does_not_run_fails(
     waives of its layer and of the whole pass.
     """
     from glm_trt.engines.python import onnxruntime_backend
-    from glm_trt.model.bindings import bound_tensor
+    from glm_trt.model.checkpoint.bindings import bound_tensor
     from glm_trt.validate import subjects
 
     def cut(binding: Any, *rest: Any) -> Any:

@@ -13,7 +13,7 @@ from faults import Faulty
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.model import bindings as b
+from glm_trt.model.checkpoint import bindings as b
 from glm_trt.validate import weights_check
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.reference import Reference

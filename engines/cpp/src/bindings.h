@@ -1,4 +1,4 @@
-// Which checkpoint tensors feed which input of a block, after which transformation: as model/bindings.py.
+// Which checkpoint tensors feed which input of a block, after which transformation: as model/checkpoint/bindings.py.
 #pragma once
 
 #include "bundle_format.h"

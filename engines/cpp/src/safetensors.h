@@ -1,4 +1,5 @@
-// One safetensors file, mapped: header checked strictly, tensors as views. As model/safetensors_file.py, with its texts.
+// One safetensors file, mapped: header checked strictly, tensors as views.
+// As model/checkpoint/safetensors_file.py, with its texts.
 #pragma once
 
 #include "file.h"

@@ -27,9 +27,9 @@ from spoiled_bundles import SPOILED
 from glm_trt.export.bundle.format import FORMAT_VERSION
 from glm_trt.export.bundle.read import Bundle, manifest_schema, read_manifest
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.bindings import NUMPY_DTYPES, bound_tensor, cast
+from glm_trt.model.checkpoint.bindings import NUMPY_DTYPES, bound_tensor, cast
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile
 from glm_trt.model.errors import BundleError, CheckpointError, GlmTrtError
-from glm_trt.model.safetensors_file import SafetensorsFile
 
 TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 QUANTISED = TINY.parent / "quantised"

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from glm_trt.model.checkpoint_place import other_format
+from glm_trt.model.checkpoint.place import other_format
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.files import what_it_is
-from glm_trt.model.safetensors_file import SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

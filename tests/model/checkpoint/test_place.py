@@ -8,11 +8,11 @@ import pytest
 
 from glm_trt.cli import main
 from glm_trt.engines.planning.source import find_source
-from glm_trt.model.checkpoint import Checkpoint
-from glm_trt.model.checkpoint_place import hub_name
+from glm_trt.model.checkpoint.place import hub_name
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.errors import CheckpointError, ConfigError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 
 
 @pytest.mark.parametrize(

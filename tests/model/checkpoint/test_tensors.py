@@ -13,10 +13,10 @@ import pytest
 from checkpoints import SHAPES, make_oracle, save
 from hybrids import HYBRIDS, make_hybrid, save_hybrid
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.presets import preset_config
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.tensors import COMPONENTS, TensorSpec, checkpoint_tensors
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.presets import preset_config
-from glm_trt.model.tensors import COMPONENTS, TensorSpec, checkpoint_tensors
 
 GLM_5_1 = preset_config("glm-5.1", "full")
 HYBRID = preset_config("glm-5.1-hybrid", "full")
@@ -109,7 +109,9 @@ def _same(stored: Checkpoint) -> None:
 def test_is_lazy_and_needs_no_torch() -> None:
     first = itertools.islice(checkpoint_tensors(CONFIG), 1)
     assert [spec.name for spec in first] == ["model.embed_tokens.weight"]
-    script = "import sys, glm_trt.model.tensors; print({'torch', 'numpy'} & set(sys.modules))"
+    script = (
+        "import sys, glm_trt.model.checkpoint.tensors; print({'torch', 'numpy'} & set(sys.modules))"
+    )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glm_trt.model.checkpoint_place import hub_name
+from glm_trt.model.checkpoint.place import hub_name
+from glm_trt.model.checkpoint.presets import PRESETS
 from glm_trt.model.config import CONFIG_FILE, MODELOPT_FILE, ModelConfig, read_json
 from glm_trt.model.errors import CheckpointError, GlmTrtError, MissingCapabilityError
-from glm_trt.model.presets import PRESETS
 from glm_trt.model.quantization_config import check_supported
 from glm_trt.model.requirements import require
 
@@ -112,7 +112,7 @@ def _fetch_all(name: str, directory: Path, bars: Any) -> None:
     from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    from glm_trt.model.checkpoint import INDEX_FILE, NAMED_TEMPLATES, TOKENIZER_FILES
+    from glm_trt.model.checkpoint.read import INDEX_FILE, NAMED_TEMPLATES, TOKENIZER_FILES
 
     files = [
         CONFIG_FILE, MODELOPT_FILE, INDEX_FILE, "*.safetensors", *TOKENIZER_FILES,

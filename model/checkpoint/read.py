@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model.checkpoint_files import INDEX_FILE as INDEX_FILE
-from glm_trt.model.checkpoint_files import SINGLE_FILE as SINGLE_FILE
-from glm_trt.model.checkpoint_files import layer_of, open_files, some
-from glm_trt.model.checkpoint_place import require_directory
+from glm_trt.model.checkpoint.extra_tensors import PREDICTION_COPIES, by_kind
+from glm_trt.model.checkpoint.place import require_directory
+from glm_trt.model.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
+from glm_trt.model.checkpoint.stored_forms import INPUT_SCALES, Stored, StoredForms
+from glm_trt.model.checkpoint.tensors import checkpoint_tensors, mtp_layers
+from glm_trt.model.checkpoint.weight_files import INDEX_FILE as INDEX_FILE
+from glm_trt.model.checkpoint.weight_files import SINGLE_FILE as SINGLE_FILE
+from glm_trt.model.checkpoint.weight_files import layer_of, open_files, some
 from glm_trt.model.config import CONFIG_FILE, DTYPES, MODEL_TYPES, ModelConfig, read_config
 from glm_trt.model.config_defaults import own_config
 from glm_trt.model.errors import CheckpointError
-from glm_trt.model.extra_tensors import PREDICTION_COPIES, by_kind
 from glm_trt.model.files import what_it_is
 from glm_trt.model.quantization_config import FIELD, check_supported
-from glm_trt.model.safetensors_file import SafetensorsFile, TensorInfo
-from glm_trt.model.stored_forms import INPUT_SCALES, Stored, StoredForms
 from glm_trt.model.strict_json import parse_json
-from glm_trt.model.tensors import checkpoint_tensors, mtp_layers
 
 GENERATION_CONFIG = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

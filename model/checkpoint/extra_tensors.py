@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from glm_trt.model.checkpoint_files import layer_of
+from glm_trt.model.checkpoint.safetensors_file import TensorInfo
+from glm_trt.model.checkpoint.weight_files import layer_of
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.safetensors_file import TensorInfo
 
 HEAD = "lm_head.weight"
 FREQUENCIES = "rotary frequencies, which are computed"

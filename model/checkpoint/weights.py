@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.glm_moe_dsa import (
     DecoderLayer,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import GlmMoeDsaConfig
 
+from glm_trt.model.checkpoint.presets import PRESETS, SCALES, preset_config
+from glm_trt.model.checkpoint.tensors import checkpoint_tensors
 from glm_trt.model.config import ModelConfig
-from glm_trt.model.presets import PRESETS, SCALES, preset_config
-from glm_trt.model.tensors import checkpoint_tensors
 
 
 def parameters(config: ModelConfig, with_mtp: bool) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from glm_trt.model.checkpoint.presets import PRESETS
 from glm_trt.model.errors import CheckpointError
-from glm_trt.model.presets import PRESETS
 
 
 def require_directory(path: Path) -> None:

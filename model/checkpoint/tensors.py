@@ -98,13 +98,6 @@ def stored_tensors(specs: Iterable[TensorSpec], quantization: Quantization) -> I
             yield spec._replace(name=module + part.suffix, shape=part.shape, dtype=part.dtype)
 
 
-def experts_precision(config: ModelConfig, layer: int) -> str:
-    """In which of `PRECISIONS` the layer's routed experts are stored: in a checkpoint that was
-    opened they are alike.
-    """
-    return config.quantization.precision_of(f"model.layers.{layer}.mlp.experts.0.gate_proj")
-
-
 def mtp_layers(config: ModelConfig) -> range:
     """Layer numbers of the multi-token-prediction layers, which follow the decoder's."""
     first = config.num_hidden_layers

@@ -19,10 +19,10 @@ from test_published import TOLERANCE, change_config, ours, relative, theirs
 from glm_trt.engines.planning.source import find_source
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.model.bindings import layer_bindings
-from glm_trt.model.checkpoint import HEAD, INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.bindings import layer_bindings
+from glm_trt.model.checkpoint.read import HEAD, INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import CheckpointError, ConfigError
-from glm_trt.model.weights import as_torch
 from glm_trt.validate.published import PublishedTensors
 
 Tensors = dict[str, torch.Tensor]

@@ -21,14 +21,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm_trt.model import bindings as b
-from glm_trt.model.checkpoint import SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint import bindings as b
+from glm_trt.model.checkpoint.read import SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.config import ModelConfig, block_kind
 from glm_trt.model.errors import CheckpointError, ConfigError, GlmTrtError
 from glm_trt.model.quantization import Quantization
-from glm_trt.model.weights import load_model
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 QUANTISED = DATA / "quantised"
 KINDS = {
     "nvfp4-experts-only": ["dense_indexed", "sparse_indexed_nvfp4"],

@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from glm_trt.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.read import INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import CheckpointError
-from glm_trt.model.weights import as_torch
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 NAME = "model.layers.1.self_attn.o_proj.weight"
 
 

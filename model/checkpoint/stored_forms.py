@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from glm_trt.model.checkpoint.safetensors_file import TensorInfo
+from glm_trt.model.checkpoint.tensors import TensorSpec
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.quantization import (
     FP8_BLOCK,
@@ -22,8 +24,6 @@ from glm_trt.model.quantization import (
     for_all_experts,
     of_most,
 )
-from glm_trt.model.safetensors_file import TensorInfo
-from glm_trt.model.tensors import TensorSpec
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 _CODES = {"float8_e4m3fn": "fp8", "uint8": "nvfp4"}

@@ -14,13 +14,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model.checkpoint import Checkpoint
+from glm_trt.model.checkpoint.read import Checkpoint
+from glm_trt.model.checkpoint.stored_weights import dequantize
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
-from glm_trt.model.quantization import StoredPart
+from glm_trt.model.experts import EXPERT_MODULES, experts_precision, stacked_shapes
 from glm_trt.model.rules import Rules
-from glm_trt.model.stored_weights import dequantize
-from glm_trt.model.tensors import experts_precision
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
@@ -45,8 +44,6 @@ _LAST_NORM = "model.norm.weight"  # the decoder's
 EXPERTS_PREFIX = "mlp.experts."
 # Numbers in one tensor: above that, the eager model reads what it needs of it each time.
 LARGE = 1 << 26
-# Of each stacked tensor: the modules of an expert whose rows it has, in this order.
-EXPERT_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 TRANSFORMS = ("none", "head_rows", "fill", "stack_experts")
@@ -137,12 +134,8 @@ def _linear(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
         source, shape = prefix + module + suffix, part.shape or (1,)
         transform = "fill" if stored.by_tensor and part.suffix != ".weight" else "none"
         name = module + part.suffix
-        bindings.append(Binding(name, (source,), shape, transform, dtype=_narrow_dtype(part)))
+        bindings.append(Binding(name, (source,), shape, transform, dtype=part.bound_dtype))
     return bindings
-
-
-def _narrow_dtype(part: StoredPart) -> str:
-    return "float32" if part.dtype == "float32" else "int8"
 
 
 def _dense_bindings(checkpoint: Checkpoint, prefix: str, module: str) -> list[Binding]:
@@ -214,28 +207,6 @@ def _moe_bindings(
                 Binding(target + suffix, sources, shape, "stack_experts", arguments, dtype)
             )
     return bindings + _dense_bindings(checkpoint, prefix, "mlp.shared_experts.")
-
-
-def stacked_shapes(
-    config: ModelConfig, name: str, precision: str
-) -> list[tuple[str, tuple[int, ...], str | None]]:
-    """The stacked tensors of `name` in `EXPERT_MODULES`: what follows its name, shape and dtype (as
-    a binding's). Gate and up rows follow one another; scales of theirs that are no rows, [E, 2, ·].
-    """
-    experts, hidden = config.n_routed_experts, config.hidden_size
-    width, count = config.moe_intermediate_size, len(EXPERT_MODULES[name])
-    rows, columns = (hidden, width) if name == "down_proj" else (width, hidden)
-    if precision == "bf16":
-        return [("", (experts, count * rows, columns), None)]
-    shapes: list[tuple[str, tuple[int, ...], str | None]] = []
-    for part in config.quantization.parts((rows, columns), precision):
-        if part.shape[:1] == (rows,):
-            shape: tuple[int, ...] = (count * rows, *part.shape[1:])
-        else:
-            shape = part.shape if count == 1 else (count, *part.shape)
-        suffix = part.suffix.removeprefix(".weight")
-        shapes.append((suffix, (experts, *shape), _narrow_dtype(part)))
-    return shapes
 
 
 class TensorSource(Protocol):

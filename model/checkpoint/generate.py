@@ -16,12 +16,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_trt.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from glm_trt.model.checkpoint.presets import preset_config
+from glm_trt.model.checkpoint.read import INDEX_FILE, SINGLE_FILE
+from glm_trt.model.checkpoint.tensors import TensorSpec, checkpoint_tensors, stored_tensors
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import CheckpointError
 from glm_trt.model.files import explain, sync_directory, write_atomically
-from glm_trt.model.presets import preset_config
-from glm_trt.model.tensors import TensorSpec, checkpoint_tensors, stored_tensors
 
 SHARD_BYTES = 5_000_000_000  # at most, as transformers cuts a checkpoint
 # By a spec's dtype: its name in safetensors, and how NumPy has it.
