@@ -32,7 +32,7 @@ plugins: setup ## build build/plugins/libglm_trt_plugins.so, every kernel: no GP
 
 # Of a whole library that is up to date all kernels are there; else those that BUNDLE needs.
 define BUILD_ENGINES
-	library=$$($(BIN)/python -P -m glm_trt.engines.build_plugins "$(BUNDLE)" --backend "$(BACKEND)" \
+	library=$$($(BIN)/python -P -m glm_trt.engines.build.plugins "$(BUNDLE)" --backend "$(BACKEND)" \
 		$(if $(TARGET),--target $(TARGET)) --output build/plugins) && \
 	$(BIN)/glm-trt build "$(BUNDLE)" --backend "$(BACKEND)" $(if $(TARGET),--target $(TARGET)) \
 		--plugins "$$library"
@@ -58,26 +58,26 @@ run: setup ## continue PROMPT with BUNDLE
 	$(BIN)/glm-trt run "$(BUNDLE)" --prompt "$(PROMPT)"
 
 runtime: setup ## build the C++ runtime, build/runtime: library, glm-trt-run
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime
+	$(BIN)/python -P -m glm_trt.engines.build.runtime --output build/runtime
 
 install: runtime ## install the C++ runtime to PREFIX
 	$(BIN)/python -P -m cmake --install build/runtime --prefix "$(PREFIX)"
 
 runtime-test: setup ## the C++ runtime's own tests, under AddressSanitizer and UBSan, and ThreadSanitizer
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize address --tests
+	$(BIN)/python -P -m glm_trt.engines.build.runtime --output build/runtime-sanitized --sanitize address --tests
 	$(BIN)/ctest --test-dir build/runtime-sanitized --output-on-failure
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-threads --sanitize thread --tests
+	$(BIN)/python -P -m glm_trt.engines.build.runtime --output build/runtime-threads --sanitize thread --tests
 	$(BIN)/ctest --test-dir build/runtime-threads --output-on-failure --exclude-regex fuzz
 
 wheel: plugins ## a wheel with the plugin library and the C++ runtime, in dist
 	$(MAKE) install PREFIX=build/runtime-installed
-	$(BIN)/python -P -m glm_trt.engines.build_wheel --runtime build/runtime-installed
+	$(BIN)/python -P -m glm_trt.engines.build.wheel --runtime build/runtime-installed
 
 wheel-python: setup ## a wheel for any machine, in dist: exports, validates, runs on onnxruntime
-	$(BIN)/python -P -m glm_trt.engines.build_wheel --python-only
+	$(BIN)/python -P -m glm_trt.engines.build.wheel --python-only
 
 fuzz: setup ## a million cases of each fuzzer of the C++ runtime
-	$(BIN)/python -P -m glm_trt.engines.build_runtime --output build/runtime-sanitized --sanitize address --tests
+	$(BIN)/python -P -m glm_trt.engines.build.runtime --output build/runtime-sanitized --sanitize address --tests
 	set -e; for fuzzer in build/runtime-sanitized/tests/fuzz_*; do $$fuzzer 1000000; done
 
 test: setup ## run the tests that prove everything once

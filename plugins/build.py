@@ -1,7 +1,7 @@
 """Building libglm_trt_plugins.so: kernels ahead of time, generated C++, a C++17 compiler.
 
 `python -m glm_trt.plugins` builds the whole library, or one with the kernels of some targets;
-`glm_trt.engines.build_plugins` one with the kernels that a bundle needs.
+`glm_trt.engines.build.plugins` one with the kernels that a bundle needs.
 
 No GPU, nvcc or CUDA toolkit: Triton compiles the kernels, its wheel has the CUDA headers, and
 TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from glm_trt.cli import make_parser
-from glm_trt.engines.build_wheel import FILES, PACKAGES
+from glm_trt.engines.build.wheel import FILES, PACKAGES
 from glm_trt.engines.serve.limits import Limits
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_trt.engines.tensorrt_flavours import load_flavour
+from glm_trt.engines.build.flavours import load_flavour
 from glm_trt.export.bundle.format import FORMAT_VERSION
 from glm_trt.validate import recording, report_files
 

@@ -14,7 +14,7 @@ import pytest
 from bundles import LENGTH, make_checkpoint
 
 import glm_trt
-from glm_trt.engines.build_wheel import build_wheel
+from glm_trt.engines.build.wheel import build_wheel
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.model.requirements import require
@@ -179,7 +179,7 @@ def test_building_without_tensorrt(tiny_bundle: Path) -> None:
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("absent", ["triton", "torch"])
-@pytest.mark.parametrize("module", ["glm_trt.engines.build_plugins", "glm_trt.plugins.__main__"])
+@pytest.mark.parametrize("module", ["glm_trt.engines.build.plugins", "glm_trt.plugins.__main__"])
 def test_the_plugin_library_without_what_compiles_it(
     tiny_bundle: Path, module: str, absent: str
 ) -> None:

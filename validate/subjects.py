@@ -10,10 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glm_trt.engines.build.flavours import BACKENDS as TENSORRT
 from glm_trt.engines.python.backend import Backend
 from glm_trt.engines.python.tensorrt_backend import open_backend
 from glm_trt.engines.python.tensorrt_engine import require_tensorrt
-from glm_trt.engines.tensorrt_flavours import BACKENDS as TENSORRT
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.checkpoint.weights import load_weights

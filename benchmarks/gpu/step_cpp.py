@@ -14,7 +14,7 @@ from outcome import Outcome, Settings, Skipped
 def run(settings: Settings) -> Outcome:
     """`glm-trt-run` on the bundle."""
     place = settings.output / "runtime"
-    status, said = run_python("-P", "-m", "glm_trt.engines.build_runtime", "--output", place)
+    status, said = run_python("-P", "-m", "glm_trt.engines.build.runtime", "--output", place)
     skip_if_missing(status, said)
     if status:
         return _wrong(f"the build ended with status {status}: {last_line(said)}")

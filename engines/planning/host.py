@@ -20,7 +20,7 @@ EXPORT_HOST_BYTES = 560 * 10**6
 ENGINE_BYTES = 3_400_000
 ENGINE_HOST_BYTES = 268 * 10**6
 LIBRARY_BYTES = 51_800_000
-# What tests/engines/test_build_plugins.py holds engines to.
+# What tests/engines/build/test_plugins.py holds engines to.
 ENGINE_LIMIT_BYTES = 10 * 10**6
 ENGINE_HOST_LIMIT_BYTES = 4 * 10**9
 # Default targets of `glm-trt build` (its RTX_TARGETS, which is not imported for its loading time).

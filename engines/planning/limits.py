@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from glm_trt.engines.build.flavours import RTX_TARGETS
 from glm_trt.engines.planning.gpus import Gpu
-from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
 
 # Architectures whose engines, or kernels for engines of the data-centre flavour, are built.
 # Blackwell Ultra (sm103) does not take sm100's kernels, which use what sm100 alone has.

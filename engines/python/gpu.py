@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from glm_trt.engines.build.flavours import present_target
 from glm_trt.engines.python.cuda_driver import CudaDriver
 from glm_trt.engines.python.device import Array
 from glm_trt.engines.python.staging import Staging
-from glm_trt.engines.tensorrt_flavours import present_target
 from glm_trt.model.errors import GlmTrtError
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glm_trt.engines.tensorrt_flavours import Flavour
+from glm_trt.engines.build.flavours import Flavour
 from glm_trt.model.errors import BundleError
 from glm_trt.model.files import locked, write_atomically
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from glm_trt.engines.build import build_marked
+from glm_trt.engines.build.engines import build_marked
+from glm_trt.engines.build.flavours import BACKENDS, Flavour, load_flavour, present_target
 from glm_trt.engines.python.device import Device
 from glm_trt.engines.python.specialised_kernels import SpecialisedKernels
-from glm_trt.engines.tensorrt_flavours import BACKENDS, Flavour, load_flavour, present_target
 from glm_trt.export.bundle.format import Block, EngineEntry
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError

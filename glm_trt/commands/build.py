@@ -32,8 +32,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.engines.build import BuildOptions, build_engines
-    from glm_trt.engines.tensorrt_flavours import load_flavour
+    from glm_trt.engines.build.engines import BuildOptions, build_engines
+    from glm_trt.engines.build.flavours import load_flavour
     from glm_trt.export.bundle.records import to_json
     from glm_trt.plugins.library import find_library
     from glm_trt.progress import Progress, print_table

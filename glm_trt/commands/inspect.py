@@ -11,7 +11,7 @@ from glm_trt.commands.command import DTYPES, Command, add_paths
 from glm_trt.model.errors import GlmTrtError
 
 if TYPE_CHECKING:
-    from glm_trt.engines.casts import Cast
+    from glm_trt.export.bundle.casts import Cast
     from glm_trt.export.bundle.format import Manifest
 
 
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _casts(path: Path, manifest: Manifest) -> list[Cast] | str:
     """What is cast in the checkpoint's dtype; a sentence where its weights are not there."""
-    from glm_trt.engines.casts import find_casts
+    from glm_trt.export.bundle.casts import find_casts
     from glm_trt.export.bundle.read import Bundle
 
     try:

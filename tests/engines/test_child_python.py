@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import glm_trt
-from glm_trt.engines.build import WORKER
+from glm_trt.engines.build.engines import WORKER
 from glm_trt.model.child_python import python, python_module
 
 SOURCES = Path(glm_trt.__file__).parent
 HOSTILE = "from pathlib import Path\nPath({mark!r}).touch()\nraise SystemExit('hostile')\n"
 # What the worker has imported when it has read its request, and where glm_trt came from.
 IMPORTED = """
-import sys, glm_trt, glm_trt.engines.build_worker
+import sys, glm_trt, glm_trt.engines.build.worker
 print(*sorted({name.partition('.')[0] for name in sys.modules} - set(sys.builtin_module_names)))
 """
 
@@ -54,7 +54,7 @@ def test_the_child_runs_the_package_of_its_parent(
     (tmp_path / "glm_trt" / "__init__.py").write_text("raise SystemExit('another glm_trt')")
     (tmp_path / "sitecustomize.py").write_text("print('of the user')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    command = [*python_module("glm_trt.engines.build_wheel"), "--plugins", "/absent"]
+    command = [*python_module("glm_trt.engines.build.wheel"), "--plugins", "/absent"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "of the user\n"
     assert done.returncode == 3 and "/absent: missing" in done.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from glm_trt.engines.build.flavours import RTX_TARGETS
 from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound, step_state_bytes
@@ -17,7 +18,6 @@ from glm_trt.engines.planning.limits import BUILT_TARGETS, missing, untried
 from glm_trt.engines.planning.plan import CONTEXTS, PlanOptions, make_plan
 from glm_trt.engines.planning.source import Source, find_source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
-from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
 from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
 from glm_trt.model.errors import ConfigError, GlmTrtError
@@ -312,8 +312,8 @@ def test_sources(tmp_path: Path) -> None:
 
 
 def test_constants_are_those_of_the_builder() -> None:
-    from glm_trt.engines.build import BuildOptions
-    from glm_trt.engines.tensorrt_flavours import RTX_TARGETS
+    from glm_trt.engines.build.engines import BuildOptions
+    from glm_trt.engines.build.flavours import RTX_TARGETS
 
     assert BuildOptions().max_prefill == m.PREFILL_TOKENS
     assert host.BUILD_TARGETS == RTX_TARGETS

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from glm_trt.engines.build.flavours import Flavour
 from glm_trt.engines.python.specialised_kernels import SpecialisedKernels
-from glm_trt.engines.tensorrt_flavours import Flavour
 from glm_trt.model.files import locked
 
 NAME = "dense.1.7.nvidia-rtx-a.kernels"

@@ -24,6 +24,7 @@ from tensorrt_double import MAX_TOKENS, GraphEngine, HostDevice, open_double
 
 import glm_trt
 from glm_trt.cli import main
+from glm_trt.engines.build.flavours import Flavour
 from glm_trt.engines.python import (
     cuda_driver,
     gpu,
@@ -37,7 +38,6 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.sampling import Sampling
 from glm_trt.engines.python.session import Session
 from glm_trt.engines.python.tensorrt_engine import Engine, TensorrtEngines
-from glm_trt.engines.tensorrt_flavours import Flavour
 from glm_trt.export.bundle import read as bundle_files
 from glm_trt.export.bundle.format import EngineEntry, FileEntry
 from glm_trt.export.bundle.read import Bundle

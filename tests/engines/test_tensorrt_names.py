@@ -19,7 +19,7 @@ import pytest
 from glm_trt.engines.python.tensorrt_engine import Engine
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("engines/build_worker.py", "engines/tensorrt_flavours.py",
+SOURCES = ("engines/build/worker.py", "engines/build/flavours.py",
            "engines/python/tensorrt_engine.py")  # fmt: skip
 # What the sources call an object, and its class.
 CLASSES = {

@@ -24,7 +24,7 @@ import json
 from pathlib import Path
 import onnx.defs, onnxruntime, torch
 from onnx import helper, numpy_helper
-from glm_trt.engines.build_graph import prepare_graph
+from glm_trt.engines.build.graph import prepare_graph
 from glm_trt.engines.planning.memory import plugin_bytes
 from glm_trt.export.operators import translations
 from glm_trt.model.config import ModelConfig

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from glm_trt.engines import build_wheel
-from glm_trt.engines.build import BuildError, BuildOptions, build_engines, needed_by
-from glm_trt.engines.build_plugins import build_plugins
+from glm_trt.engines.build import wheel
+from glm_trt.engines.build.engines import BuildError, BuildOptions, build_engines, needed_by
+from glm_trt.engines.build.plugins import build_plugins
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins import build
 from glm_trt.plugins import library as libraries
@@ -161,7 +161,7 @@ def test_partial_library_is_no_whole_one(
         libraries.find_library()
     (tmp_path / "include").mkdir()
     with pytest.raises(MissingCapabilityError, match="holds only some of the kernels"):
-        build_wheel.build_wheel(tmp_path / "dist", build_wheel.Libraries(library, tmp_path))
+        wheel.build_wheel(tmp_path / "dist", wheel.Libraries(library, tmp_path))
     with pytest.raises(MissingCapabilityError, match="lacks kernels for sm120; build one"):
         build_engines(tiny_bundle, BuildOptions(targets=("sm120",), plugins=library))
 

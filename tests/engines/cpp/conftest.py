@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_trt.engines.build_runtime import build_runtime
+from glm_trt.engines.build.runtime import build_runtime
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_trt.engines.build_runtime import build_runtime, find_headers
+from glm_trt.engines.build.runtime import build_runtime, find_headers
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 

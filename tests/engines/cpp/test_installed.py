@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from glm_trt.engines.build_runtime import cmake_command
-from glm_trt.engines.build_wheel import Libraries, build_wheel
+from glm_trt.engines.build.runtime import cmake_command
+from glm_trt.engines.build.wheel import Libraries, build_wheel
 from glm_trt.model.errors import MissingCapabilityError
 
 ROOT = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""A wheel with the built libraries: `python -m glm_trt.engines.build_wheel --output dist`.
+"""A wheel with the built libraries: `python -m glm_trt.engines.build.wheel --output dist`.
 
 The plugin library lies where `find_library` looks for it; the C++ runtime, with headers and
 what CMake and pkg-config read, in `glm_trt/engines/runtime`. `--python-only` makes one without
@@ -20,7 +20,7 @@ from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins.library import LIBRARY, require_whole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("glm_trt", "model", "plugins", "export", "engines", "validate")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from glm_trt.engines.fill_absent_inputs import fill_absent_inputs
-from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
+from glm_trt.engines.build.fill_absent_inputs import fill_absent_inputs
+from glm_trt.engines.build.flavours import RTX_TARGETS, load_flavour
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from glm_trt.engines.build import BUILDER_OPTIONS, WORKER
-from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
+from glm_trt.engines.build.engines import BUILDER_OPTIONS, WORKER
+from glm_trt.engines.build.flavours import RTX_TARGETS, load_flavour
 from glm_trt.plugins.common.onnx_text import OPSET
 from glm_trt.plugins.folders import CONTRACTS
 

@@ -15,9 +15,10 @@ import pytest
 from checkpoints import make_oracle, save
 from manifests import list_again
 
-from glm_trt.engines import build, tensorrt_flavours
-from glm_trt.engines.build import BuildError, BuildOptions, build_engines, make_profiles
-from glm_trt.engines.build_graph import prepare_graph
+from glm_trt.engines.build import engines as build
+from glm_trt.engines.build import flavours
+from glm_trt.engines.build.engines import BuildError, BuildOptions, build_engines, make_profiles
+from glm_trt.engines.build.graph import prepare_graph
 from glm_trt.export.bundle.format import EngineEntry
 from glm_trt.export.bundle.read import Bundle, read_manifest
 from glm_trt.export.bundle.write import file_entry
@@ -275,10 +276,10 @@ def test_target_of_the_present_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             return 0
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
-    assert tensorrt_flavours.present_target() == "sm90"
+    assert flavours.present_target() == "sm90"
     monkeypatch.setattr(Driver, "cuInit", lambda *_: 100)
     with pytest.raises(MissingCapabilityError, match=r"finds none \(CUDA error 100\)"):
-        tensorrt_flavours.present_target()
+        flavours.present_target()
 
 
 def test_profiles() -> None:

@@ -1,4 +1,4 @@
-"""Building the C++ runtime with CMake: `python -m glm_trt.engines.build_runtime`.
+"""Building the C++ runtime with CMake: `python -m glm_trt.engines.build.runtime`.
 
 CMake and the JSON headers come from their wheels, or from the system.
 """
@@ -19,7 +19,7 @@ from glm_trt.model.child_python import python
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
-SOURCE = Path(__file__).resolve().parent / "cpp"
+SOURCE = Path(__file__).resolve().parents[1] / "cpp"
 
 
 class RuntimeBuildError(GlmTrtError):

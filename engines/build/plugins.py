@@ -1,4 +1,4 @@
-"""The plugin library for a bundle: `python -m glm_trt.engines.build_plugins BUNDLE`.
+"""The plugin library for a bundle: `python -m glm_trt.engines.build.plugins BUNDLE`.
 
 Compiles the kernels that the bundle's engines need, and prints where the library is. A whole
 library that is up to date is taken as it is.
@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from glm_trt.engines.build import BuildOptions, needed_by
-from glm_trt.engines.tensorrt_flavours import BACKENDS
+from glm_trt.engines.build.engines import BuildOptions, needed_by
+from glm_trt.engines.build.flavours import BACKENDS
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.requirements import require_installed
 from glm_trt.plugins.library import current_library

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import onnx
 
-from glm_trt.engines import build_graph, build_worker, tensorrt_flavours
-from glm_trt.engines.build_worker import Request, Result
-from glm_trt.engines.needed_kernels import needed_kernels
-from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.engines.build import flavours, graph, worker
+from glm_trt.engines.build.flavours import Flavour, load_flavour
+from glm_trt.engines.build.needed_kernels import needed_kernels
+from glm_trt.engines.build.worker import Request, Result
 from glm_trt.export.bundle.format import LIBRARY_PLACE, EngineEntry, Manifest
 from glm_trt.export.bundle.read import read_manifest, verify_file, verify_files
 from glm_trt.export.bundle.records import to_json
@@ -30,7 +30,7 @@ from glm_trt.model.files import explain, locked, sha256_of
 from glm_trt.plugins.common.selection import Selection
 from glm_trt.plugins.library import WHOLE_ONE, selection_of
 
-WORKER = python_module("glm_trt.engines.build_worker")
+WORKER = python_module("glm_trt.engines.build.worker")
 # Float32 is to mean float32: TF32 keeps 10 bits of the mantissa, and the router's logits, float32
 # in every dtype, would choose other experts.
 BUILDER_OPTIONS = {"tf32": False, "optimization_level": 3}
@@ -143,7 +143,7 @@ def _check_library(library: Path, needed: Selection) -> None:
     if (lack := selection_of(library).lacks(needed)) is not None:
         raise MissingCapabilityError(
             f"{library}: lacks {lack}; build one for this bundle (python -m "
-            f"glm_trt.engines.build_plugins BUNDLE), or {WHOLE_ONE}"
+            f"glm_trt.engines.build.plugins BUNDLE), or {WHOLE_ONE}"
         )
 
 
@@ -186,16 +186,16 @@ def _wanted(
     library = sha256_of(options.plugins) if options.plugins else None
     wanted = []
     for target in targets:
-        for graph in (x for x in manifest.graphs if x.dtype == dtype):
+        for of_kind in (x for x in manifest.graphs if x.dtype == dtype):
             entry = EngineEntry(
                 backend=flavour.backend,
                 backend_version=flavour.version,
                 target=target,
-                kind=graph.kind,
+                kind=of_kind.kind,
                 dtype=dtype,
-                file=f"engines/{flavour.backend}/{target}/{dtype}/{graph.kind}.plan",
+                file=f"engines/{flavour.backend}/{target}/{dtype}/{of_kind.kind}.plan",
                 key="",
-                graph_sha256=manifest.files[graph.file].sha256,
+                graph_sha256=manifest.files[of_kind.file].sha256,
                 bytes=0,
                 seconds=0.0,
                 peak_memory_bytes=0,
@@ -205,7 +205,7 @@ def _wanted(
                 plugin_library=library,
             )
             entry = replace(entry, key=_key(entry, options.embed_plugins))
-            wanted.append(_Wanted(graph.file, entry, options.embed_plugins))
+            wanted.append(_Wanted(of_kind.file, entry, options.embed_plugins))
     return wanted
 
 
@@ -213,7 +213,7 @@ def _key(entry: EngineEntry, embed: bool) -> str:
     """Of an engine of which nothing is known yet that building tells."""
     made_of = [to_json(entry), embed, BUILDER_OPTIONS, version("onnx")]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
-    for module in (build_worker, build_graph, tensorrt_flavours):
+    for module in (worker, graph, flavours):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""One engine built in a process of its own: `python -m glm_trt.engines.build_worker`.
+"""One engine built in a process of its own: `python -m glm_trt.engines.build.worker`.
 
 A JSON request on stdin, a JSON result on stdout, TensorRT's log on stderr. The process ends with
 a status other than 0, or is killed, where the build fails; the plan is written only if it is whole.
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from glm_trt.engines.build_graph import prepare_graph
-from glm_trt.engines.tensorrt_flavours import Flavour, load_flavour
+from glm_trt.engines.build.flavours import Flavour, load_flavour
+from glm_trt.engines.build.graph import prepare_graph
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import write_atomically
 

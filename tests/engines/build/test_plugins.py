@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from traces import trace_once
 
 from glm_trt.cli import main
-from glm_trt.engines.build import (
+from glm_trt.engines.build.engines import (
     BUILDER_OPTIONS,
     WORKER,
     BuildOptions,
@@ -26,8 +26,8 @@ from glm_trt.engines.build import (
     build_marked,
     make_profiles,
 )
-from glm_trt.engines.build_graph import prepare_graph
-from glm_trt.engines.tensorrt_flavours import RTX_TARGETS, load_flavour
+from glm_trt.engines.build.flavours import RTX_TARGETS, load_flavour
+from glm_trt.engines.build.graph import prepare_graph
 from glm_trt.export.bundle.format import LIBRARY_PLACE
 from glm_trt.export.bundle.read import read_manifest, verify_files
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
@@ -40,7 +40,7 @@ from glm_trt.plugins.folders import CONTRACTS
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 OPERATORS = {"MoeRouting", "MoeExperts", "IndexerTopK", "SparseMla"}  # of GLM-5.1's blocks
 
 
