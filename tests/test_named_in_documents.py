@@ -26,6 +26,7 @@ PATH = re.compile(r"(?<![\w/.$:-])(?:[\w*.-]+/)+[\w*.-]*")
 FILE = re.compile(r"(?<![\w/.*-])[a-z]\w*\.(?:py|cpp|toml)\b")
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b")
 MODULE = re.compile(r"(?<![\w/.])glm_trt(?:\.\w+)+")
+TEST = re.compile(r"`(test_\w+)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -65,6 +66,16 @@ def test_modules(name: str) -> None:
         source = place / "__init__.py" if place.is_dir() else place
         there = not parts or parts[0] == "__path__" or parts[0] in source.read_text()
         assert source.is_file() and there, module
+
+
+def test_tests() -> None:
+    """A document that names a test as what proves it is right."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    there = {*re.findall(r"^def (test_\w+)", sources, re.MULTILINE)}
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in DOCUMENTS:
+        missing = {*TEST.findall((ROOT / name).read_text())} - there - files
+        assert not missing, name
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
