@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from glm_trt.validate.figures import Report, e
 from glm_trt.validate.policy import END_TO_END, RUNTIME
 from glm_trt.validate.report_files import ReportError, read_report
-from glm_trt.validate.verdict import Report, e
 
 # An error may grow by so much. Runs of one version repeat bit for bit on one machine; with another
 # number of threads sums are in another order, which moves the errors of a whole block by up to a

@@ -14,6 +14,7 @@ from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BlockError
 from glm_trt.validate.cases import make_cases
+from glm_trt.validate.figures import Report, g
 from glm_trt.validate.fresh_graphs import FreshGraphs
 from glm_trt.validate.graph_check import KindCheck, check_kind, graph_dtype, open_fresh
 from glm_trt.validate.graph_difference import differences, inserted_before
@@ -21,18 +22,13 @@ from glm_trt.validate.measure import Measures
 from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
 from glm_trt.validate.policy import RUNTIME
 from glm_trt.validate.problem_kinds import ProblemKind
+from glm_trt.validate.problems import PROBLEMS_SHOWN
 from glm_trt.validate.reference import Reference, fitting_threads
 from glm_trt.validate.reproducer import Reproducer, shrink, write_reproducer
 from glm_trt.validate.runtime_search import find_parting
 from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
 from glm_trt.validate.validation import ValidationOptions, all_blocks, open_bundle, walk
-from glm_trt.validate.verdict import (
-    PROBLEMS_SHOWN,
-    Report,
-    block_severity,
-    g,
-    judge_block,
-)
+from glm_trt.validate.verdict import block_severity, judge_block
 from glm_trt.validate.walk import Flow, Observation, start
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.choices import CHOSEN_BY
 from glm_trt.validate.compare import Difference
+from glm_trt.validate.figures import Report, number
 from glm_trt.validate.kept_outputs import Kept
+from glm_trt.validate.limits import ALLOWED_RATIO
 from glm_trt.validate.policy import NO_POLICY, read_policy
 from glm_trt.validate.recording import Recording, RecordingError
 from glm_trt.validate.report import assemble
 from glm_trt.validate.report_text import problems
-from glm_trt.validate.verdict import ALLOWED_RATIO, Report, number
 
 Key = tuple[str, str, str]  # block, output, phase
 

@@ -25,9 +25,9 @@ from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.limits import explain, pair_entry
 from glm_trt.validate.measure import Pair
 from glm_trt.validate.reference import RecordingOperators, Reference, as_array, as_tensor
-from glm_trt.validate.verdict import explain, pair_entry
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

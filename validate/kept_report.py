@@ -10,9 +10,9 @@ from glm_trt.export.bundle.format import FILE_NAME
 from glm_trt.model.files import sha256_of, write_atomically
 from glm_trt.validate.cases import held_text
 from glm_trt.validate.environment import describe_environment
+from glm_trt.validate.figures import Report
 from glm_trt.validate.report_files import JSON, MARKDOWN, PAGE, read_report
 from glm_trt.validate.validation import ValidationOptions, open_bundle
-from glm_trt.validate.verdict import Report
 
 KEY = "report.key"
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -25,18 +25,12 @@ from glm_trt.plugins.common.contract import Chooser
 from glm_trt.plugins.folders import contract_of
 from glm_trt.validate.choices import compare_choices
 from glm_trt.validate.compare import Choices
+from glm_trt.validate.figures import Report
 from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.limits import ALLOWED_RATIO, explain, explain_slope, limit_share, pair_entry
 from glm_trt.validate.measure import Pair, output_dtype
 from glm_trt.validate.reference import RecordingOperators, as_array, as_tensor
 from glm_trt.validate.systematic import ITSELF, Judged, Systematic, judged
-from glm_trt.validate.verdict import (
-    ALLOWED_RATIO,
-    Report,
-    explain,
-    explain_slope,
-    limit_share,
-    pair_entry,
-)
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

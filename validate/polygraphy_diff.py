@@ -9,6 +9,8 @@ import numpy as np
 
 from glm_trt.validate.choices import CHOSEN_BY
 from glm_trt.validate.compare import Difference
+from glm_trt.validate.figures import e, number
+from glm_trt.validate.limits import ALLOWED_RATIO, explain, pair_entry
 from glm_trt.validate.measure import Pair
 from glm_trt.validate.polygraphy_files import (
     EAGER,
@@ -19,7 +21,6 @@ from glm_trt.validate.polygraphy_files import (
     ResultsError,
     read_results,
 )
-from glm_trt.validate.verdict import ALLOWED_RATIO, e, explain, number, pair_entry
 
 FORMAT, FORMAT_VERSION = "glm-trt results diff", 1
 Report = dict[str, Any]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from glm_trt.validate.figures import Report
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import GRAPH, NO_POLICY, Policy, Target
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
 from glm_trt.validate.report_files import FORMAT, FORMAT_VERSION
-from glm_trt.validate.verdict import Report, judge
+from glm_trt.validate.verdict import judge
 
 # Of a context, what rules may be about in each block; no part of the report.
 TARGETS = "targets"

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from glm_trt.validate.figures import Report, e
+from glm_trt.validate.limits import limit_share
 from glm_trt.validate.report_text import CHOICE_NAMES, choices, share
-from glm_trt.validate.verdict import Report, e, limit_share
 
 # What is drawn in these colours, the page colours by its variables: dark, light or printed.
 # Okabe and Ito's, which colour-blind readers tell apart; marks and line styles differ too.

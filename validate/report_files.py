@@ -14,8 +14,8 @@ from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.files import explain, write_atomically
 from glm_trt.model.requirements import require
 from glm_trt.model.strict_json import parse_json
+from glm_trt.validate.figures import Report
 from glm_trt.validate.report_text import markdown
-from glm_trt.validate.verdict import Report
 
 FORMAT, FORMAT_VERSION = "glm-trt validation", 3
 JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"

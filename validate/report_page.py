@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from glm_trt.validate.figures import Report, e, g
 from glm_trt.validate.report_charts import draw_charts
 from glm_trt.validate.report_text import (
     CHOICE_NAMES,
@@ -20,7 +21,6 @@ from glm_trt.validate.report_text import (
     title,
     weights_line,
 )
-from glm_trt.validate.verdict import Report, e, g
 
 
 @cache

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from glm_trt.validate.figures import Report, e, g
+from glm_trt.validate.limits import limit_share
 from glm_trt.validate.policy import END_TO_END, RUNTIME
 from glm_trt.validate.problem_kinds import ProblemKind
-from glm_trt.validate.verdict import Report, e, g, limit_share
 
 PROBLEMS_SHOWN = 10
 OFFENDERS_SHOWN = 8

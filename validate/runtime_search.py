@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.engines.python.backend import Backend, Kept
+from glm_trt.validate.limits import UNIT_ROUNDOFF
 from glm_trt.validate.probes import fed
 from glm_trt.validate.runtime_check import runtime_observations
-from glm_trt.validate.verdict import UNIT_ROUNDOFF
 from glm_trt.validate.walk import Flow, _pass_on, cast
 
 Array = NDArray[Any]

@@ -16,7 +16,9 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.validate.baseline import compare_with_baseline
 from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
 from glm_trt.validate.environment import describe_backend, describe_environment
+from glm_trt.validate.figures import Report
 from glm_trt.validate.graph_check import check_graphs, open_fresh
+from glm_trt.validate.limits import ALLOWED_RATIO, tolerances
 from glm_trt.validate.measure import Measures
 from glm_trt.validate.policy import NO_POLICY, RUNTIME, Target, read_policy, target_of
 from glm_trt.validate.recording import Recorder
@@ -26,7 +28,6 @@ from glm_trt.validate.report_files import read_report
 from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
 from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
 from glm_trt.validate.transformers_check import transformers_line
-from glm_trt.validate.verdict import ALLOWED_RATIO, Report, tolerances
 from glm_trt.validate.walk import (
     Flow,
     Observation,

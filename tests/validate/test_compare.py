@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from glm_trt.validate.compare import ULP_EDGES, Choices, Difference
+from glm_trt.validate.limits import explain, pair_entry
 from glm_trt.validate.measure import Pair
-from glm_trt.validate.verdict import explain, pair_entry
 
 
 def test_relative_difference_is_pooled() -> None:

@@ -22,10 +22,11 @@ from glm_trt.validate.compare import Choices
 from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair
 from glm_trt.validate.policy import Policy, PolicyError, Rule, Target, Where, read_policy
 from glm_trt.validate.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.problems import PROBLEMS_SHOWN
 from glm_trt.validate.report_files import ReportError, read_report
 from glm_trt.validate.report_text import unused_rules
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
-from glm_trt.validate.verdict import PROBLEMS_SHOWN, judge
+from glm_trt.validate.verdict import judge
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
