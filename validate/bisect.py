@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from glm_trt.export.bundle.format import Block
@@ -19,7 +20,7 @@ from glm_trt.validate.fresh_graphs import FreshGraphs
 from glm_trt.validate.graph_check import KindCheck, check_kind, graph_dtype, open_fresh
 from glm_trt.validate.graph_difference import differences, inserted_before
 from glm_trt.validate.measure import Measures
-from glm_trt.validate.operator_search import Arrays, OperatorSearch, Search
+from glm_trt.validate.operator_search import Array, Arrays, OperatorSearch, Search
 from glm_trt.validate.policy import RUNTIME
 from glm_trt.validate.problem_kinds import ProblemKind
 from glm_trt.validate.problems import PROBLEMS_SHOWN
@@ -99,11 +100,10 @@ def bisect_bundle(
             return report | {"operator": None}
         block = next(block for block in all_blocks(bundle) if block.name == failure.block)
         progress(f"searching {block.name}")
-        inputs = failure.observation.inputs
-        assert inputs is not None
-        report["place"] = failure.observation.place
+        seen = failure.observation
+        report["place"] = seen.place
         found = search_block(
-            bundle, block, reference, subject, fresh, inputs, report, output, progress
+            bundle, block, reference, subject, fresh, seen, report, output, progress
         )
         return report | _of_weights(found, fresh.model(block.kind), failure)
 
@@ -212,18 +212,19 @@ def search_block(
     reference: Reference,
     subject: Subject,
     fresh: FreshGraphs,
-    inputs: Arrays,
+    seen: Observation,
     failed: Report,
     output: Path | None,
     progress: Progress,
 ) -> Report:
     """The part of a bisection that is about one input of one block; `failed` is the other part."""
-    dtype = subject.dtype
+    dtype, inputs = subject.dtype, seen.inputs
+    assert inputs is not None
     model = fresh.model(block.kind)  # what the bundle's graph should be, not what it is
     weights = reference.weights(block, "float64"), reference.weights(block, dtype)
     search = OperatorSearch(bundle.config, model, weights, dtype)
 
-    def run(marked: tuple[str, ...], given: Arrays = inputs) -> Arrays:
+    def run(marked: tuple[str, ...], given: Arrays) -> Arrays:
         subject.mark(block.kind, marked)
         try:
             return subject.run_block(block, given)
@@ -232,7 +233,8 @@ def search_block(
 
     difference = {"graph_differs": graph_difference(bundle, block, model, dtype)}
     try:
-        found = search.search(run, inputs)
+        inputs = _clearer(search, run, inputs, seen.rows)
+        found = search.search(lambda marked: run(marked, inputs), inputs)
     except BlockError as error:
         return failed | refused_operator(model, str(error)) | difference
     inserted = inserted_nodes(bundle, block, model, dtype, found)
@@ -255,6 +257,28 @@ def search_block(
         Reproducer(bundle, block, dtype, small.inputs, small.search or found), report, output
     )
     return report
+
+
+def _clearer(
+    search: OperatorSearch,
+    run: Callable[[tuple[str, ...], Arrays], Arrays],
+    inputs: Arrays,
+    rows: Array | None,
+) -> Arrays:
+    """The inputs with other tokens in the place of padding, unless the fault goes with it.
+
+    A block's outputs are compared without padding, inner values whole: it is large, so that what is
+    wrong with the tokens is little beside it.
+    """
+    if rows is None or rows.all() or not rows.any():
+        return inputs
+    filled = dict(inputs)
+    for name in {"hidden", "embedded"} & set(inputs):
+        filled[name] = inputs[name].copy()
+        tokens = inputs[name][rows]
+        filled[name][~rows] = tokens[np.arange((~rows).sum()) % len(tokens)]
+    shares = [search.worst_share(of, run((), of)) for of in (inputs, filled)]
+    return filled if shares[1] >= shares[0] else inputs
 
 
 def describe(found: Search) -> Report:

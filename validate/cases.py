@@ -30,8 +30,9 @@ PROMPTS = (
 )
 NEW_TOKENS = 16
 DECODE_STEPS = 8
-# Tokens of the longest row in the two passes of a ragged prefill, and steps behind them.
-RAGGED, RAGGED_STEPS = (19, 11), 4
+# Tokens of the longest row in the two passes of a ragged prefill, and the tokens of each row in the
+# passes behind them: steps, and the few tokens at once that verifying drafts takes.
+RAGGED, RAGGED_STEPS = (19, 11), ((1, 1, 1), (2, 1, 0), (1, 3, 2), (1, 1, 1))
 # No case is longer, whatever the model allows: the eager model in float64 is slow.
 LONGEST = 768
 # Tokens of one pass: what engines take unless they are built for other sizes.
@@ -153,16 +154,17 @@ def make_cases(
 
 def _ragged_case(limit: int, random: Callable[[int, int], NDArray[np.int64]]) -> Case:
     """Three sequences of different lengths side by side: two passes of several tokens, in the
-    second of which their pasts differ and one has nothing to add, then tokens one by one.
+    second of which their pasts differ and one has nothing to add, then one to three at a time.
     """
-    steps = RAGGED_STEPS if limit > 2 * RAGGED_STEPS else 0
-    first = max(1, min(RAGGED[0], 2 * (limit - steps) // 3))
-    second = min(RAGGED[1], limit - steps - first)
-    passes = [[first, max(1, 3 * first // 8), max(1, 5 * first // 8)]]
+    steps = RAGGED_STEPS if limit > 2 * sum(map(max, RAGGED_STEPS)) else ()
+    room = limit - sum(map(max, steps))
+    first = max(1, min(RAGGED[0], 2 * room // 3))
+    second = min(RAGGED[1], room - first)
+    passes = [(first, max(1, 3 * first // 8), max(1, 5 * first // 8))]
     if second:
-        passes.append([second // 2, second, 0])
-    passes += [[1, 1, 1]] * steps
-    ids = random(3, first + second + steps)
+        passes.append((second // 2, second, 0))
+    passes += steps
+    ids = random(3, sum(map(max, passes)))
     return Case("ragged rows", ids, first + second, ragged=np.array(passes, np.int64))
 
 

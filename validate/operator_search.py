@@ -160,9 +160,12 @@ class OperatorSearch:
         A fault that puts the block far out of tolerance is far beyond such chance itself, unless
         what follows amplifies it: then bounds are narrowed again.
         """
+        return min(max(self.worst_share(inputs, known) ** 0.5, 1.0), MOST_SLACK)
+
+    def worst_share(self, inputs: Arrays, known: Arrays) -> float:
+        """The largest share of a bound that a known value takes; 1 where none has one."""
         shares = [check.share for check in self.checks(inputs, known)]
-        worst = max((share for share in shares if share is not None), default=1.0)
-        return min(max(worst**0.5, 1.0), MOST_SLACK)
+        return max((share for share in shares if share is not None), default=1.0)
 
     def _largest(self, inputs: Arrays, known: Arrays, inside: set[str] | None) -> Check | None:
         """The value, of those `inside` if given, that takes the largest share of its bound; its
