@@ -20,7 +20,7 @@ from glm_trt.model.checkpoint.weights import load_weights
 from glm_trt.model.errors import BlockError, GlmTrtError
 from glm_trt.model.operators import EagerOperators
 from glm_trt.model.requirements import require
-from glm_trt.plugins.common.interpreter import round_to_nearest
+from glm_trt.plugins.common.interpreter import prepare_interpreter
 from glm_trt.plugins.common.run import run
 from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.validate.graph_evaluator import GraphEvaluator
@@ -213,7 +213,7 @@ class KernelOperators(EagerOperators):
                 "backend 'kernels': set TRITON_INTERPRET=1 before anything imports triton"
             )
         require("backend 'kernels'", "plugins", "triton")
-        round_to_nearest()
+        prepare_interpreter()
         for name in CONTRACTS:
             setattr(self, name, _interpreted(name))
 

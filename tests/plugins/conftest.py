@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from plugin_harness import Harness
 
-from glm_trt.plugins.common.interpreter import round_to_nearest
+from glm_trt.plugins.common.interpreter import prepare_interpreter
 
-round_to_nearest()  # as GPUs do, in every test of a kernel
+prepare_interpreter()  # as GPUs do, in every test of a kernel
 
 
 @pytest.fixture(scope="session")

@@ -61,9 +61,9 @@ def main(descriptor: int, memory: int, address: int, size: int) -> None:
     driver.standInAttach(memory, ctypes.c_uint64(address), ctypes.c_uint64(size))
     driver.standInStrays.restype = ctypes.c_size_t
     found = (ctypes.c_uint64 * 64)()
-    from glm_trt.plugins.common.interpreter import round_to_nearest
+    from glm_trt.plugins.common.interpreter import prepare_interpreter
 
-    round_to_nearest()
+    prepare_interpreter()
 
     def strays() -> list[int]:
         return found[: driver.standInStrays(found, 64)]
