@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_operator import write_toy
+from toy_operator import use_in_model, write_toy
 
 from glm_trt.plugins.common.selection import Selection
 from glm_trt.plugins.folders import CONTRACTS
@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent.parent
 WITHOUT = ROOT / "tests" / "support" / "without.py"
 # A process in which the folder of operators is two.
 BEGIN = "import sys, glm_trt.plugins; glm_trt.plugins.__path__.append(sys.argv[1])\n"
+# And files of the model come from another place first.
+OTHER_MODEL = "import glm_trt.model; glm_trt.model.__path__.insert(0, sys.argv[4])\n"
 FOUND = """
 import json
 from pathlib import Path
@@ -39,7 +41,7 @@ from glm_trt.plugins.library import build_key
 from glm_trt.plugins.operators import RegisteredOperators
 from glm_trt.validate.graph_evaluator import GraphEvaluator
 
-(case,) = part_of("toy_add", "cases").CASES
+case = part_of("toy_add", "cases").CASES[0]
 inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
 x, other = inputs
 expected = x + 0.5 * other
@@ -70,6 +72,52 @@ config = ModelConfig.from_dict(preset_config("glm-5.1", "full"))
 assert plugin_bytes(config, 4096, 1)["toy_add"] == 0
 print(json.dumps(sorted(CONTRACTS)))
 """
+IN_A_MODEL = """
+import importlib.util
+from glm_trt.engines.build.engines import BUILDER_OPTIONS
+from glm_trt.engines.build.flavours import load_flavour
+from glm_trt.engines.build.worker import build
+from glm_trt.export.trace import trace_block
+from glm_trt.model.checkpoint.weights import empty_block, fill_block
+from glm_trt.model.glm_moe_dsa import run_block
+from glm_trt.model.operators import EagerOperators
+from glm_trt.validate.subjects import KernelOperators
+
+config = ModelConfig.from_dict(preset_config("glm-5.1", "tiny", layers=1, with_mtp=False))
+model = trace_block(config, "dense_indexed", torch.float32)
+assert [node.op_type for node in model.graph.node].count("ToyAdd") == 1
+generator = torch.Generator().manual_seed(0)
+sizes = {"batch": 1, "sequence": 3, "capacity": 8}
+given = {}
+for port in model.graph.input:
+    of = port.type.tensor_type
+    shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in of.shape.dim]
+    given[port.name] = torch.randn(shape, generator=generator) if of.elem_type == 1 else (
+        torch.full(shape, 4))
+# The eager model, which knows no plugin, is the measure of the rest.
+block = empty_block(config, 0, absorbed=True)
+names = {name for name, _ in block.named_parameters()}
+fill_block(block, {name: given[name] for name in names})
+inputs = {name: value for name, value in given.items() if name not in names}
+expected = run_block(block, inputs)["hidden_out"]
+operators = EagerOperators()
+kernel, calls = KernelOperators().toy_add, []
+operators.toy_add = lambda *given, **scale: calls.append(scale) or kernel(*given, **scale)
+found = [GraphEvaluator(model, operators).run(given)["hidden_out"]]
+assert calls == [{"scale": 1.0}]
+session = onnxruntime.InferenceSession(model.SerializeToString())
+fed = {name: value.numpy() for name, value in given.items()}
+found.append(torch.from_numpy(session.run(["hidden_out"], fed)[0]))
+for y in found:
+    assert (y - expected).norm() <= 1e-5 * expected.norm()
+if importlib.util.find_spec("tensorrt_rtx"):
+    onnx.save(model, sys.argv[2] + "/block.onnx")
+    profile = {"batch": [1, 1, 1], "sequence": [1, 1, 8], "capacity": [8, 8, 8]}
+    built = build(load_flavour("tensorrt-rtx"), {
+        "target": "sm89", "graph": sys.argv[2] + "/block.onnx", "profiles": {"decode": profile},
+        "options": BUILDER_OPTIONS, "plugins": None, "embed": False})
+    assert built is not None and len(built[0]) > 10_000
+"""
 BUILT = """
 from pathlib import Path
 from glm_trt.plugins.build import build_library
@@ -86,7 +134,7 @@ from plugin_harness import Harness
 from glm_trt.plugins.folders import CONTRACTS, part_of
 
 harness = Harness(Path(sys.argv[2]), Path(sys.argv[3]))
-(case,) = part_of("toy_add", "cases").CASES
+case = part_of("toy_add", "cases").CASES[0]
 inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
 found = [torch.full((3, 67), float("nan"))]
 harness.run(CONTRACTS["toy_add"], inputs, case.attributes, found, 80)
@@ -111,11 +159,15 @@ def python(code: str, *arguments: object, interpreted: bool = True) -> str:
 
 def test_a_folder_is_all_that_an_operator_needs(tmp_path: Path) -> None:
     """torch's operators, the model's, ONNX's schemas, function bodies, what graphs are read by, the
-    tables, the plan, the generated C++ and what libraries are made of.
+    tables, the plan, the generated C++ and what libraries are made of. Then, as CONTRIBUTING.md
+    goes on, a block of a model that calls it: traced, run by its kernel and by its body, and built.
     """
     write_toy(tmp_path / "operators")
+    use_in_model(tmp_path)
     key = build_key(Selection(("sm80",), ()))
-    found = json.loads(python(FOUND, tmp_path / "operators", tmp_path, key))
+    code = OTHER_MODEL + FOUND + IN_A_MODEL
+    said = python(code, tmp_path / "operators", tmp_path, key, tmp_path / "model")
+    found = json.loads(said.splitlines()[0])  # TensorRT says more
     assert found == sorted([*CONTRACTS, "toy_add"])
 
 

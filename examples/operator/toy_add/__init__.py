@@ -1,0 +1,1 @@
+"""ToyAdd: y = x + scale · other."""
