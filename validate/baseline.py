@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from glm_trt.validate.figures import Report, e
+from glm_trt.validate.limits import describe_slope
+from glm_trt.validate.near_ties import ISOLATED, PROPAGATED
 from glm_trt.validate.policy import END_TO_END, RUNTIME
 from glm_trt.validate.report_files import ReportError, read_report
+from glm_trt.validate.systematic import CHANNEL
 
 # An error may grow by so much. Runs of one version repeat bit for bit on one machine; with another
 # number of threads sums are in another order, which moves the errors of a whole block by up to a
@@ -22,6 +25,9 @@ _GROWTH = (
     ("error", "error", ALLOWED_GROWTH),
     ("row_error", "error in the worst row", ALLOWED_ROW_GROWTH),
 )
+# A gain or a bias may take so much more of what the earlier report allowed: it is a mean of
+# roundings, which are other ones where sums are in another order.
+ALLOWED_SHARE_GROWTH = 0.5
 # Of counts that need not repeat (near ties), so many standard deviations of the difference of two
 # that have one rate are chance: √(n + m) of n and m.
 CHANCE = 5.0
@@ -39,7 +45,8 @@ def compare_with_baseline(report: Report, path: Path, earlier: Report | None = N
     earlier = earlier or read_report(path)
     _check_comparable(report, earlier, path)
     roundoff = report["tolerance"]["unit_roundoff"]
-    regressions = [*_of_outputs(report, earlier, roundoff), *_of_choices(report, earlier),
+    regressions = [*_of_outputs(report, earlier, roundoff), *_of_slopes(report, earlier),
+                   *_of_choices(report, earlier), *_of_near_ties(report, earlier),
                    *_end_to_end(report, earlier), *_of_runtime(report, earlier)]  # fmt: skip
     return {"file": str(path), "created": earlier["created"], "ok": not regressions,
             "regressions": regressions}  # fmt: skip
@@ -114,31 +121,86 @@ def _growth(where: str, entry: Report, was: Report, least: float) -> str:
     return ""
 
 
+def _of_slopes(report: Report, earlier: Report) -> Iterator[Report]:
+    """Where a gain or a bias takes more of what it was allowed, or is not judged now."""
+    blocks = {block["name"]: block["systematic"] for block in report["blocks"]}
+    for block in earlier["blocks"]:
+        for output, phases in block["systematic"].items():
+            for phase, slopes in phases.items():
+                entries = blocks[block["name"]].get(output, {}).get(phase)
+                if entries is None:
+                    continue  # as is the output, which is said already
+                by_what = {_kind_of_slope(name): (name, entry) for name, entry in entries.items()}
+                for name, was in slopes.items():
+                    where = f"{block['name']} {output}, {phase}"
+                    now = by_what.get(_kind_of_slope(name))
+                    if text := _slope_growth(name, was, now):
+                        yield _grown(block["name"], output, f"{where}: {text}", phase)
+
+
+def _kind_of_slope(name: str) -> str:
+    """Of channels the worst is kept, which may be another one each time."""
+    return CHANNEL if name.startswith(CHANNEL) else name
+
+
+def _slope_growth(name: str, was: Report, now: tuple[str, Report] | None) -> str:
+    what = describe_slope(name)
+    if now is None:
+        return f"{what} was judged, is not now"
+    name, entry = now
+    allowed = entry if name.startswith(CHANNEL) else was
+    share, share_was = _share_of(entry["found"], allowed), _share_of(was["found"], was)
+    beyond = share > 1 >= share_was
+    if not beyond and share <= max(ALLOWED_GROWTH * share_was, share_was + ALLOWED_SHARE_GROWTH):
+        return ""
+    return (
+        f"{describe_slope(name)} {entry['found']:+.1e}, {100 * share:.0f} % of what was allowed, "
+        f"was {was['found']:+.1e}, {100 * share_was:.0f} %"
+    )
+
+
+def _share_of(slope: float, allowed: Report) -> float:
+    return float(slope / (allowed["highest"] if slope > 0 else allowed["lowest"]))
+
+
 def _of_choices(report: Report, earlier: Report) -> Iterator[Report]:
     now = {block["name"]: block["choices"] for block in report["blocks"]}
-    ties: dict[str, list[int]] = {}
     for block in earlier["blocks"]:
         for name, was in block["choices"].items():
             where, entry = f"{block['name']} {name}", now[block["name"]].get(name)
             if entry is None:
                 yield _grown(block["name"], name, f"{where}: was compared, is missing now")
-                continue
-            if entry["wrong"] > was["wrong"]:
+            elif entry["wrong"] > was["wrong"]:
                 text = f"{where}: {entry['wrong']} wrong, was {was['wrong']}"
                 yield _grown(block["name"], name, text)
-            counts = [entry["near_ties"], was["near_ties"]]
-            if _more(*counts):
-                yield _grown(block["name"], name, _ties_text(where, *counts))
-            sums = ties.setdefault(name, [0, 0])
-            ties[name] = [a + b for a, b in zip(sums, counts, strict=True)]
+
+
+def _of_near_ties(report: Report, earlier: Report) -> Iterator[Report]:
+    now = dict(_near_ties(report))
+    sums: dict[tuple[str, str], list[int]] = {}
+    for (block, name, what), was in _near_ties(earlier):
+        count = now.get((block, name, what))
+        if count is None:
+            continue  # as is the choice, which is said already
+        if _more(count, was):
+            text = f"{block} {name}: {count} {what}, was {was}; more than by chance"
+            yield _grown(block, name, text)
+        of = sums.setdefault((name, what), [0, 0])
+        sums[name, what] = [of[0] + count, of[1] + was]
     # A few more in every block are many in all.
-    for name, counts in ties.items():
-        if _more(*counts):
-            yield _grown("all blocks", name, _ties_text(f"all blocks, {name}", *counts))
+    for (name, what), (count, was) in sums.items():
+        if _more(count, was):
+            text = f"all blocks, {name}: {count} {what}, was {was}; more than by chance"
+            yield _grown("all blocks", name, text)
 
 
-def _ties_text(where: str, now: int, was: int) -> str:
-    return f"{where}: {now} near ties, was {was}; more than by chance"
+def _near_ties(report: Report) -> Iterator[tuple[tuple[str, str, str], int]]:
+    """By block, output and what they are."""
+    for block in report["blocks"]:
+        for name, entry in block["choices"].items():
+            yield (block["name"], name, ISOLATED), entry["near_ties"]
+        for name, entry in block["parted"].items():
+            yield (block["name"], name, PROPAGATED), entry["found"]
 
 
 def _end_to_end(report: Report, earlier: Report) -> Iterator[Report]:
@@ -156,9 +218,9 @@ def _end_to_end(report: Report, earlier: Report) -> Iterator[Report]:
             yield _grown(END_TO_END, "greedy", text)
     # One near tie more at a beginning sets a whole case aside.
     longest = max(math.prod(case["shape"]) for case in report["cases"])
-    aside, aside_was = now["tokens_set_aside"], was["tokens_set_aside"]
+    aside, aside_was = (of["tokens_set_aside_by"]["found"] for of in (now, was))
     if aside > ALLOWED_GROWTH * aside_was + longest:
-        text = f"{aside} tokens set aside after near ties, was {aside_was}"
+        text = f"{aside} tokens set aside after the backend's near ties, was {aside_was}"
         yield _grown(END_TO_END, "logits", text)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from glm_trt.validate.choices import most_near_ties
 from glm_trt.validate.compare import ULP_EDGES, Choices
 from glm_trt.validate.figures import Report, e, g, number
-from glm_trt.validate.measure import Pair, Pairs
+from glm_trt.validate.measure import BlockResult, Pair, Pairs
 from glm_trt.validate.systematic import BIAS, Judged
 
 # The backend's error may be this much larger than what its dtype costs the eager model. In half
@@ -133,13 +134,31 @@ def slope_entry(of: Judged) -> Report:
             "highest": of.highest, "ok": of.share <= 1}  # fmt: skip
 
 
+def describe_slope(name: str) -> str:
+    """A gain or a bias by its name in a report."""
+    return name if name.startswith(BIAS) else f"gain of {name}"
+
+
 def explain_slope(of: Judged) -> str:
     """What is wrong with a gain or a bias beyond its limits."""
-    what = of.name if of.name.startswith(BIAS) else f"gain of {of.name}"
     return (
-        f"{what} {of.slope.found:+.1e}, allowed {of.lowest:+.1e}…{of.highest:+.1e}; that of the "
-        f"dtype is {of.slope.rounded:+.1e}"
+        f"{describe_slope(of.name)} {of.slope.found:+.1e}, allowed {of.lowest:+.1e}…"
+        f"{of.highest:+.1e}; that of the dtype is {of.slope.rounded:+.1e}"
     )
+
+
+def parted_entries(result: BlockResult, dtype: str) -> Report:
+    """Where chains parted from the exact model in the propagated pass, and what is set aside."""
+    aside = result.set_aside
+    return {
+        "parted": {
+            name: {"tokens": of.tokens, "found": of.found, "dtype": of.rounded,
+                   "most": most_near_ties(of.rounded, ALLOWED_RATIO[dtype])}
+            for name, of in result.parted.items()
+        },
+        "tokens_set_aside": aside.tokens,
+        "tokens_set_aside_by": {"found": aside.found, "dtype": aside.rounded},
+    }  # fmt: skip
 
 
 def choices_entry(choices: Choices) -> Report:

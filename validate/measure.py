@@ -13,6 +13,7 @@ from glm_trt.model.states import STATE_AXES, input_dtype
 from glm_trt.validate.cases import HELD_TEXT, Case
 from glm_trt.validate.choices import CHOSEN_BY, compare_choices
 from glm_trt.validate.compare import Choices, Difference
+from glm_trt.validate.partings import Parted, Partings, SetAside
 from glm_trt.validate.problem_kinds import Finding
 from glm_trt.validate.systematic import Systematic, regressors_of
 from glm_trt.validate.walk import CHAINS, Observation
@@ -49,9 +50,8 @@ class BlockResult:
 
     `systematic` are the errors of isolated runs on text, held against what was to come out.
 
-    `set_aside` counts tokens that are not compared in the propagated pass: a chain chose otherwise
-    there, or before it in the sequence and an earlier block, and rounding no longer explains the
-    difference.
+    `parted` and `set_aside` are of the propagated pass: where chains chose otherwise, by output,
+    and how many tokens are not compared for it.
     """
 
     name: str
@@ -61,7 +61,8 @@ class BlockResult:
     propagated: Pairs = field(default_factory=dict)
     choices: dict[str, Choices] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    set_aside: int = 0
+    parted: dict[str, Parted] = field(default_factory=dict)
+    set_aside: SetAside = field(default_factory=SetAside)
 
 
 @dataclass
@@ -93,9 +94,7 @@ class Measures:
         self.cases = {case.name: case for case in cases}
         self.results: dict[str, BlockResult] = {}
         self.end_to_end = EndToEnd()
-        # Tokens [B, S] in which a chain chose otherwise than the exact model in an earlier block,
-        # or which follow such a token.
-        self.parted = {case.name: np.zeros(case.ids.shape, bool) for case in cases}
+        self.partings = Partings(cases)
 
     def add(self, observation: Observation) -> None:
         """Pool one observation."""
@@ -139,10 +138,7 @@ class Measures:
 
     def _add_propagated(self, result: BlockResult, seen: Observation) -> None:
         result.findings += [x._replace(text=f"{x.text}, {seen.case}") for x in seen.findings]
-        parted = self.parted[seen.case]
-        parted |= _choices_differ(seen.tensors)
-        if seen.rows is not None:
-            parted &= seen.rows
+        parted = self.partings.add(seen, result.parted, result.set_aside)
         rows = ~parted if seen.rows is None else ~parted & seen.rows
         for name in seen.tensors["exact"].keys() - CHOSEN_BY.keys():
             for phase, part in (("prefill", slice(0, seen.prefill)),
@@ -151,10 +147,8 @@ class Measures:
                 if tensors["exact"].shape[1]:
                     pair = result.propagated.setdefault((name, phase), Pair.of(self.dtype))
                     pair.add(tensors, f"{seen.case}, {phase}", rows[:, part])
-        result.set_aside += int(parted.sum())
         if seen.block == "head":
             self._add_logits(seen, parted)
-        self.parted[seen.case] = np.logical_or.accumulate(parted, axis=1)
 
     def _add_logits(self, seen: Observation, parted: Array) -> None:
         end, case = self.end_to_end, self.cases[seen.case]
@@ -234,15 +228,3 @@ def _perplexity(logits: Array, ids: Array) -> float:
     """Of ids [1, S], each from the second on."""
     following = np.take_along_axis(_log_probabilities(logits)[:, :-1], ids[:, 1:, None], -1)
     return float(np.exp(-following.mean()))
-
-
-def _choices_differ(tensors: dict[str, Arrays]) -> NDArray[np.bool_]:
-    """Tokens [B, S] in which the backend or the rounded model chose otherwise than the exact."""
-    exact = tensors["exact"]
-    name = next(name for name in exact if name not in CHOSEN_BY)
-    differ = np.zeros(exact[name].shape[:2], bool)
-    for name in CHOSEN_BY.keys() & exact.keys():
-        expected = np.sort(exact[name])
-        for chain in ("rounded", "found"):
-            differ |= (np.sort(tensors[chain][name]) != expected).any(-1)
-    return differ

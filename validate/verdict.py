@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from itertools import takewhile
 
-from glm_trt.validate.choices import most_near_ties
 from glm_trt.validate.figures import Report
 from glm_trt.validate.limits import (
     ALLOWED_RATIO,
@@ -17,9 +18,11 @@ from glm_trt.validate.limits import (
     over,
     pair_entry,
     pairs_entry,
+    parted_entries,
     slope_entry,
 )
 from glm_trt.validate.measure import BlockResult, Measures
+from glm_trt.validate.near_ties import NearTies
 from glm_trt.validate.policy import NO_POLICY, RUNTIME, Policy, Where
 from glm_trt.validate.problem_kinds import ProblemKind
 from glm_trt.validate.problems import error_kind, problem_of, shown
@@ -40,8 +43,9 @@ def judge(
     layers : block name → its layer, for the policy.
     """
     layers = layers or {}
+    near_ties = NearTies(measures.dtype)
     blocks = [
-        _block_entry(result, measures.dtype, policy, layers.get(result.name))
+        _block_entry(result, measures.dtype, policy, layers.get(result.name), near_ties)
         for result in measures.results.values()
         if result.name != RUNTIME
     ]
@@ -63,7 +67,10 @@ def judge_block(measures: Measures, name: str) -> list[str]:
     if name == RUNTIME:
         entry = runtime_entry(result, dtype, NO_POLICY)
     else:
-        entry = _block_entry(result, dtype, NO_POLICY, None)
+        near_ties = NearTies(dtype)
+        for earlier in takewhile(lambda x: x.name != name, measures.results.values()):
+            deque(near_ties.add(earlier), 0)
+        entry = _block_entry(result, dtype, NO_POLICY, None, near_ties)
         if name == "head" and entry["ok"] and result.propagated:
             entry = end_to_end_entry(measures, NO_POLICY)
     return [problem["text"] for problem in entry["problems"]]
@@ -80,8 +87,12 @@ def block_severity(measures: Measures, name: str) -> float:
     return max([worst, *(each.share for of in slopes for each in of)])
 
 
-def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | None) -> Report:
-    """One block's part of the report, with `ok` and, where it is not, `problems`."""
+def _block_entry(
+    result: BlockResult, dtype: str, policy: Policy, layer: int | None, near_ties: NearTies
+) -> Report:
+    """One block's part of the report, with `ok` and, where it is not, `problems`; `near_ties` has
+    seen the blocks before.
+    """
     problems: list[Report] = []
 
     def at(output: str) -> Where:
@@ -108,15 +119,11 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
     for name, choices in result.choices.items():
         if wrong := choices.wrong - choices.impossible:
             note(name, f": {wrong} wrong; first: {choices.first_wrong}", ProblemKind.CHOICES)
-        most = most_near_ties(choices.dtype_near_ties, ALLOWED_RATIO[dtype])
-        if choices.near_ties > most:
-            text = (f": {choices.near_ties} near ties, allowed {most}: the dtype has "
-                    f"{choices.dtype_near_ties}")  # fmt: skip
-            ratio = ALLOWED_RATIO[dtype] * choices.near_ties / most
-            note(name, text, ProblemKind.NEAR_TIES, ratio)
         if choices.impossible:
             text = f": {choices.impossible} impossible; first: {choices.first_impossible}"
             note(name, text, ProblemKind.IMPOSSIBLE)
+    for excess in near_ties.add(result):
+        note(excess.output, f": {excess.text}", ProblemKind.NEAR_TIES, excess.ratio)
     for finding in shown(result.findings):
         note(finding.output, f": {finding.text}", finding.kind)
     return {
@@ -129,7 +136,7 @@ def _block_entry(result: BlockResult, dtype: str, policy: Policy, layer: int | N
         "systematic": systematic,
         "choices": {name: choices_entry(choices) for name, choices in result.choices.items()},
         "propagated": pairs_entry(result.propagated, dtype),
-        "tokens_set_aside": result.set_aside,
+        **parted_entries(result, dtype),
     }
 
 

@@ -37,7 +37,11 @@ def end_to_end_entry(measures: Measures, policy: Policy) -> Report:
         "ok": all(problem["waived"] for problem in problems),
         "problems": problems,
         "logits": logits,
-        "tokens_set_aside": head.set_aside,
+        "tokens_set_aside": head.set_aside.tokens,
+        "tokens_set_aside_by": {
+            "found": head.set_aside.found,
+            "dtype": head.set_aside.rounded,
+        },
         **values,
         "greedy": [
             {"case": name, **greedy, "wrong": len(greedy["wrong"])}

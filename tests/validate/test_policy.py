@@ -337,10 +337,28 @@ def _few_everywhere(x: dict[str, Any]) -> None:
             block["choices"]["topk_indices"]["near_ties"] += 20
 
 
+def _slope(x: dict[str, Any]) -> None:
+    entry = x["blocks"][2]["systematic"]["hidden_out"]["prefill"]["update"]
+    entry["found"] = 0.9 * entry["highest"]
+
+
+def _channel(x: dict[str, Any]) -> None:
+    """The worst channel is another one, and worse."""
+    slopes = x["blocks"][2]["systematic"]["hidden_out"]["prefill"]
+    name = next(name for name in slopes if "channel" in name)
+    entry = slopes.pop(name)
+    slopes["bias of channel 99"] = entry | {"found": 0.95 * entry["lowest"]}
+
+
+def _parted(x: dict[str, Any]) -> None:
+    x["blocks"][2]["parted"]["expert_indices"]["found"] += 30
+
+
 def _aside(x: dict[str, Any]) -> None:
     longest = max(rows * length for rows, length in (case["shape"] for case in x["cases"]))
     end = x["end_to_end"]
-    end["tokens_set_aside"] = int(1.3 * end["tokens_set_aside"]) + longest + 1
+    aside = end["tokens_set_aside_by"]
+    aside["found"] = int(1.3 * aside["found"]) + longest + 1
 
 
 @pytest.mark.parametrize(
@@ -356,7 +374,12 @@ def _aside(x: dict[str, Any]) -> None:
          ["layer.1 expert_indices: was compared, is missing now"]),
         (_near_ties, ["layer.1 expert_indices: 30 near ties, was 0", "all blocks, expert_indices"]),
         (_few_everywhere, ["all blocks, topk_indices"]),
-        (_aside, ["tokens set aside after near ties, was 0"]),
+        (_slope, ["layer.1 hidden_out, prefill: gain of update +"]),
+        (_channel, ["layer.1 hidden_out, prefill: bias of channel 99 -"]),
+        (lambda x: x["blocks"][2]["systematic"]["hidden_out"]["prefill"].pop("update"),
+         ["layer.1 hidden_out, prefill: gain of update was judged, is not now"]),
+        (_parted, ["layer.1 expert_indices: 30 near ties of its own run, was 0"]),
+        (_aside, ["tokens set aside after the backend's near ties, was 0"]),
         (lambda x: x.update(runtime=None, runtime_skipped="too large"),
          ["runtime: was compared, is not now: too large"]),
         (lambda x: x["blocks"][2]["isolated"]["hidden_out"]["decode"].update(row_error=None),
