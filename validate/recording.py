@@ -32,7 +32,7 @@ from glm_trt.validate.polygraphy_files import FOLDER, BlockResults, is_installed
 from glm_trt.validate.report import targets_in
 from glm_trt.validate.walk import Observation
 
-FORMAT, FORMAT_VERSION = "glm-trt saved run", 2
+FORMAT, FORMAT_VERSION = "glm-trt saved run", 3
 FILE_NAME, MEASURES = "run.json", "measures.json"
 Array = NDArray[Any]
 Arrays = dict[str, Array]

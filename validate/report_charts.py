@@ -307,8 +307,8 @@ def _choices(report: Report) -> Chart:
     figure.legend(handles, labels, loc="outside upper center", ncols=1, fontsize=8, frameon=False,
                   labelcolor=INK)  # fmt: skip
     text = "; ".join(
-        f"{CHOICE_NAMES[name]}: {counts['equal']} of {counts['rows']} equal, "
-        f"{counts['near_ties']} near ties, {counts['wrong']} wrong"
+        f"{CHOICE_NAMES[name]}: {counts['equal']:,} of {counts['rows']:,} equal, "
+        f"{counts['near_ties']:,} near ties, {counts['wrong']} wrong"
         for name, counts in choices(report).items()
     )
     return Chart("choices", "Agreement of experts and positions", f"{text}.",

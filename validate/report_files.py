@@ -17,7 +17,7 @@ from glm_trt.model.strict_json import parse_json
 from glm_trt.validate.figures import Report
 from glm_trt.validate.report_text import markdown
 
-FORMAT, FORMAT_VERSION = "glm-trt validation", 3
+FORMAT, FORMAT_VERSION = "glm-trt validation", 4
 JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
 
 

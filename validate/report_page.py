@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from glm_trt.validate.figures import Report, e, g
+from glm_trt.validate.limits import limit_share
 from glm_trt.validate.report_charts import draw_charts
+from glm_trt.validate.report_slopes import part, worst_slopes
 from glm_trt.validate.report_text import (
     CHOICE_NAMES,
     blocks_line,
+    checked_rows,
     end_to_end_rows,
-    graphs_line,
     of_limit,
     problems,
-    share,
     title,
-    weights_line,
 )
 
 
@@ -27,8 +29,37 @@ from glm_trt.validate.report_text import (
 def _template() -> Any:
     text = files("glm_trt.validate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.globals |= {"share": share, "of_limit": of_limit, "e": e, "g": g}
+    environment.globals |= {"of_limit": of_limit, "limit_share": limit_share, "e": e, "g": g}
+    environment.globals["part"] = part
+    environment.filters |= {"prose": prose, "path": path}
     return environment.from_string(text)
+
+
+# What no line may end in: a number with an exponent, or before its unit.
+_ONE = re.compile(r"[+-]?\d[\d.,]*(?:e[+-]\d+)?(?:[ ](?:%|×))?")
+
+
+def prose(text: str) -> Markup:
+    """A sentence as HTML: what is in backticks as code, and numbers unbroken."""
+    parts = str(escape(text)).split("`")
+    if len(parts) % 2 == 0:  # one that is alone is a backtick
+        return Markup(_whole_numbers("`".join(parts)))
+    return Markup("".join(
+        f"<code>{part}</code>" if i % 2 else _whole_numbers(part) for i, part in enumerate(parts)
+    ))  # fmt: skip
+
+
+def path(text: str) -> Markup:
+    """A name as HTML, which may be broken behind a slash."""
+    return Markup(str(escape(text)).replace("/", "/<wbr>"))
+
+
+def _whole_numbers(text: str) -> str:
+    def keep(match: re.Match[str]) -> str:
+        found = match.group()
+        return f'<span class="one">{found}</span>' if {*found} & {*" e"} else found
+
+    return _ONE.sub(keep, text)
 
 
 def page(report: Report) -> str:
@@ -39,8 +70,8 @@ def page(report: Report) -> str:
         problems=problems(report, waived=True),
         blocks_line=blocks_line(report),
         end_to_end=end_to_end_rows(report),
-        weights=weights_line(report),
-        graphs=graphs_line(report),
+        checked=checked_rows(report),
+        slopes=worst_slopes(report),
         charts=draw_charts(report),
         choice_names=CHOICE_NAMES,
         environment=environment_rows(report),

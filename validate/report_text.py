@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 
 from glm_trt.validate.figures import Report, e, g
 from glm_trt.validate.limits import limit_share
 from glm_trt.validate.policy import END_TO_END, RUNTIME
 from glm_trt.validate.problem_kinds import ProblemKind
+from glm_trt.validate.report_slopes import part, slopes_line, worst_of_kinds
 
 PROBLEMS_SHOWN = 10
 OFFENDERS_SHOWN = 8
+# Columns of text beside names, however narrow a terminal is.
+LEAST_TEXT = 20
 _COUNTED = ("rows", "equal", "near_ties", "wrong")
 CHOICE_NAMES = {"expert_indices": "experts", "topk_indices": "positions"}
 
@@ -130,8 +135,8 @@ def blocks_line(report: Report) -> str:
     return text
 
 
-def summary(report: Report) -> str:
-    """The verdict in a few lines."""
+def summary(report: Report, columns: int | None = None) -> str:
+    """The verdict in a few lines, which a terminal of so many columns does not break."""
     backend = report["backend"]
     found = [f"  {where}: {text}" for where, text in problems(report, waived=True)]
     if len(found) > PROBLEMS_SHOWN:
@@ -139,15 +144,63 @@ def summary(report: Report) -> str:
     rows = [("blocks", blocks_line(report)), *end_to_end_rows(report)]
     if compared := report["compared"]:
         rows.append(("compared with", f"{compared['directory']}: {_compared_line(compared)}"))
-    rows += [("weights", weights_line(report)), ("graphs", graphs_line(report))]
+    rows += checked_rows(report)
     rows += [("policy", text) for text in unused_rules(report)]
     width = max(len(name) for name, _ in rows)
-    return "\n".join([
+    lines = [
         f"{report['bundle']['directory']} on {backend['name']} in {backend['dtype']}: "
         f"{'passed' if report['ok'] else 'FAILED'}",
-        *found,
-        *(f"  {name:<{width}}  {text}" for name, text in rows),
-    ])  # fmt: skip
+        *(_wrapped(line, 4, columns) for line in found),
+        *(_wrapped(f"  {name:<{width}}  {text}", width + 4, columns) for name, text in rows),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _wrapped(line: str, indent: int, columns: int | None) -> str:
+    """Broken between words, but not before a unit; what follows is indented."""
+    if columns is None or len(line) <= columns:
+        return line
+    margin = line[: len(line) - len(line.lstrip())]
+    text = re.sub(" (?=[%×])", "\N{NO-BREAK SPACE}", line[len(margin) :])
+    lines = textwrap.wrap(
+        text, max(columns, indent + LEAST_TEXT), initial_indent=margin,
+        subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def checked_rows(report: Report) -> list[tuple[str, str]]:
+    """What was looked at beside the blocks' errors and the logits, name by name."""
+    return [
+        ("runtime", runtime_line(report)),
+        ("gains and biases", slopes_line(report)),
+        ("far positions", far_line(report)),
+        ("weights", weights_line(report)),
+        ("graphs", graphs_line(report)),
+    ]
+
+
+def runtime_line(report: Report) -> str:
+    """Whether the runtime's own passes give what the blocks do."""
+    if report["runtime_skipped"]:
+        return f"not run: {report['runtime_skipped']}"
+    within = "within tolerance" if report["runtime"]["ok"] else "BEYOND tolerance"
+    return f"its own passes, padded and in place: {within}"
+
+
+def far_line(report: Report) -> str:
+    """How far from the last position of the bundle the probes of far positions ended."""
+    last = report["bundle"]["max_seq_len"] - 1
+    kinds: dict[int, list[str]] = {}
+    for reached in report["far"]:
+        kinds.setdefault(reached["position"], []).append(reached["kind"])
+    if [*kinds] == [last]:
+        return f"every kind up to {last:,}, the last"
+    text = "; ".join(
+        f"{', '.join(of)} up to {at:,}" + (", the last" if at == last else "")
+        for at, of in sorted(kinds.items(), reverse=True)
+    )
+    return text if last in kinds else f"{text}; the last, {last:,}, by none"
 
 
 def weights_line(report: Report) -> str:
@@ -226,12 +279,8 @@ def markdown(report: Report) -> str:
         lines += [f"Policy `{report['policy']['file']}`: {'; '.join(unused)}.", ""]
     lines += ["| end to end | |", "|---|---|"]
     lines += [f"| {name} | {_cell(text)} |" for name, text in end_to_end_rows(report)]
-    skipped = report["runtime_skipped"]
-    runtime = f"not run: {skipped}" if skipped else "its own passes, padded and in place: " + (
-        "within tolerance" if report["runtime"]["ok"] else "**beyond it**")  # fmt: skip
-    lines += [f"| weights | {_cell(weights_line(report))} |"]
-    lines += [f"| graphs | {_cell(graphs_line(report))} |"]
-    lines += [f"| runtime | {runtime} |", f"| tokens set aside after a near tie | "
+    lines += [f"| {name} | {_cell(text)} |" for name, text in checked_rows(report)]
+    lines += [f"| tokens set aside after a near tie | "
               f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
     lines += [
         "| block | kind | output | phase | error | dtype | ratio | of limit "
@@ -240,10 +289,11 @@ def markdown(report: Report) -> str:
     ]
     for block in report["blocks"]:
         lines += _block_rows(block)
+    lines += ["", *_slope_table(report)]
     lines += ["", "| worst elements | at | expected | found | of limit |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['block']} {row['output']}, {_cell(row['place'])} | {row['coordinates']} "
-        f"| {g(row['expected'])} | {g(row['found'])} | {share(row['share'])} |"
+        f"| {g(row['expected'])} | {g(row['found'])} | {of_limit(row['share'])} |"
         for row in report["offenders"][:OFFENDERS_SHOWN]
     ]
     lines += ["", "| case | ids | prefill |", "|---|---|---|"]
@@ -269,14 +319,27 @@ def _block_rows(block: Report) -> list[str]:
             rows.append(
                 f"| {block['name'] if first else ''} | {block['kind'] if first else ''} | {name} "
                 f"| {phase} | {e(entry['error'])}{mark} | {e(entry['dtype_error'])} | {ratio} "
-                f"| {of_limit(entry)} | {chosen if first else ''} |"
+                f"| {of_limit(limit_share(entry))} | {chosen if first else ''} |"
             )
     return rows
 
 
-def of_limit(entry: Report) -> str:
-    """How much of its limit an entry takes."""
-    return share(limit_share(entry)).removesuffix(" of its limit").removesuffix(" its limit")
+def _slope_table(report: Report) -> list[str]:
+    """Of each kind of block the slope that takes most of its limit."""
+    lines = ["| gains and biases | judged | the worst | in | found | dtype | of limit |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for slope in worst_of_kinds(report):
+        mark = "" if slope.ok else " **!**"
+        lines.append(
+            f"| {slope.kind} | {slope.counted} | {slope.of} | {slope.place} "
+            f"| {slope.found:+.1e}{mark} | {slope.dtype:+.1e} | {part(slope.share)} |"
+        )
+    return lines
+
+
+def of_limit(value: float | None) -> str:
+    """How much of its limit an error takes, where a table says so."""
+    return share(value).removesuffix(" of its limit").removesuffix(" its limit")
 
 
 def _named(problem: str) -> str:

@@ -116,11 +116,15 @@ def validate_bundle(
             by_name = {name: target.kind for name, target in targets.items()}
             measures = Measures(bundle.config, subject.dtype, cases, by_name)
             weights = WeightsCheck(bundle, reference)
+            far: dict[str, int] = {}
             flows = [start(case) for case in cases]
             walked = walk(bundle, reference, subject, flows, progress, weights)
             for name, observations in walked:
                 for seen in observations:
                     measures.add(seen)
+                    if seen.mode == "far" and seen.inputs is not None:
+                        kind, reached = by_name[name], int(seen.inputs["past_lengths"].max())
+                        far[kind] = max(far.get(kind, 0), reached)
                     if recorder:
                         recorder.add(seen)
                 if recorder:
@@ -130,6 +134,7 @@ def validate_bundle(
                     theirs = transformers_line(bundle, reference, flows)
             context = _context(bundle, directory, options, subject, reference, cases)
             context[TARGETS] = [[name, *target] for name, target in targets.items()]
+            context["far"] = [{"kind": kind, "position": at} for kind, at in far.items()]
             context["weights"] = weights.to_dict()
             context["transformers"] = theirs
             context["graphs"] = check_graphs(bundle, reference, subject.dtype, fresh, progress)

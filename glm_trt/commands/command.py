@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,7 +182,8 @@ def show_report(report: dict[str, Any], options: argparse.Namespace) -> int:
     from glm_trt.validate.report_files import PAGE
     from glm_trt.validate.report_text import summary
 
-    print(json.dumps(report) if options.json else summary(report))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(json.dumps(report) if options.json else summary(report, columns))
     if options.report and not options.json:
         print(f"  report: {options.report / PAGE}")
     return 0 if report["ok"] else 1

@@ -127,8 +127,8 @@ def test_what_is_not_a_whole_run_is_refused(
     assert "head.npz: missing" in capsys.readouterr().err
     for content, message in (
         ("{", "not JSON"), ("[]", "no saved run"), ('{"format": "x"}', "no saved run"),
-        ('{"format": "glm-trt saved run", "format_version": 1}', "version: expected 2, found 1"),
-        ('{"format": "glm-trt saved run", "format_version": 2, "context": 3}', "not whole"),
+        ('{"format": "glm-trt saved run", "format_version": 1}', "version: expected 3, found 1"),
+        ('{"format": "glm-trt saved run", "format_version": 3, "context": 3}', "not whole"),
     ):  # fmt: skip
         (copy / "run.json").write_text(content)
         with pytest.raises(RecordingError, match=message):

@@ -428,8 +428,8 @@ def test_baselines_of_something_else(report: dict[str, Any], tmp_path: Path) -> 
             compare_with_baseline(report, saved(other, tmp_path / "other.json"))
     for content, message in (
         ("{", "not JSON"), ("[]", "not a report"), ('{"format": "x"}', "not a report"),
-        ('{"format": "glm-trt validation", "format_version": 2}', "format version: expected 3"),
-        ('{"format": "glm-trt validation", "format_version": 3}', "required"),
+        ('{"format": "glm-trt validation", "format_version": 3}', "format version: expected 4"),
+        ('{"format": "glm-trt validation", "format_version": 4}', "required"),
     ):  # fmt: skip
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ReportError, match=message):

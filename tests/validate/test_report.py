@@ -19,7 +19,8 @@ from glm_trt.cli import main
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.validate import report_files
 from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
-from glm_trt.validate.report_text import percent
+from glm_trt.validate.report_page import path, prose
+from glm_trt.validate.report_text import percent, summary
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]
@@ -53,6 +54,11 @@ def test_json_follows_its_schema(report: Path) -> None:
         jsonschema.validate(wrong, schema())
     dtype_ulps = content["blocks"][1]["isolated"]["hidden_out"]["prefill"]["ulps"]
     classes = len(content["tolerance"]["ulp_classes"])
+    # The last position of a bundle that is short, in every kind that has positions.
+    last = content["bundle"]["max_seq_len"] - 1
+    assert {of["position"] for of in content["far"]} == {last}
+    with_positions = {of["kind"] for of in content["blocks"] if "linear" not in of["kind"]}
+    assert {of["kind"] for of in content["far"]} == with_positions - {"head"}
     assert len(dtype_ulps["found"]) == len(dtype_ulps["dtype"]) == classes
 
 
@@ -71,7 +77,21 @@ def test_markdown(report: Path) -> None:
         assert f"| {block['name']} |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
-    assert widths <= {3, 4, 6, 10}, "a cell breaks a table"
+    assert widths <= {3, 4, 6, 8, 10}, "a cell breaks a table"
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_terminal_breaks_no_line(report: Path, columns: int) -> None:
+    content = read_report(report)
+    whole, lines = summary(content), summary(content, columns).splitlines()
+    # But for the bundle's path, which is one word.
+    assert max(map(len, lines[1:])) <= columns < max(map(len, whole.splitlines()))
+    assert " ".join(" ".join(lines).split()) == " ".join(whole.split())
+    # A value goes on below its beginning; no line begins with a unit.
+    values = lines[next(i for i, line in enumerate(lines) if line.startswith("  blocks ")) :]
+    begins = {len(line) - len(line.lstrip()) for line in values}
+    assert begins <= {2, values[0].index(values[0].split()[1])}
+    assert not any(line.lstrip().startswith(("%", "×")) for line in lines)
 
 
 class Page(HTMLParser):
@@ -144,10 +164,25 @@ def test_in_a_browser(browser: Any, report: Path, width: int, scheme: str) -> No
     for _ in range(20):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
-    assert {"Worst elements", "Blocks", "Cases", "Build and environment"} <= reached
+    assert {
+        "Worst elements",
+        "Blocks",
+        "Gains and biases",
+        "Cases",
+        "Build and environment",
+    } <= reached
     page.emulate_media(media="print", color_scheme=scheme)
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     page.close()
+
+
+def test_text_in_the_page() -> None:
+    assert str(prose("as `a <b>` 1.8e-07, 31 % & `c`")) == (
+        'as <code>a &lt;b&gt;</code> <span class="one">1.8e-07</span>, '
+        '<span class="one">31 %</span> &amp; <code>c</code>'
+    )
+    assert str(prose("a ` <b>, 1 of 2")) == "a ` &lt;b&gt;, 1 of 2"
+    assert str(path("a/<b>")) == "a/<wbr>&lt;b&gt;"
 
 
 def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
