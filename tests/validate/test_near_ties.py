@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from bundles import LENGTH as MAX_SEQ_LEN
+from faults import Faulty, insert, node_of
+from onnx import helper
+from test_faults import problems
 
+from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
+from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.compare import Choices
 from glm_trt.validate.measure import BlockResult
 from glm_trt.validate.near_ties import NearTies
 from glm_trt.validate.partings import Parted, Partings, SetAside
+from glm_trt.validate.validation import ValidationOptions, validate_bundle
 from glm_trt.validate.walk import Observation
 
+Made = Callable[[str], tuple[Path, Path]]
 LENGTH = 8
 
 
@@ -101,3 +112,87 @@ def test_by_chance_never_too_many() -> None:
             counts = random.poisson(mean, (78, 4))
             found = judged(*(block(a, b, (c, d)) for a, b, c, d in counts), dtype=dtype)
             assert not any(found)
+
+
+ROUTED = ("layer.1", "layer.2")
+
+
+def offset_router(bundle: Faulty, finer: float) -> None:
+    """Router logits of about −4 that differ little between experts, as a channel in which all
+    tokens are alike gives them, and experts that matter little.
+
+    In half precision they lose what they differ in; the routing weights, which depend on it, are
+    lost among other roundings. Scores differ `finer` times less.
+    """
+
+    def alike(embedding: Any) -> Any:
+        embedding[:, 0] = 9
+        return embedding
+
+    def offset(scale: float) -> Callable[[Any], Any]:
+        def edit(gate: Any) -> Any:
+            gate *= scale / finer
+            gate[:, 0] = -1
+            return gate
+
+        return edit
+
+    bundle.weight("embedding", "embed_tokens.weight", alike)
+    for block, scale in zip(ROUTED, (0.14, 0.4), strict=True):
+        bundle.weight(block, "mlp.gate.weight", offset(scale))
+        bundle.weight(block, "mlp.gate.e_score_correction_bias", lambda bias: bias * 0)
+        bundle.weight(block, "mlp.experts.down_proj", lambda down: down * 0.1)
+
+
+def half_router(bundle: Faulty, narrow: int) -> None:
+    """Router logits go through a half precision."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = node_of(model, "MoeRouting")
+        insert(
+            model, node,
+            helper.make_node("Cast", [node.input[0]], ["half_logits"], to=narrow),
+            helper.make_node("Cast", ["half_logits"], ["logits_again"], to=onnx.TensorProto.FLOAT),
+        )  # fmt: skip
+        node.input[0] = "logits_again"
+
+    bundle.graphs(ROUTED[0], edit)
+
+
+BFLOAT16, FLOAT16 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "narrow", "finer", "faulty"),
+    [
+        ("bfloat16", BFLOAT16, 1, True),
+        pytest.param("bfloat16", BFLOAT16, 1, False, marks=pytest.mark.slow),
+        pytest.param("float16", FLOAT16, 8, True, marks=pytest.mark.slow),
+        pytest.param("float16", FLOAT16, 8, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_router_in_half_precision_is_found(
+    made: Made, tmp_path: Path, dtype: str, narrow: int, finer: float, faulty: bool
+) -> None:
+    """Nothing but choices says so; without the fault nothing does."""
+    checkpoint, bundle = made("plain")
+    if dtype == "float16":
+        bundle = tmp_path / "float16"
+        options = ExportOptions(("float32", dtype), MAX_SEQ_LEN, materialize=True)
+        export_checkpoint(checkpoint, bundle, options)
+    copy = Faulty(bundle, tmp_path / "copy")
+    offset_router(copy, finer)
+    if faulty:
+        half_router(copy, narrow)
+    copy.seal()
+    report = validate_bundle(
+        copy.directory, ValidationOptions("graph", dtype, cases=CaseOptions(seed=1))
+    )
+    assert report["ok"] is not faulty, problems(report)
+    kinds = {problem["problem"] for of in report["blocks"] for problem in of["problems"]}
+    assert ("near ties" in kinds) is faulty and kinds <= {"near ties", "choices"}
+    chosen = [of["choices"]["expert_indices"] for of in report["blocks"] if of["name"] in ROUTED]
+    more = [of["near_ties"] - of["dtype_near_ties"] for of in chosen]
+    assert all(count > 6 for count in more) if faulty else max(map(abs, more)) < 6
+    aside = report["end_to_end"]["tokens_set_aside_by"]
+    assert (aside["found"] > 1.1 * aside["dtype"]) is faulty
