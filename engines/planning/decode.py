@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glm_trt.engines.planning.gpus import Gpu
+from glm_trt.engines.planning.gpus import GpuModel
 from glm_trt.engines.planning.weights import Weights
 from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import ModelConfig
@@ -21,7 +21,7 @@ class Decode:
     tokens_per_second: float
 
 
-def decode_bound(weights: Weights, gpu: Gpu, gpus: int, context: int, batch: int) -> Decode:
+def decode_bound(weights: Weights, gpu: GpuModel, gpus: int, context: int, batch: int) -> Decode:
     """Reading alone, at the vendor's peak bandwidth: no arithmetic, communication or launch."""
     read = weights.rank_step_bytes(gpus, batch)
     state = batch * step_state_bytes(weights.config, gpus, context, weights.with_mtp)

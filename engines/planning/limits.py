@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from glm_trt.engines.build.flavours import RTX_TARGETS
-from glm_trt.engines.planning.gpus import Gpu
+from glm_trt.engines.planning.gpus import GpuModel
 
 # Architectures whose engines, or kernels for engines of the data-centre flavour, are built.
 # Blackwell Ultra (sm103) does not take sm100's kernels, which use what sm100 alone has.
 BUILT_TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 
 
-def missing(gpu: Gpu, gpus: int, batch: int) -> list[str]:
+def missing(gpu: GpuModel, gpus: int, batch: int) -> list[str]:
     """What stands between this choice and running it today, each a phrase; none where it runs."""
     found = []
     if gpus > 1:
@@ -22,7 +22,7 @@ def missing(gpu: Gpu, gpus: int, batch: int) -> list[str]:
     return found
 
 
-def untried(gpu: Gpu) -> list[str]:
+def untried(gpu: GpuModel) -> list[str]:
     """What has not been done on such a GPU yet, each a phrase."""
     if gpu.target in RTX_TARGETS:
         return [f"engines for {gpu.target} are built by tensorrt-rtx, and have not run on a GPU"]

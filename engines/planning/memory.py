@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from glm_trt.engines.planning.gpus import Gpu
+from glm_trt.engines.planning.gpus import GpuModel
 from glm_trt.engines.planning.weights import Weights
 from glm_trt.model.checkpoint.tensors import mtp_layers
 from glm_trt.model.config import ModelConfig
@@ -114,7 +114,7 @@ class Load:
         return self.weights + self.state + self.workspace
 
 
-def usable_bytes(gpu: Gpu) -> int:
+def usable_bytes(gpu: GpuModel) -> int:
     """The GPU's memory less the reserve."""
     return gpu.memory_bytes - max(round(gpu.memory_bytes * RESERVED_FRACTION), RESERVED_LEAST)
 
@@ -133,7 +133,7 @@ def rank_load(weights: Weights, gpus: int, context: int, batch: int) -> Load:
 
 
 def gpus_needed(
-    weights: Weights, gpu: Gpu, counts: tuple[int, ...], context: int, batch: int
+    weights: Weights, gpu: GpuModel, counts: tuple[int, ...], context: int, batch: int
 ) -> int | None:
     """The smallest of `counts` whose GPUs hold their load; None if none does."""
     usable = usable_bytes(gpu)
@@ -143,13 +143,13 @@ def gpus_needed(
     return None
 
 
-def largest_batch(weights: Weights, gpu: Gpu, gpus: int, context: int) -> int:
+def largest_batch(weights: Weights, gpu: GpuModel, gpus: int, context: int) -> int:
     """The most sequences of `context` tokens that fit, 0 if none does."""
     usable = usable_bytes(gpu)
     return _largest(lambda n: rank_load(weights, gpus, context, n).total <= usable, 1 << 20)
 
 
-def largest_context(weights: Weights, gpu: Gpu, gpus: int, batch: int) -> int:
+def largest_context(weights: Weights, gpu: GpuModel, gpus: int, batch: int) -> int:
     """The longest context of `batch` sequences that fits, at most the model's; 0 if none does."""
     usable, most = usable_bytes(gpu), weights.config.max_position_embeddings
     return _largest(lambda n: rank_load(weights, gpus, n, batch).total <= usable, most)

@@ -12,7 +12,7 @@ from typing import Any
 from glm_trt.engines.planning import host
 from glm_trt.engines.planning import memory as m
 from glm_trt.engines.planning.decode import decode_bound
-from glm_trt.engines.planning.gpus import GPUS, Gpu, find_gpu
+from glm_trt.engines.planning.gpus import GPUS, GpuModel, find_gpu
 from glm_trt.engines.planning.limits import missing, untried
 from glm_trt.engines.planning.source import Source
 from glm_trt.engines.planning.weights import Weights, gpu_counts
@@ -65,7 +65,7 @@ class PlanOptions:
             return PRECISIONS if stored == "bf16" else (stored,)
         return tuple(name for name in PRECISIONS if name in self.precisions)
 
-    def chosen_gpus(self) -> tuple[Gpu, ...]:
+    def chosen_gpus(self) -> tuple[GpuModel, ...]:
         """In the order of `GPUS`."""
         names = {find_gpu(name).name for name in self.gpus or GPUS}
         return tuple(gpu for gpu in GPUS.values() if gpu.name in names)
@@ -178,7 +178,7 @@ def _state(config: ModelConfig, contexts: tuple[int, ...], options: PlanOptions)
     }
 
 
-def _fit(weights: Weights, gpu: Gpu, contexts: tuple[int, ...], batch: int) -> dict[str, Any]:
+def _fit(weights: Weights, gpu: GpuModel, contexts: tuple[int, ...], batch: int) -> dict[str, Any]:
     precision = weights.quantisation.precision
     counts = gpu_counts(weights.config)
     rows = []

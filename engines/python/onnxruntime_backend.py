@@ -19,8 +19,8 @@ import onnx
 from glm_trt.engines.python import rewrites as r
 from glm_trt.engines.python.backend import Array
 from glm_trt.engines.python.contrib_linear import reads_opset, use_contrib_linear
-from glm_trt.engines.python.cut_session import (
-    CutSession,
+from glm_trt.engines.python.cut_graph import (
+    CutGraph,
     MappedExperts,
     experts_node,
     has_narrow_experts,
@@ -96,7 +96,7 @@ class OnnxruntimeBackend:
         self._make_session = partial(
             _make_session, bundle, self.provider, self.dtype, threads, parts
         )
-        self._sessions: dict[str, ort.InferenceSession | CutSession] = {}
+        self._sessions: dict[str, ort.InferenceSession | CutGraph] = {}
         self._inputs: dict[str, dict[str, str]] = {}
         self._weights: dict[str, dict[str, Any]] = {}
         self._shared: dict[tuple[Any, ...], tuple[ort.OrtValue, Any]] = {}
@@ -117,7 +117,7 @@ class OnnxruntimeBackend:
     def _bind(self, binding: Binding, kind: str) -> tuple[str, Any]:
         """The name of the graph's input that `binding` feeds, and the weights."""
         session, inputs = self._sessions[kind], self._inputs[kind]
-        if isinstance(session, CutSession) and binding.name in session.weights:
+        if isinstance(session, CutGraph) and binding.name in session.weights:
             return binding.name, MappedExperts(binding, self.bundle.weights, session.stored)
         suffix = next((suffix for suffix in r.PREPARED if binding.name + suffix in inputs), "")
         dtype = _DTYPES.get(inputs.get(binding.name + suffix, ""))  # None: as it is stored
@@ -208,7 +208,7 @@ def _numbers(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 def _make_session(
     bundle: Bundle, provider: Provider, dtype: str, threads: int, parts: int | None,
     block: Block, marked: tuple[str, ...],
-) -> ort.InferenceSession | CutSession:  # fmt: skip
+) -> ort.InferenceSession | CutGraph:  # fmt: skip
     """A session for the block's kind; of the rewritten graph if there are `parts` to cut the
     experts into.
     """
@@ -254,7 +254,7 @@ def _make_session(
             stored[name] for name in stored_inputs(node)
         }  # one dtype, or what holds the values of all
         kept = of.pop() if len(of) == 1 else DTYPE
-        return CutSession(model, ELEMENT_TYPES[NUMPY_DTYPES[kept]], rewritten)
+        return CutGraph(model, ELEMENT_TYPES[NUMPY_DTYPES[kept]], rewritten)
     return rewritten(keep_stored(model, mapped))
 
 

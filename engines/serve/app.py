@@ -20,12 +20,12 @@ from starlette.exceptions import HTTPException
 
 import glm_trt
 from glm_trt.engines.serve.answers import Answers, Event
-from glm_trt.engines.serve.chat import ChatWriter, plan_chat, render
-from glm_trt.engines.serve.completions import CompletionWriter, plan_completion
+from glm_trt.engines.serve.chat import ChatWriter, prepare_chat, render
+from glm_trt.engines.serve.completions import CompletionWriter, prepare_completion
 from glm_trt.engines.serve.errors import ERRORS, MESSAGE_ERRORS, add_handlers, as_api_error
 from glm_trt.engines.serve.guard import Guard
 from glm_trt.engines.serve.message_writer import MessagesWriter
-from glm_trt.engines.serve.messages import count_tokens, plan_message
+from glm_trt.engines.serve.messages import count_tokens, prepare_message
 from glm_trt.engines.serve.metrics import CONTENT_TYPE
 from glm_trt.engines.serve.protocol.chat import ChatBody, ChatCompletion
 from glm_trt.engines.serve.protocol.common import Answer, ApiError, Json
@@ -50,7 +50,7 @@ from glm_trt.engines.serve.protocol.messages import (
 from glm_trt.engines.serve.protocol.responses import ModelResponse, ResponsesBody
 from glm_trt.engines.serve.request_log import RequestLog, take_request_id
 from glm_trt.engines.serve.response_writer import ResponsesWriter
-from glm_trt.engines.serve.responses import plan_response
+from glm_trt.engines.serve.responses import prepare_response
 from glm_trt.engines.serve.settings import Served
 from glm_trt.engines.serve.tracing import Tracing
 
@@ -172,10 +172,10 @@ def _model_routes(served: Served) -> APIRouter:
     @routes.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        plan = await asyncio.to_thread(plan_chat, body, served)
-        prompts = [plan.prompt] * body.n
+        prepared = await asyncio.to_thread(prepare_chat, body, served)
+        prompts = [prepared.prompt] * body.n
         answers = Answers(
-            served.engine, served.metrics, prompts, plan.options, plan.parsers,
+            served.engine, served.metrics, prompts, prepared.options, prepared.parsers,
             request.state.arrived,
         )  # fmt: skip
         identity = f"chatcmpl-{request.state.request_id}"
@@ -185,9 +185,9 @@ def _model_routes(served: Served) -> APIRouter:
     @routes.post("/v1/responses", response_model=ModelResponse, responses=STREAM)
     async def responses(body: ResponsesBody, request: Request) -> Response:
         """Answer items of a conversation, with items."""
-        plan = await asyncio.to_thread(plan_response, body, served)
+        prepared = await asyncio.to_thread(prepare_response, body, served)
         answers = Answers(
-            served.engine, served.metrics, [plan.prompt], plan.options, plan.parsers,
+            served.engine, served.metrics, [prepared.prompt], prepared.options, prepared.parsers,
             request.state.arrived,
         )  # fmt: skip
         writer = ResponsesWriter(body, served, request.state.request_id)
@@ -198,9 +198,9 @@ def _model_routes(served: Served) -> APIRouter:
     )
     async def messages(body: MessagesBody, request: Request) -> Response:
         """Answer a conversation, as Anthropic's API has it."""
-        plan = await asyncio.to_thread(plan_message, body, served)
+        prepared = await asyncio.to_thread(prepare_message, body, served)
         answers = Answers(
-            served.engine, served.metrics, [plan.prompt], plan.options, plan.parsers,
+            served.engine, served.metrics, [prepared.prompt], prepared.options, prepared.parsers,
             request.state.arrived,
         )  # fmt: skip
         writer = MessagesWriter(served.name, request.state.request_id)
@@ -214,13 +214,13 @@ def _model_routes(served: Served) -> APIRouter:
     @routes.post("/v1/completions", response_model=Completion, responses=STREAM)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue texts."""
-        plan = await asyncio.to_thread(plan_completion, body, served)
+        prepared = await asyncio.to_thread(prepare_completion, body, served)
         answers = Answers(
-            served.engine, served.metrics, plan.prompts, plan.options, plan.parsers,
+            served.engine, served.metrics, prepared.prompts, prepared.options, prepared.parsers,
             request.state.arrived,
         )  # fmt: skip
         identity = f"cmpl-{request.state.request_id}"
-        writer = CompletionWriter(body, served, identity, plan.different)
+        writer = CompletionWriter(body, served, identity, prepared.different)
         return await _answered(request, answers, writer, body.stream)
 
     @routes.post("/tokenize")

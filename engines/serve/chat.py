@@ -51,7 +51,7 @@ NOT_VARIABLES = {
 
 
 @dataclass(frozen=True)
-class ChatPlan:
+class PreparedChat:
     """What a body asks of the engine."""
 
     prompt: list[int]
@@ -59,9 +59,9 @@ class ChatPlan:
     parsers: list[AnswerParser]
 
 
-def plan_chat(
+def prepare_chat(
     body: ChatBody, served: Served, limit: str = "max_completion_tokens", begun: str = ""
-) -> ChatPlan:
+) -> PreparedChat:
     """The prompt, and options and a parser for each choice.
 
     Parameters
@@ -87,7 +87,7 @@ def plan_chat(
     form = _form(body, thinking)
     constraints = [_constraint(served, form) for _ in options]
     stops = stops_of(body, served.limits)
-    return ChatPlan(
+    return PreparedChat(
         prompt,
         [replace(x, constraint=y) for x, y in zip(options, constraints, strict=True)],
         [

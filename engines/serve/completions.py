@@ -24,7 +24,7 @@ DEFAULT_TOKENS = 16  # OpenAI's, of this endpoint
 
 
 @dataclass(frozen=True)
-class CompletionPlan:
+class PreparedCompletion:
     """What a body asks of the engine: for each prompt `n` choices, one after another."""
 
     prompts: list[list[int]]
@@ -33,7 +33,7 @@ class CompletionPlan:
     different: int  # prompts
 
 
-def plan_completion(body: CompletionBody, served: Served) -> CompletionPlan:
+def prepare_completion(body: CompletionBody, served: Served) -> PreparedCompletion:
     """Prompts, options and a parser for each choice.
 
     Raises
@@ -53,22 +53,22 @@ def plan_completion(body: CompletionBody, served: Served) -> CompletionPlan:
         of_prompt = body.logprobs
     stops = stops_of(body, served.limits)
     texts = _prompts(body, served)
-    plan = CompletionPlan([], [], [], len(texts))
+    prepared = PreparedCompletion([], [], [], len(texts))
     for ids in texts:
         wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         most_new = served.room(ids, wanted, "max_tokens")
         for options in options_of(
             body, served, most_new, logprobs=body.logprobs, prompt_logprobs=of_prompt
         ):
-            plan.prompts.append(ids)
-            plan.options.append(options)
-            plan.parsers.append(PlainParser(served.text, stops))
-    if len(plan.prompts) > served.limits.choices:
+            prepared.prompts.append(ids)
+            prepared.options.append(options)
+            prepared.parsers.append(PlainParser(served.text, stops))
+    if len(prepared.prompts) > served.limits.choices:
         raise ApiError(
             f"expected {served.limits.choices} sequences at most (prompts × n), found "
-            f"{len(plan.prompts)}", "prompt",
+            f"{len(prepared.prompts)}", "prompt",
         )  # fmt: skip
-    return plan
+    return prepared
 
 
 def _prompts(body: CompletionBody, served: Served) -> list[list[int]]:

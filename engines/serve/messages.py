@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
 
-from glm_trt.engines.serve.chat import ChatPlan, plan_chat, prompt_of
+from glm_trt.engines.serve.chat import PreparedChat, prepare_chat, prompt_of
 from glm_trt.engines.serve.protocol.chat import (
     AssistantMessage,
     CalledFunction,
@@ -58,13 +58,13 @@ PLACES = (
 Turns = Sequence[tuple[int, Turn]]  # of one side, with their numbers
 
 
-def plan_message(body: MessagesBody, served: Served) -> ChatPlan:
+def prepare_message(body: MessagesBody, served: Served) -> PreparedChat:
     """The prompt, the options and the parser of the chat that the body means.
 
     Raises
     ------
     ApiError
-        As `plan_chat`; and if messages do not follow one another as they must.
+        As `prepare_chat`; and if messages do not follow one another as they must.
     """
     served.check_model(body.model)
     if isinstance(body.thinking, ThinkingOn) and body.thinking.budget_tokens >= body.max_tokens:
@@ -78,7 +78,7 @@ def plan_message(body: MessagesBody, served: Served) -> ChatPlan:
     given |= {"stop": body.stop_sequences, "max_completion_tokens": body.max_tokens}
     chat, begun = as_chat(body, **given)
     try:
-        return plan_chat(chat, served, limit="max_tokens", begun=begun)
+        return prepare_chat(chat, served, limit="max_tokens", begun=begun)
     except ApiError as error:
         raise renamed(error, PLACES) from None
 
@@ -89,7 +89,7 @@ def count_tokens(body: PromptBody, served: Served) -> int:
     Raises
     ------
     ApiError
-        As `plan_message`, of what the prompt is made of.
+        As `prepare_message`, of what the prompt is made of.
     """
     served.check_model(body.model)
     chat, begun = as_chat(body)

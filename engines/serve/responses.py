@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_trt.engines.python.messages import arguments_of
-from glm_trt.engines.serve.chat import ChatPlan, plan_chat
+from glm_trt.engines.serve.chat import PreparedChat, prepare_chat
 from glm_trt.engines.serve.protocol.chat import (
     AssistantMessage,
     CalledFunction,
@@ -53,17 +53,17 @@ PLACES = (
 )
 
 
-def plan_response(body: ResponsesBody, served: Served) -> ChatPlan:
+def prepare_response(body: ResponsesBody, served: Served) -> PreparedChat:
     """The prompt, the options and the parser of the chat that the body means.
 
     Raises
     ------
     ApiError
-        As `plan_chat`; and if something needs what was stored.
+        As `prepare_chat`; and if something needs what was stored.
     """
     _check(body)
     try:
-        return plan_chat(as_chat(body), served, limit="max_output_tokens")
+        return prepare_chat(as_chat(body), served, limit="max_output_tokens")
     except ApiError as error:
         raise renamed(error, PLACES) from None
 

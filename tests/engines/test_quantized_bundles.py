@@ -18,7 +18,7 @@ from quantize_checkpoint import quantize_checkpoint
 
 import glm_trt
 from glm_trt.engines.python import large_weights, onnxruntime_backend
-from glm_trt.engines.python.cut_session import CutSession
+from glm_trt.engines.python.cut_graph import CutGraph
 from glm_trt.engines.python.large_weights import keep_stored
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
@@ -227,7 +227,7 @@ def test_large_weights_stay_as_they_are_stored(
     for name in ("c", "s"):
         with glm_trt.load(tmp_path / f"b{name}") as runtime:
             assert isinstance(runtime.backend, OnnxruntimeBackend)
-            assert isinstance(runtime.backend._sessions["sparse_indexed"], CutSession)
+            assert isinstance(runtime.backend._sessions["sparse_indexed"], CutGraph)
             kind = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
             assert runtime.backend._inputs["head"]["lm_head.weight"] == f"tensor({kind[dtype]})"
             assert (
@@ -266,7 +266,7 @@ def test_hybrid_in_fp8(tmp_path: Path) -> None:
 
 def test_expert_session_takes_what_is_stored() -> None:
     """The three forms of an expert's graph are valid models."""
-    from glm_trt.engines.python.cut_session import expert_model
+    from glm_trt.engines.python.cut_graph import expert_model
 
     experts = [c for c in CONTRACTS.values() if isinstance(c.form, StackedExperts)]
     assert len(experts) == 3

@@ -16,7 +16,7 @@ from hybrids import HYBRIDS, make_hybrid, save_hybrid
 from numpy.typing import NDArray
 
 from glm_trt.engines.python import rewrites as r
-from glm_trt.engines.python.cut_session import CutSession, MappedExperts
+from glm_trt.engines.python.cut_graph import CutGraph, MappedExperts
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.engines.python.runtime import Runtime
 from glm_trt.engines.python.values import ort_value
@@ -190,7 +190,7 @@ def test_a_cut_graph_is_the_definition() -> None:
         "x_given": feeds["x"], "weights_given": np.array([[1, 2], [3, 4], [5, 6]], np.float32),
         "indices_given": np.array([[4, 4], [0, 4], [7, 7]], np.int32),
     }  # fmt: skip
-    session = CutSession(
+    session = CutGraph(
         model, onnx.TensorProto.FLOAT, lambda m: ort.InferenceSession(m.SerializeToString())
     )
     binding = session.io_binding()

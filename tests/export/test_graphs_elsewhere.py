@@ -17,7 +17,7 @@ from polygraphy.backend.onnx import fold_constants
 from traces import trace_once
 
 from glm_trt.cli import main
-from glm_trt.engines.python.cut_session import expert_model
+from glm_trt.engines.python.cut_graph import expert_model
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.passes.nodes import every_node
 from glm_trt.model.checkpoint.presets import preset_config

@@ -204,15 +204,15 @@ class Harness:
                 for dtype, sizes, largest in tensors
             )
         )
-        plan = ctypes.c_void_p()
+        kept = ctypes.c_void_p()
         outputs = len(contract.outputs)
         answered = self._harness.harnessBuild(
             contract.name.encode(), fields, len(attributes), described, len(tensors) - outputs,
-            outputs, ctypes.byref(plan), self._message,
+            outputs, ctypes.byref(kept), self._message,
         )  # fmt: skip
         if answered < 0:
             raise RuntimeError(self._message.value.decode())
-        return Built(self._harness, plan, int(answered))
+        return Built(self._harness, kept, int(answered))
 
     def enqueue(
         self,
@@ -270,7 +270,7 @@ class Harness:
             )
         )
         result = self._harness.harnessRun(
-            built.plan, tensors, len(placed) - outputs, outputs, ctypes.c_void_p(workspace),
+            built.kept, tensors, len(placed) - outputs, outputs, ctypes.c_void_p(workspace),
             ctypes.c_void_p(stream), self._message,
         )  # fmt: skip
         if result < 0:
@@ -340,19 +340,19 @@ class Launched:
 
 
 class Built:
-    """A plugin as a plan keeps it, and the bytes of workspace that it asked for."""
+    """A plugin as an engine keeps it, and the bytes of workspace that it asked for."""
 
-    def __init__(self, harness: ctypes.CDLL, plan: ctypes.c_void_p, workspace_bytes: int) -> None:
+    def __init__(self, harness: ctypes.CDLL, kept: ctypes.c_void_p, workspace_bytes: int) -> None:
         self._harness = harness
-        self.plan = plan
+        self.kept = kept
         self.workspace_bytes = workspace_bytes
 
     def change(self, field: str, text: bytes | None) -> None:
-        """Give a field of the plan another text, or take it out."""
-        self._harness.harnessChange(self.plan, field.encode(), text)
+        """Give a field of what is kept another text, or take it out."""
+        self._harness.harnessChange(self.kept, field.encode(), text)
 
     def __del__(self) -> None:
-        self._harness.harnessDelete(self.plan)
+        self._harness.harnessDelete(self.kept)
 
 
 def _is_wide(signature: Sequence[tuple[str, str]]) -> bool:

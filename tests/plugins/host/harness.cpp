@@ -110,7 +110,7 @@ nvinfer1::DynamicPluginTensorDesc describeRange(Tensor const& tensor)
 }
 
 //! What is left of a build: the fields of the plugin, and what it answered.
-struct Plan
+struct KeptPlugin
 {
     nvinfer1::IPluginCreatorV3One* creator{nullptr};
     std::vector<nvinfer1::PluginField> fields;
@@ -128,18 +128,18 @@ size_t elementBytes(nvinfer1::PluginFieldType type)
     }
 }
 
-void serialize(nvinfer1::PluginFieldCollection const& collection, Plan& plan)
+void serialize(nvinfer1::PluginFieldCollection const& collection, KeptPlugin& kept)
 {
     auto const count = static_cast<size_t>(collection.nbFields);
-    plan.names.reserve(count);
-    plan.values.reserve(count);
+    kept.names.reserve(count);
+    kept.values.reserve(count);
     for (size_t i = 0; i < count; ++i)
     {
         nvinfer1::PluginField const& field = collection.fields[i];
         size_t const bytes = static_cast<size_t>(field.length) * elementBytes(field.type);
-        plan.names.emplace_back(field.name);
-        plan.values.emplace_back(static_cast<char const*>(field.data), bytes);
-        plan.fields.emplace_back(plan.names.back().c_str(), plan.values.back().data(), field.type, field.length);
+        kept.names.emplace_back(field.name);
+        kept.values.emplace_back(static_cast<char const*>(field.data), bytes);
+        kept.fields.emplace_back(kept.names.back().c_str(), kept.values.back().data(), field.type, field.length);
     }
 }
 
@@ -189,25 +189,25 @@ int harnessOpen(char const* path, char* message)
     return 0;
 }
 
-void harnessDelete(Plan* plan)
+void harnessDelete(KeptPlugin* kept)
 {
-    delete plan;
+    delete kept;
 }
 
 //! Build for the profile of these tensors. Bytes of workspace, or -1; `built` is to be deleted.
 int64_t harnessBuild(char const* name, Field const* fields, int32_t fieldCount, Tensor const* tensors,
-    int32_t inputCount, int32_t outputCount, Plan** built, char* message)
+    int32_t inputCount, int32_t outputCount, KeptPlugin** built, char* message)
 {
-    auto plan = std::make_unique<Plan>();
-    plan->creator = findCreator(name);
-    if (plan->creator == nullptr)
+    auto kept = std::make_unique<KeptPlugin>();
+    kept->creator = findCreator(name);
+    if (kept->creator == nullptr)
     {
         return -fail(message, std::string("no creator ") + name);
     }
     std::vector<nvinfer1::PluginField> const given = toFields(fields, fieldCount);
     nvinfer1::PluginFieldCollection const collection{fieldCount, given.data()};
     std::unique_ptr<nvinfer1::IPluginV3> const layer(
-        plan->creator->createPlugin("layer", &collection, nvinfer1::TensorRTPhase::kBUILD));
+        kept->creator->createPlugin("layer", &collection, nvinfer1::TensorRTPhase::kBUILD));
     if (layer == nullptr)
     {
         return -fail(message, "createPlugin at build");
@@ -241,36 +241,36 @@ int64_t harnessBuild(char const* name, Field const* fields, int32_t fieldCount, 
     auto const needed = static_cast<int64_t>(
         build->getWorkspaceSize(all.data(), inputCount, all.data() + inputCount, outputCount));
     auto* runtime = capability<nvinfer1::IPluginV3OneRuntime>(*layer, nvinfer1::PluginCapabilityType::kRUNTIME);
-    serialize(*runtime->getFieldsToSerialize(), *plan);
-    *built = plan.release();
+    serialize(*runtime->getFieldsToSerialize(), *kept);
+    *built = kept.release();
     return needed;
 }
 
-//! Leave `field` out of the plan, or give it another text.
-void harnessChange(Plan* plan, char const* field, char const* text)
+//! Leave `field` out of what was kept, or give it another text.
+void harnessChange(KeptPlugin* kept, char const* field, char const* text)
 {
-    for (size_t i = 0; i < plan->fields.size(); ++i)
+    for (size_t i = 0; i < kept->fields.size(); ++i)
     {
-        if (plan->names[i] == field && text == nullptr)
+        if (kept->names[i] == field && text == nullptr)
         {
-            plan->fields.erase(plan->fields.begin() + static_cast<ptrdiff_t>(i));
+            kept->fields.erase(kept->fields.begin() + static_cast<ptrdiff_t>(i));
             return;
         }
-        if (plan->names[i] == field)
+        if (kept->names[i] == field)
         {
-            plan->fields[i].data = text;
-            plan->fields[i].length = static_cast<int32_t>(std::strlen(text));
+            kept->fields[i].data = text;
+            kept->fields[i].length = static_cast<int32_t>(std::strlen(text));
         }
     }
 }
 
-//! Queue a plan on these tensors on a stream: 0, or -1.
-int64_t harnessRun(Plan* plan, Tensor const* tensors, int32_t inputCount, int32_t outputCount, void* workspace,
+//! Queue a plugin that was kept on these tensors on a stream: 0, or -1.
+int64_t harnessRun(KeptPlugin* kept, Tensor const* tensors, int32_t inputCount, int32_t outputCount, void* workspace,
     void* stream, char* message)
 {
-    nvinfer1::PluginFieldCollection const serialized{static_cast<int32_t>(plan->fields.size()), plan->fields.data()};
+    nvinfer1::PluginFieldCollection const serialized{static_cast<int32_t>(kept->fields.size()), kept->fields.data()};
     std::unique_ptr<nvinfer1::IPluginV3> plugin(
-        plan->creator->createPlugin("layer", &serialized, nvinfer1::TensorRTPhase::kRUNTIME));
+        kept->creator->createPlugin("layer", &serialized, nvinfer1::TensorRTPhase::kRUNTIME));
     if (plugin == nullptr)
     {
         return -fail(message, "createPlugin at run time");

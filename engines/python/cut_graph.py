@@ -70,7 +70,7 @@ class MappedExperts:
             release_expert(self.binding, self.source, expert)
 
 
-class CutSession:
+class CutGraph:
     """What `onnxruntime.InferenceSession` is to a graph, for one with a node of experts.
 
     Parameters
@@ -149,7 +149,7 @@ class CutSession:
 
 
 class CutBinding:
-    """The part of `onnxruntime.IOBinding` that the runtime uses, for a `CutSession`."""
+    """The part of `onnxruntime.IOBinding` that the runtime uses, for a `CutGraph`."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, ort.OrtValue] = {}
