@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -86,24 +85,20 @@ def locked(path: Path, what: str) -> Iterator[None]:
     BundleError
         If another process holds it: `what` (such as "export to this place") is running.
     """
+    from filelock import FileLock, Timeout  # here, as commands that lock nothing start without it
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        held = False
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BundleError(f"{path}: another {what} is running") from None
-            # Its last holder may have removed the file between our opening and locking it.
-            with suppress(FileNotFoundError):
-                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-            if not held:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BundleError(f"{path}: another {what} is running") from None
+    try:
+        yield
+    finally:
+        # While it is held: who opened it meanwhile sees that it is gone, and does not take it.
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,6 @@ TensorRT's headers come from `TENSORRT_ROOT`, the system, or a wheel.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -21,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import glm_trt
 from glm_trt.model.files import sha256_of, write_atomically
@@ -63,8 +64,7 @@ def build_library(
     """
     library, key = library_place(output, selection), build_key(selection)
     library.parent.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(output / ".lock"):
         if not is_current(library, key):
             _build(output / CACHE, library, selection, jobs or os.cpu_count() or 1, quiet)
             write_atomically(library.with_suffix(".key"), f"{key} {sha256_of(library)}".encode())

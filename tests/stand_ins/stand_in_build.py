@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from filelock import FileLock
 
 from glm_trt.plugins.headers import cuda_headers
 
@@ -29,8 +30,7 @@ def build_driver(directory: Path = BUILT) -> Path:
     place = directory / f"driver-{digest.hexdigest()[:16]}"
     library = place / "libcuda.so.1"
     place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(place / ".lock"):
         if not library.exists():
             _compile(sources, library)
     return library

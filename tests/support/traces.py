@@ -10,7 +10,6 @@ read; workers that want one of the same kind wait for the first.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 import onnx
 import torch
+from filelock import FileLock
 
 from glm_trt.export import trace
 from glm_trt.model.config import ModelConfig
@@ -69,8 +69,7 @@ def watched(config: ModelConfig) -> WatchedConfig:
 def trace_once(config: ModelConfig, kind: str, dtype: torch.dtype) -> onnx.ModelProto:
     """As `trace_block`; what was traced from the same sources and fields is read."""
     of_kind = f"{kind}-{str(dtype).removeprefix('torch.')}"
-    with (store() / f"{of_kind}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(store() / f"{of_kind}.lock"):
         for kept in sorted(store().glob(f"{of_kind}-*.json")):
             fields_read = json.loads(kept.read_text())
             if all(repr(getattr(config, name)) == value for name, value in fields_read.items()):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from glm_trt.engines.build.runtime import build_runtime
 
@@ -16,8 +16,7 @@ def built(name: str, *, sanitize: str = "") -> Path:
     """The directory `name` under `build`, with the tests; workers build it in turn."""
     output = ROOT / "build" / name
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(output / ".lock"):
         return build_runtime(output, sanitize=sanitize, tests=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from glm_trt.engines.build.runtime import cmake_command
 from glm_trt.engines.build.wheel import Libraries, build_wheel
@@ -61,8 +61,7 @@ def installed(runtime_build: Path) -> Path:
     """A tree that `cmake --install` made, moved once: nothing in it may know where it was."""
     build = runtime_build
     tree = ROOT / "build" / "runtime-installed"
-    with (build / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(build / ".lock"):
         first = ROOT / "build" / "runtime-installed-elsewhere"
         shutil.rmtree(tree, ignore_errors=True)
         run(*cmake_command(), "--install", build, "--prefix", first)

@@ -7,7 +7,6 @@ A build is kept by what it is made of, under `build/stand-ins`; only g++ is need
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+
+from filelock import FileLock
 
 from glm_trt.plugins.headers import cuda_headers, tensorrt_headers
 
@@ -42,8 +43,7 @@ def build_tensorrt(directory: Path | None = None) -> Path:
         key.update(path.read_bytes())
     place = directory or ROOT / "build" / "stand-ins" / f"tensorrt-{key.hexdigest()[:16]}"
     place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(place / ".lock"):
         stamp = place / ".key"
         if not stamp.is_file() or stamp.read_text() != key.hexdigest():
             _compile(sources, place)
