@@ -18,7 +18,7 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 # What templates of published models do: loop controls, macros, white space cut, JSON, refusals.
 TEMPLATE = """
 {%- macro said(m) -%}

@@ -24,7 +24,7 @@ from glm_trt.model.errors import ConfigError, GlmTrtError
 from glm_trt.model.quantization import Quantization
 from glm_trt.plugins.common.selection import TARGETS
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 GLM_5_1 = preset_config("glm-5.1", "full")
 HYBRID = preset_config("glm-5.1-hybrid", "full")  # 59 linear layers, 19 full ones
 CONFIG = ModelConfig.from_dict(GLM_5_1)

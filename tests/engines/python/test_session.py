@@ -23,7 +23,7 @@ from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.checkpoint.weights import load_model
 from glm_trt.model.errors import GlmTrtError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 LENGTHS = (1, 17, 300, 1200)
 
 

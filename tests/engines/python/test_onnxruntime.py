@@ -16,7 +16,7 @@ import glm_trt
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 TOLERANCE = 2e-5
 
 

@@ -22,7 +22,7 @@ from glm_trt.engines.python.sampling import Sampling, choose
 from glm_trt.engines.python.session import Session
 from glm_trt.model.errors import GlmTrtError
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityErro
 from glm_trt.validate import cases, subjects
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 LENGTH = 150
 
 

@@ -36,7 +36,7 @@ from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
-TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"
+TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"
 QUANTISED = TINY.parent / "quantised"
 PRECISIONS = ("fp8", "nvfp4")
 FLOAT32 = ExportOptions(dtypes=("float32",))  # what onnxruntime runs

@@ -18,7 +18,7 @@ import pytest
 
 from glm_trt.engines.python.tensorrt_engine import Engine
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCES = ("engines/build/worker.py", "engines/build/flavours.py",
            "engines/python/tensorrt_engine.py")  # fmt: skip
 # What the sources call an object, and its class.

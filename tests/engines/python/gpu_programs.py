@@ -1,6 +1,6 @@
 """Programs that use a GPU as the backend does, for `test_gpu.py` and for a real one:
 
-    python tests/engines/gpu_programs.py [NAME ...]
+    python tests/engines/python/gpu_programs.py [NAME ...]
 
 A line for each; the exit code is 1 if one is wrong.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import numpy as np
 
