@@ -68,8 +68,11 @@ def test_there_are_enough_of_every_kind() -> None:
     assert {fault.of for fault in FAULTS} == {*BUNDLES}
 
 
+OF_EACH = [pytest.param(name, marks=pytest.mark.slow if name == "mtp" else ()) for name in BUNDLES]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize("name", OF_EACH)
 def test_no_fault_no_finding(made: Made, shared_walks: None, name: str, dtype: str) -> None:
     checkpoint, bundle = made(name)
     backend = "onnxruntime" if dtype == "float32" else "graph"
