@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(
     name: str, batch: int, channels: int, length: int, width: int, *, bias: bool = True,
     past: bool = True, activation: str = "silu",
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(dtype)
@@ -23,7 +23,7 @@ def _case(
             random(batch, channels, width - 1) if past else None,
         ]
 
-    return Case(name, {"activation": activation}, make)
+    return OperatorCase(name, {"activation": activation}, make)
 
 
 CASES = [

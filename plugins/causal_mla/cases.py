@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(
     name: str, length: int, heads: int, rank: int, rope: int, capacity: int, past: list[int],
     large: bool = False,
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     """`large`: scores in the hundreds, equal or far apart, so that they round no result."""
 
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
@@ -24,7 +24,7 @@ def _case(
         return [query.to(dtype), cache.to(dtype), torch.tensor(past, dtype=torch.int64)]
 
     scale = 0.25 if large else (rank + rope) ** -0.5
-    return Case(name, {"scale": scale, "value_width": rank}, make)
+    return OperatorCase(name, {"scale": scale, "value_width": rank}, make)
 
 
 CASES = [

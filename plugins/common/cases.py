@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Case:
+class OperatorCase:
     """Inputs by a generator and the activation dtype (None: absent), and the attributes."""
 
     name: str

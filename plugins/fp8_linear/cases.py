@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled, fp8_weight
+from glm_trt.plugins.common.cases import OperatorCase, Sampled, fp8_weight
 
 
-def _case(name: str, tokens: int, rows: int, columns: int, quantize: int = 0) -> Case:
+def _case(name: str, tokens: int, rows: int, columns: int, quantize: int = 0) -> OperatorCase:
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x = torch.randn(tokens, columns, generator=generator)
         x *= 10.0 ** torch.randn(tokens, 1, generator=generator)
         weight, scale = fp8_weight(generator, rows, columns)
         return [x.to(dtype), weight, scale]
 
-    return Case(name, {"quantize_activations": quantize}, make)
+    return OperatorCase(name, {"quantize_activations": quantize}, make)
 
 
 CASES = [

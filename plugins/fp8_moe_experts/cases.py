@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled, fp8_weight, routed
+from glm_trt.plugins.common.cases import OperatorCase, Sampled, fp8_weight, routed
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 4, hidden: int = 144, inner: int = 48,
-          spread: int | None = None) -> Case:  # fmt: skip
+          spread: int | None = None) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x, indices, weights = routed(generator, tokens, k, experts, hidden, spread or experts)
         gate_up, scale = fp8_weight(generator, experts, 2, inner, hidden)
         return [x.to(dtype), indices, weights, gate_up.flatten(1, 2), scale,
                 *fp8_weight(generator, experts, hidden, inner)]  # fmt: skip
 
-    return Case(name, {}, make)
+    return OperatorCase(name, {}, make)
 
 
 CASES = [

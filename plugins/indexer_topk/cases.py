@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(
     name: str, batch: int, length: int, capacity: int, index_topk: int, past: list[int],
     heads: int = 4, width: int = 8, largest: int = 3,
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def integers(*shape: int) -> Tensor:
             return torch.randint(-largest, largest + 1, shape, generator=generator).float()
@@ -24,7 +24,7 @@ def _case(
             integers(batch, length, heads) / 4, torch.tensor(past, dtype=torch.int64),
         ]  # fmt: skip
 
-    return Case(name, {"index_topk": index_topk, "scale": 0.25}, make)
+    return OperatorCase(name, {"index_topk": index_topk, "scale": 0.25}, make)
 
 
 CASES = [

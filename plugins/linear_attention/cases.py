@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled, Sizes
+from glm_trt.plugins.common.cases import OperatorCase, Sampled, Sizes
 
 
 def _case(
     name: str, rule: str, batch: int, length: int, heads: int, dk: int, dv: int, *, group: int = 1,
     decay: str = "head", beta: str = "head", past: bool = True, same_state: bool = False,
     scale: float = 0.0, strength: float = 0.5,
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     """`decay` and `beta` are "head", "channel" or "one", and what the rule does not use is absent;
     `same_state`: a state of the block's dtype, not float32; `strength` of the decay.
     """
@@ -40,7 +40,7 @@ def _case(
 
     attributes = {"q_num_heads": heads * group, "kv_num_heads": heads, "update_rule": rule,
                   "scale": scale}  # fmt: skip
-    return Case(name, attributes, make)
+    return OperatorCase(name, attributes, make)
 
 
 CASES = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 6, hidden: int = 40, inner: int = 24,
-          spread: int | None = None) -> Case:  # fmt: skip
+          spread: int | None = None) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
@@ -20,7 +20,7 @@ def _case(name: str, tokens: int, k: int, experts: int = 6, hidden: int = 40, in
         return [x.to(dtype), order.int(), weights, (gate_up / hidden**0.5).to(dtype),
                 (down / inner**0.5).to(dtype)]  # fmt: skip
 
-    return Case(name, {}, make)
+    return OperatorCase(name, {}, make)
 
 
 CASES = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(
     name: str, tokens: int, experts: int, top_k: int, n_group: int = 1, topk_group: int = 1,
     norm: int = 1, tied: bool = False,
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         logits = torch.randn(tokens, experts, generator=generator)
         bias = torch.randn(experts, generator=generator) * 0.1
@@ -22,7 +22,7 @@ def _case(
 
     attributes = {"top_k": top_k, "n_group": n_group, "topk_group": topk_group,
                   "norm_topk_prob": norm, "routed_scaling_factor": 2.5}  # fmt: skip
-    return Case(name, attributes, make)
+    return OperatorCase(name, attributes, make)
 
 
 CASES = [

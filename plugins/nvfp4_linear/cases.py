@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled, nvfp4_weight
+from glm_trt.plugins.common.cases import OperatorCase, Sampled, nvfp4_weight
 
 
-def _case(name: str, tokens: int, rows: int, columns: int) -> Case:
+def _case(name: str, tokens: int, rows: int, columns: int) -> OperatorCase:
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x = torch.randn(tokens, columns, generator=generator)
         weight, scale, global_scale = nvfp4_weight(generator, rows, columns)
         return [x.to(dtype), weight, scale, global_scale.view(1)]
 
-    return Case(name, {}, make)
+    return OperatorCase(name, {}, make)
 
 
 CASES = [

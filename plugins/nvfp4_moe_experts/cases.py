@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled, nvfp4_weight, routed
+from glm_trt.plugins.common.cases import OperatorCase, Sampled, nvfp4_weight, routed
 
 
 def _case(name: str, tokens: int, k: int, experts: int = 4, hidden: int = 160, inner: int = 64,
-          spread: int | None = None) -> Case:  # fmt: skip
+          spread: int | None = None) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         x, indices, weights = routed(generator, tokens, k, experts, hidden, spread or experts)
         codes, scale, both = nvfp4_weight(generator, experts, 2, inner, hidden)
         return [x.to(dtype), indices, weights, codes.flatten(1, 2), scale.flatten(1, 2), both,
                 *nvfp4_weight(generator, experts, hidden, inner)]  # fmt: skip
 
-    return Case(name, {}, make)
+    return OperatorCase(name, {}, make)
 
 
 CASES = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
 def _case(
     name: str, batch: int, length: int, heads: int, rank: int, rope: int, capacity: int,
     selected: int, missing: float = 0.0,
-) -> Case:  # fmt: skip
+) -> OperatorCase:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
@@ -28,7 +28,8 @@ def _case(
             cache[b, 0, ~used] = float("nan")
         return [query.to(dtype), cache.to(dtype), indices]
 
-    return Case(name, {"scale": (rank + rope) ** -0.5, "value_width": rank}, make)  # fmt: skip
+    attributes = {"scale": (rank + rope) ** -0.5, "value_width": rank}
+    return OperatorCase(name, attributes, make)
 
 
 CASES = [

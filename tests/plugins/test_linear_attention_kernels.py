@@ -59,7 +59,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Case:
+class Recurrence:
     """Sizes of one call, and what it has."""
 
     rule: str = "gated_delta"
@@ -110,8 +110,8 @@ def sizes_of(inputs: list[Tensor | None]) -> dict[str, int]:
 
 
 def launch(
-    case: Case, inputs: list[Tensor | None], block_t: int, *, state: torch.dtype = torch.float32,
-    block_v: int = 32, in_place: bool = False,
+    case: Recurrence, inputs: list[Tensor | None], block_t: int, *,
+    state: torch.dtype = torch.float32, block_v: int = 32, in_place: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """Output and present state: chunks of block_t tokens, or token by token if it is 0."""
     given = [between_guards(tensor) for tensor in inputs]
@@ -158,14 +158,14 @@ def launch(
     return [output, present]
 
 
-def wanted_of(case: Case, inputs: list[Tensor | None]) -> list[Tensor]:
+def wanted_of(case: Recurrence, inputs: list[Tensor | None]) -> list[Tensor]:
     """What onnxruntime's operator says, in float32."""
     attributes = {"q_num_heads": case.heads * case.group, "kv_num_heads": case.heads,
                   "update_rule": case.rule, "scale": case.scale}  # fmt: skip
     return run_onnxruntime("linear_attention", inputs, attributes)
 
 
-def naive(case: Case, inputs: list[Tensor | None]) -> list[Tensor]:
+def naive(case: Recurrence, inputs: list[Tensor | None]) -> list[Tensor]:
     """Token by token in float64."""
     b, t, h = case.batch, case.tokens, case.heads
     query, key, value, past, decay, beta = (x if x is None else x.double() for x in inputs)
@@ -186,7 +186,9 @@ def naive(case: Case, inputs: list[Tensor | None]) -> list[Tensor]:
     return [output.flatten(2), state]
 
 
-def assert_agrees(case: Case, block_t: int, *, tolerance: float = TOLERANCE[torch.float32]) -> None:
+def assert_agrees(
+    case: Recurrence, block_t: int, *, tolerance: float = TOLERANCE[torch.float32]
+) -> None:
     inputs = case.inputs()
     for found, wanted in zip(launch(case, inputs, block_t), wanted_of(case, inputs), strict=True):
         assert error(found, wanted) <= tolerance
@@ -194,32 +196,32 @@ def assert_agrees(case: Case, block_t: int, *, tolerance: float = TOLERANCE[torc
 
 # Every rule and form of the inputs, at sizes that fill no block.
 RULE_CASES = [
-    Case(rule, tokens=18, k=20, v=12, per_channel=per_channel, past=past)
+    Recurrence(rule, tokens=18, k=20, v=12, per_channel=per_channel, past=past)
     for rule in RULES
     for per_channel in ((False, True) if "gated" in rule else (False,))
     for past in (False, True)
 ]
 OTHER_CASES = [
-    Case(tokens=19, group=2, k=12, v=20, batch=2, one_beta=True),
-    Case(tokens=19, group=4, k=12, v=1, per_channel=True, scale=0.3),
-    Case(tokens=20, heads=1, group=2, k=1, v=33, per_channel=True, scale=2.0),
-    Case(tokens=17, heads=3, k=33, v=40, batch=2),
-    Case(tokens=17, heads=3, k=33, v=7, batch=2, per_channel=True, one_beta=True),
-    Case("delta", tokens=18, heads=1, group=4, k=17, v=35, one_beta=True, past=False),
-    Case("gated", tokens=18, group=3, k=20, v=12, batch=2, per_channel=True),
+    Recurrence(tokens=19, group=2, k=12, v=20, batch=2, one_beta=True),
+    Recurrence(tokens=19, group=4, k=12, v=1, per_channel=True, scale=0.3),
+    Recurrence(tokens=20, heads=1, group=2, k=1, v=33, per_channel=True, scale=2.0),
+    Recurrence(tokens=17, heads=3, k=33, v=40, batch=2),
+    Recurrence(tokens=17, heads=3, k=33, v=7, batch=2, per_channel=True, one_beta=True),
+    Recurrence("delta", tokens=18, heads=1, group=4, k=17, v=35, one_beta=True, past=False),
+    Recurrence("gated", tokens=18, group=3, k=20, v=12, batch=2, per_channel=True),
 ]
 
 
 @pytest.mark.parametrize("case", RULE_CASES + OTHER_CASES, ids=str)
 @pytest.mark.parametrize("block_t", [0, 16])
-def test_agrees_with_onnxruntime(case: Case, block_t: int) -> None:
+def test_agrees_with_onnxruntime(case: Recurrence, block_t: int) -> None:
     assert_agrees(case, block_t)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 63, 64, 65, 130])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_every_length(tokens: int, per_channel: bool) -> None:
-    case = Case(tokens=tokens, heads=1, k=8, v=8, per_channel=per_channel)
+    case = Recurrence(tokens=tokens, heads=1, k=8, v=8, per_channel=per_channel)
     for block_t in (0, 16, 32, 64):
         if tokens in (65, 130) or block_t != 32:
             assert_agrees(case, block_t)
@@ -228,14 +230,14 @@ def test_every_length(tokens: int, per_channel: bool) -> None:
 @pytest.mark.parametrize("past", [False, True])
 @pytest.mark.parametrize("block_t", [0, 32])
 def test_no_token_copies_the_state(past: bool, block_t: int) -> None:
-    case = Case(tokens=0, k=20, v=36, batch=2, past=past)
+    case = Recurrence(tokens=0, k=20, v=36, batch=2, past=past)
     inputs = case.inputs()
     output, present = launch(case, inputs, block_t)
     assert output.numel() == 0
     assert torch.equal(present, torch.zeros(2, 2, 20, 36) if inputs[3] is None else inputs[3])
 
 
-def decayed(case: Case, decay: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+def decayed(case: Recurrence, decay: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
     """The case's inputs with another decay."""
     inputs = case.inputs()
     assert inputs[4] is not None
@@ -265,7 +267,7 @@ STRONG = {
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_any_decay(name: str, per_channel: bool) -> None:
     """To float32, also for what comes after a decay that leaves nothing."""
-    case = Case(tokens=40, heads=1, k=12, v=8, per_channel=per_channel)
+    case = Recurrence(tokens=40, heads=1, k=12, v=8, per_channel=per_channel)
     inputs = decayed(case, STRONG[name])
     wanted = naive(case, inputs)
     for block_t in (0, 32):
@@ -276,7 +278,7 @@ def test_any_decay(name: str, per_channel: bool) -> None:
 @pytest.mark.parametrize("block_t", [16, 64])
 def test_equal_keys(block_t: int) -> None:
     """Powers of M would grow beyond float32's digits here; solving row by row does not."""
-    case = Case("delta", tokens=64, heads=1, k=8, v=8)
+    case = Recurrence("delta", tokens=64, heads=1, k=8, v=8)
     inputs = case.inputs()
     assert inputs[1] is not None
     inputs[1] = inputs[1][:, :1].expand(-1, 64, -1).contiguous()
@@ -290,7 +292,7 @@ def test_equal_keys(block_t: int) -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_half_precision(dtype: torch.dtype, state: torch.dtype | None, per_channel: bool) -> None:
     """Against the naive loop in float64, with the state in float32 or in the same dtype."""
-    case = Case(tokens=70, group=2, heads=1, k=32, v=20, per_channel=per_channel)
+    case = Recurrence(tokens=70, group=2, heads=1, k=32, v=20, per_channel=per_channel)
     state = state or dtype
     inputs = [None if x is None else x.to(dtype) for x in case.inputs()]
     inputs[3] = case.inputs()[3].to(state)  # type: ignore[union-attr]
@@ -307,7 +309,7 @@ def test_half_precision(dtype: torch.dtype, state: torch.dtype | None, per_chann
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_in_place_and_equal_bits_twice(block_t: int, per_channel: bool) -> None:
     """More than one block of values, so one program's state is another's neighbour."""
-    case = Case(tokens=18, k=12, v=40, batch=2, per_channel=per_channel)
+    case = Recurrence(tokens=18, k=12, v=40, batch=2, per_channel=per_channel)
     inputs = case.inputs()
     first = launch(case, inputs, block_t, block_v=16)
     for in_place in (False, True):
@@ -317,7 +319,7 @@ def test_in_place_and_equal_bits_twice(block_t: int, per_channel: bool) -> None:
 
 def test_a_prompt_in_two_parts() -> None:
     """The state that chunks leave is the one that tokens go on with."""
-    case = Case(tokens=37, group=2)
+    case = Recurrence(tokens=37, group=2)
     inputs = case.inputs()
     whole, last = launch(case, inputs, 16)
 

@@ -88,7 +88,7 @@ TOKENS = re.compile(r"\{%-?|-?%\}|\{\{-?|-?\}\}|'[^'\n]*'|\"[^\"\n]*\"|\w+|\s+|.
 
 
 @dataclass
-class Case:
+class TextCase:
     """A tokenizer's files by their names: text, or what is written as JSON."""
 
     files: dict[str, Any]
@@ -112,7 +112,7 @@ class Outcome:
     slowest: float = 0.0
 
 
-def seeds(templates: Sequence[str]) -> list[Callable[[random.Random], Case]]:
+def seeds(templates: Sequence[str]) -> list[Callable[[random.Random], TextCase]]:
     """Files as models are published with: GLM's, older ones of GLM, DeepSeek's and Qwen's."""
     tiny = json.loads((TINY / "tokenizer.json").read_text())
     glm = Tokenizer.from_str(json.dumps(tiny))
@@ -123,8 +123,8 @@ def seeds(templates: Sequence[str]) -> list[Callable[[random.Random], Case]]:
     common = {"clean_up_tokenization_spaces": False, "model_max_length": 202752}
     one = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 
-    def made(config: dict[str, Any], tokenizer: Any = tiny, **more: Any) -> Callable[..., Case]:
-        def draw(random_: random.Random) -> Case:
+    def made(config: dict[str, Any], tokenizer: Any = tiny, **more: Any) -> Callable[..., TextCase]:
+        def draw(random_: random.Random) -> TextCase:
             files = {"tokenizer.json": tokenizer, "tokenizer_config.json": common | config} | more
             template = random_.choice(templates)
             if random_.random() < 0.5:
@@ -134,7 +134,7 @@ def seeds(templates: Sequence[str]) -> list[Callable[[random.Random], Case]]:
             else:
                 files["chat_template.jinja"] = template
                 files["additional_chat_templates/tool_use.jinja"] = random_.choice(templates)
-            return Case(deepcopy(files), templates)
+            return TextCase(deepcopy(files), templates)
 
         return draw
 
@@ -182,7 +182,7 @@ def own_templates() -> list[str]:
     return found
 
 
-def mutated(case: Case, draw: random.Random) -> Case:
+def mutated(case: TextCase, draw: random.Random) -> TextCase:
     """`case` with one to four changes of any kind."""
     for _ in range(draw.choice([1, 1, 1, 2, 2, 3, 4])):
         name = draw.choice(sorted(case.files))
@@ -217,7 +217,7 @@ def mutated(case: Case, draw: random.Random) -> Case:
     return case
 
 
-def _fields(content: dict[str, Any], case: Case, draw: random.Random) -> dict[str, Any]:
+def _fields(content: dict[str, Any], case: TextCase, draw: random.Random) -> dict[str, Any]:
     kind, content = draw.random(), dict(content)
     if "chat_template" in content and isinstance(content["chat_template"], str) and kind < 0.3:
         text = _template(content["chat_template"], case.templates, draw)
@@ -293,7 +293,7 @@ def _failed(result: Any) -> bool:
     return isinstance(result, BaseException)
 
 
-def compare(case: Case, place: str, outcome: Outcome) -> None:
+def compare(case: TextCase, place: str, outcome: Outcome) -> None:
     """Read `case` by both, and add what comes of it to `outcome`."""
     directory = Path(tempfile.mkdtemp())
     try:

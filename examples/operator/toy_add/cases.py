@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glm_trt.plugins.common.cases import Case, Sampled
+from glm_trt.plugins.common.cases import OperatorCase, Sampled
 
 
-def _case(name: str, tokens: int, width: int) -> Case:
+def _case(name: str, tokens: int, width: int) -> OperatorCase:
     def make(generator: torch.Generator, dtype: torch.dtype) -> list[Tensor | None]:
         return [torch.randn(tokens, width, generator=generator).to(dtype) for _ in range(2)]
 
-    return Case(name, {"scale": 0.5}, make)
+    return OperatorCase(name, {"scale": 0.5}, make)
 
 
 CASES = [
