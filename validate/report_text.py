@@ -16,7 +16,7 @@ PROBLEMS_SHOWN = 10
 OFFENDERS_SHOWN = 8
 # Columns of text beside names, however narrow a terminal is.
 LEAST_TEXT = 20
-_COUNTED = ("rows", "equal", "near_ties", "wrong")
+_COUNTED = ("rows", "equal", "near_ties", "dtype_near_ties", "wrong")
 CHOICE_NAMES = {"expert_indices": "experts", "topk_indices": "positions"}
 
 
@@ -95,7 +95,12 @@ def end_to_end_rows(report: Report) -> list[tuple[str, str]]:
                      f"{_p(text['exact'])}, in {dtype} {_p(text['dtype'])}"))  # fmt: skip
     for name, counts in choices(report).items():
         rows.append((CHOICE_NAMES[name], f"{counts['equal']:,} of {counts['rows']:,} sets equal, "
-                     f"{counts['near_ties']} near ties, {counts['wrong']} wrong"))  # fmt: skip
+                     f"{counts['near_ties']} near ties, {counts['wrong']} wrong; {dtype} alone "
+                     f"{counts['dtype_near_ties']}"))  # fmt: skip
+    by = end["tokens_set_aside_by"]
+    rows.append(("set aside", f"{end['tokens_set_aside']:,} of {end['tokens']:,} tokens: "
+                 f"{by['found']:,} by its near ties, {by['dtype']:,} by those of {dtype} "
+                 "alone"))  # fmt: skip
     rows.append(("transformers", transformers_row(report["transformers"])))
     return rows
 
@@ -280,9 +285,8 @@ def markdown(report: Report) -> str:
     lines += ["| end to end | |", "|---|---|"]
     lines += [f"| {name} | {_cell(text)} |" for name, text in end_to_end_rows(report)]
     lines += [f"| {name} | {_cell(text)} |" for name, text in checked_rows(report)]
-    lines += [f"| tokens set aside after a near tie | "
-              f"{report['end_to_end']['tokens_set_aside']} |", ""]  # fmt: skip
     lines += [
+        "",
         "| block | kind | output | phase | error | dtype | ratio | of limit "
         "| choices: equal, near ties, wrong |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -85,7 +85,8 @@ def test_a_terminal_breaks_no_line(report: Path, columns: int) -> None:
     content = read_report(report)
     whole, lines = summary(content), summary(content, columns).splitlines()
     # But for the bundle's path, which is one word.
-    assert max(map(len, lines[1:])) <= columns < max(map(len, whole.splitlines()))
+    assert max(map(len, lines[1:])) <= columns
+    assert max(map(len, whole.splitlines())) > 80  # there is something to break
     assert " ".join(" ".join(lines).split()) == " ".join(whole.split())
     # A value goes on below its beginning; no line begins with a unit.
     values = lines[next(i for i, line in enumerate(lines) if line.startswith("  blocks ")) :]
