@@ -215,17 +215,25 @@ def _heat_map(report: Report) -> Chart:
 
 
 def _columns(blocks: list[Report]) -> list[tuple[str, str]]:
-    """Outputs and phases, without the rotary angles, which no layer makes: what blocks hand on
-    first, then what most blocks have.
+    """Outputs and phases, without the rotary angles, which no layer makes. Where there are too
+    many, those beyond their limit are kept first, then what blocks hand on, of text before probes,
+    then what most have.
     """
     counted: dict[tuple[str, str], int] = {}
+    beyond: set[tuple[str, str]] = set()
     for block in blocks:
         for name in block["isolated"].keys() - {*ANGLES}:
-            for phase in block["isolated"][name]:
+            for phase, entry in block["isolated"][name].items():
                 counted[name, phase] = counted.get((name, phase), 0) + 1
-    handed_on = sorted(column for column in counted if column[0] in ("hidden_out", "logits"))
-    others = sorted(counted.keys() - {*handed_on}, key=lambda column: -counted[column])
-    return handed_on + sorted(others[: MOST_COLUMNS - len(handed_on)])
+                beyond |= set() if entry["ok"] else {(name, phase)}
+    handed_on = {column for column in counted if column[0] in ("hidden_out", "logits")}
+    of_text = {column for column in handed_on if column[1] in ("prefill", "decode")}
+
+    def rank(column: tuple[str, str]) -> Any:
+        kept = [column not in of for of in (beyond, of_text, handed_on)]
+        return *kept, -counted[column], column
+
+    return sorted(sorted(counted, key=rank)[:MOST_COLUMNS], key=lambda x: (x not in handed_on, x))
 
 
 def _ulps(report: Report) -> Chart:

@@ -18,6 +18,7 @@ from pages import CONTRAST, launch
 from glm_trt.cli import main
 from glm_trt.model.errors import MissingCapabilityError
 from glm_trt.validate import report_files
+from glm_trt.validate.report_charts import draw_charts
 from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
 from glm_trt.validate.report_page import path, prose
 from glm_trt.validate.report_text import percent, summary
@@ -117,7 +118,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:
-    text = (report / "report.html").read_text()
+    text, content = (report / "report.html").read_text(), read_report(report)
     page = Page(text)
     assert not {"script", "iframe", "object", "img"} & {*page.tags}
     assert all(link.startswith(("#", "data:")) for link in page.links)
@@ -127,6 +128,16 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
     assert {*inner} <= {*page.ids}
     assert len(page.pictures) >= 3 and all(len(label) > 40 for label in page.pictures)
     assert len(text) < 1 << 20
+    # What is beyond its limit has a column in the map, however many outputs there are.
+    (heat,) = (chart.svg for chart in draw_charts(content) if chart.name == "heat")
+    beyond = [
+        f"{name.removesuffix('_out')}, {phase}"
+        for block in content["blocks"]
+        for name, phases in block["isolated"].items()
+        for phase, entry in phases.items()
+        if not entry["ok"]
+    ]
+    assert all(label in heat for label in beyond) and bool(beyond) == ("✕" in heat)
 
 
 @pytest.fixture(scope="module")
