@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from toy_operator import use_in_model, write_toy
+from toy_operator import use_in_model, walk, write_toy
 
 from glm_trt.plugins.common.selection import Selection
 from glm_trt.plugins.folders import CONTRACTS
@@ -179,6 +180,36 @@ def test_the_library_holds_an_operator_by_its_folder(tmp_path: Path) -> None:
         BUILT, tmp_path / "operators", ROOT / "build" / "plugins", interpreted=False
     ).strip()
     assert python(RUN, tmp_path / "operators", ROOT / library, tmp_path) == "['toy_add']\n"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_walk(tmp_path: Path) -> None:
+    """Those of CONTRIBUTING.md, in a copy of the tree: from a checkpoint to engines with the plugin
+    in them, and two validations that pass.
+    """
+    pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt-rtx")
+    for folder in ("model", "plugins", "export", "engines", "validate", "glm_trt"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    write_toy(tmp_path / "plugins")
+    use_in_model(tmp_path)
+    kernels = ROOT / "build" / "plugins"  # by content, so that those that are there are taken
+    kernels.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "plugins").symlink_to(kernels)
+    programs = Path(sys.executable).parent
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+    for line in walk():
+        command = line.split()
+        if command[0] == "make":  # this environment is set up
+            command[1:1] = ["-o", "setup", f"BIN={programs}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                              env=environment)  # fmt: skip
+        assert done.returncode == 0, (line, done.stdout, done.stderr[-3000:])
+    manifest = json.loads((tmp_path / "build" / "toy" / "manifest.json").read_text())
+    plugins = {engine["kind"]: engine["plugins"] for engine in manifest["engines"]}
+    assert plugins["dense_indexed"] == ["IndexerTopK", "SparseMla", "ToyAdd"]
 
 
 @pytest.mark.parametrize(

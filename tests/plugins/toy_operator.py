@@ -33,3 +33,9 @@ def use_in_model(tree: Path) -> None:
         cwd=tree, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def walk() -> list[str]:
+    """The commands of CONTRIBUTING.md from a checkpoint to engines that are validated."""
+    section = PAGE.partition("### 4. ")[2]
+    return re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
