@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import onnx.defs
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from glm_trt.model.operators import EagerOperators
-from glm_trt.plugins.common.contract import STANDARD, VERSION
+from glm_trt.plugins.common.contract import DOMAIN, STANDARD, VERSION
 from glm_trt.plugins.common.torch_operators import fake
-from glm_trt.plugins.folders import CONTRACTS
+from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.plugins.operators import RegisteredOperators
 
 ROUTING = dict(norm_topk_prob=True, routed_scaling_factor=2.5)
@@ -78,6 +79,20 @@ CASES: list[tuple[str, Any]] = [
     ("causal_mla", lambda: causal(3, 5, 20, [0, 7, 15])),
     ("causal_mla", lambda: causal(1, 1, 300, [3])),
     ("causal_mla", lambda: causal(1, 0, 4, [2])),
+]
+
+
+def of_folder(name: str, number: int) -> Any:
+    """A case of an operator of ours that has none above: that of its folder."""
+    case = part_of(name, "cases").CASES[number]
+    return case.make(torch.Generator().manual_seed(number), torch.float32), dict(case.attributes)
+
+
+CASES += [
+    (name, partial(of_folder, name, number))
+    for name in sorted({*CONTRACTS} - {name for name, _ in CASES})
+    if CONTRACTS[name].domain == DOMAIN  # those of ONNX are compared with ONNX's own
+    for number in range(min(len(part_of(name, "cases").CASES), 3))
 ]
 
 
