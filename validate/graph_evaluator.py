@@ -7,7 +7,8 @@ result is the exact value that the node should have.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -41,6 +42,26 @@ _CASTS = {
 }
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A node, and what of it is the same whenever it runs."""
+
+    node: onnx.NodeProto
+    attributes: Attributes
+    operation: Callable[..., Any]
+
+    def made(self, values: Mapping[str, Value]) -> dict[str, Tensor]:
+        """Its outputs by name; BlockError if it cannot be run on these inputs."""
+        node = self.node
+        inputs = [values[name] if name else None for name in node.input]
+        try:
+            made = self.operation(self.attributes, *inputs)
+        except (RuntimeError, IndexError, TypeError) as error:  # of shapes, indices, other inputs
+            raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
+        outputs = made if isinstance(made, tuple | list) else (made,)
+        return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
+
+
 class GraphEvaluator:
     """Evaluates the nodes of a graph.
 
@@ -62,27 +83,34 @@ class GraphEvaluator:
             x.name: as_torch(numpy_helper.to_array(x)) for x in model.graph.initializer
         }
         self._uses = Counter(name for node in model.graph.node for name in node.input)
-
-    def run(self, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        """The graph's outputs by name."""
-        found: dict[str, Tensor] = {}
-        for _, values in self.steps(inputs):
-            found |= {name: value for name, value in values.items() if name in self.outputs}
-        return {name: found[name] for name in self.outputs}
+        self._steps: list[_Step] = []  # of the graph's nodes; made when it first runs
 
     @torch.no_grad()
-    def steps(self, inputs: Mapping[str, Value]) -> Iterator[tuple[onnx.NodeProto, Attributes]]:
-        """Each node with its outputs by name; a value is let go when no later node reads it."""
+    def run(self, inputs: Mapping[str, Value], inner: Collection[str] = ()) -> dict[str, Tensor]:
+        """The graph's outputs by name, and those `inner` values that there are. Any other is let
+        go when no later node reads it.
+
+        Raises
+        ------
+        GlmTrtError, BlockError
+            As `evaluate`.
+        """
+        self._steps = self._steps or [self._step(node) for node in self.graph.node]
         values: dict[str, Value] = {**inputs, **self.constants}
-        left = Counter(self._uses)
-        for node in self.graph.node:
-            made = self.evaluate(node, values)
-            for name in node.input:
+        wanted, left = {*self.outputs, *inner}, Counter(self._uses)
+        found: dict[str, Tensor] = {}
+        for step in self._steps:
+            made = step.made(values)
+            for name in step.node.input:
                 left[name] -= 1
                 if not left[name]:
                     values.pop(name, None)
-            values |= {name: value for name, value in made.items() if left[name]}
-            yield node, made
+            for name, value in made.items():
+                if left[name]:
+                    values[name] = value
+                if name in wanted:
+                    found[name] = value
+        return found
 
     @torch.no_grad()
     def evaluate(self, node: onnx.NodeProto, values: Mapping[str, Value]) -> dict[str, Tensor]:
@@ -95,15 +123,11 @@ class GraphEvaluator:
         BlockError
             If it cannot be run on these inputs.
         """
+        return self._step(node).made(values)
+
+    def _step(self, node: onnx.NodeProto) -> _Step:
         attributes = {a.name: _decoded(helper.get_attribute_value(a)) for a in node.attribute}
-        inputs = [values[name] if name else None for name in node.input]
-        operation = self._operation(node)
-        try:
-            made = operation(attributes, *inputs)
-        except (RuntimeError, IndexError, TypeError) as error:  # of shapes, indices, other inputs
-            raise BlockError(f"{node.op_type} node {node.name}: {error}") from error
-        outputs = made if isinstance(made, tuple | list) else (made,)
-        return {name: x for name, x in zip(node.output, outputs, strict=False) if name}
+        return _Step(node, attributes, self._operation(node))
 
     def _operation(self, node: onnx.NodeProto) -> Callable[..., Any]:
         if (ours := contract_of(node)) is not None:

@@ -172,14 +172,11 @@ class GraphSubject:
             self._weights = block.name, weights
         evaluator = self._evaluators[block.kind]
         given = {name: as_tensor(name, array, self.dtype) for name, array in inputs.items()}
-        wanted = {*evaluator.outputs, *self._marked.get(block.kind, ())}
-        found: Arrays = {}
         try:
-            for _, values in evaluator.steps(given | self._weights[1]):
-                found |= {name: as_array(x) for name, x in values.items() if name in wanted}
+            found = evaluator.run(given | self._weights[1], self._marked.get(block.kind, ()))
         except BlockError as error:
             raise BlockError(f"{block.name}: its graph cannot be run: {error}") from error
-        return found
+        return {name: as_array(x) for name, x in found.items()}
 
     def mark(self, kind: str, names: tuple[str, ...]) -> None:
         """As in `Subject`."""

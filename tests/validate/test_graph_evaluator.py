@@ -56,10 +56,9 @@ def test_every_value_of_every_kind(made: Made, name: str) -> None:
         inputs = block_inputs(bundle, block, 20, 3)
         evaluator = GraphEvaluator(model)
         given = {n: as_torch(np.ascontiguousarray(x)) for n, x in (inputs | weights).items()}
-        found: dict[str, Any] = {}
-        for _, values in evaluator.steps(given):
-            found |= values
-        names = [x for x in found if x not in evaluator.outputs]
+        made = [name for node in model.graph.node for name in node.output if name]
+        found = evaluator.run(given, made)
+        names = [x for x in made if x not in evaluator.outputs]
         model.graph.output.extend(onnx.ValueInfoProto(name=x) for x in names)
         session = ort.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
