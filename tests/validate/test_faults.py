@@ -14,6 +14,7 @@ import pytest
 from all_faults import FAULTS
 from bundles import BUNDLES, LENGTH, make_checkpoint
 from faults import Fault, Faulty
+from shared_runs import runs_shared
 
 from glm_trt.cli import main
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
@@ -22,6 +23,22 @@ from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]
+
+
+OF_EACH = [pytest.param(name, marks=pytest.mark.slow if name == "mtp" else ()) for name in BUNDLES]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OF_EACH)
+def test_no_fault_no_finding(made: Made, shared_walks: None, name: str, dtype: str) -> None:
+    """Before the faults, to which its runs are known."""
+    checkpoint, bundle = made(name)
+    backend = "onnxruntime" if dtype == "float32" else "graph"
+    options = ValidationOptions(backend, dtype, checkpoint)
+    with runs_shared(right=True):
+        report = validate_bundle(bundle, options)
+        assert report["ok"], problems(report)
+        assert bisect_bundle(bundle, options)["ok"]
 
 
 PUT = [
@@ -51,12 +68,13 @@ def test_a_fault_is_found_and_named(
     # Half of the faults in the checkpoint's other dtype: both have to find each kind of them.
     other = fault.dtype == "bfloat16" if fault.dtype else FAULTS.index(fault) % 2
     dtype = ["--dtype", "bfloat16"] if other else []
-    assert main(["validate", *arguments, *dtype]) == 1
-    report = json.loads(capsys.readouterr().out)
-    bad = [block["name"] for block in report["blocks"] if not block["ok"]]
-    assert bad[:1] == [fault.block]
-    assert main(["bisect", *arguments, *dtype]) == 1
-    found = json.loads(capsys.readouterr().out)
+    with runs_shared(right=False):
+        assert main(["validate", *arguments, *dtype]) == 1
+        report = json.loads(capsys.readouterr().out)
+        bad = [block["name"] for block in report["blocks"] if not block["ok"]]
+        assert bad[:1] == [fault.block]
+        assert main(["bisect", *arguments, *dtype]) == 1
+        found = json.loads(capsys.readouterr().out)
     assert found["block"] == fault.block
     assert found["operator"]["op_type"] in fault.operators
     # Never all values at once.
@@ -66,20 +84,6 @@ def test_a_fault_is_found_and_named(
 def test_there_are_enough_of_every_kind() -> None:
     assert len(FAULTS) >= 15
     assert {fault.of for fault in FAULTS} == {*BUNDLES}
-
-
-OF_EACH = [pytest.param(name, marks=pytest.mark.slow if name == "mtp" else ()) for name in BUNDLES]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", OF_EACH)
-def test_no_fault_no_finding(made: Made, shared_walks: None, name: str, dtype: str) -> None:
-    checkpoint, bundle = made(name)
-    backend = "onnxruntime" if dtype == "float32" else "graph"
-    options = ValidationOptions(backend, dtype, checkpoint)
-    report = validate_bundle(bundle, options)
-    assert report["ok"], problems(report)
-    assert bisect_bundle(bundle, options)["ok"]
 
 
 SEEDS = 20
