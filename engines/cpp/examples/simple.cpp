@@ -19,10 +19,10 @@ int main(int count, char** arguments)
     try
     {
         auto runtime = glm_trt::Runtime::load(arguments[1]);
-        auto session = runtime.session();
+        auto sequence = runtime.sequence();
         glm_trt::GenerateOptions options;
         options.maxNewTokens = 64;
-        session.generate(prompt, options,
+        sequence.generate(prompt, options,
             [](int64_t token)
             {
                 std::cout << token << std::endl;

@@ -10,9 +10,9 @@ struct glm_trt_runtime
     glm_trt::Runtime runtime;
 };
 
-struct glm_trt_session
+struct glm_trt_sequence
 {
-    glm_trt::Session session;
+    glm_trt::Sequence sequence;
 };
 
 namespace
@@ -128,39 +128,39 @@ int64_t glm_trt_max_seq_len(glm_trt_runtime const* runtime)
     return runtime->runtime.maxSeqLen();
 }
 
-int glm_trt_session_new(glm_trt_runtime* runtime, glm_trt_session** session)
+int glm_trt_sequence_new(glm_trt_runtime* runtime, glm_trt_sequence** sequence)
 {
     return guarded(
         [&]
         {
-            expect(runtime && session, "glm_trt_session_new: a pointer is NULL");
-            *session = nullptr;
-            *session = new glm_trt_session{runtime->runtime.session()};
+            expect(runtime && sequence, "glm_trt_sequence_new: a pointer is NULL");
+            *sequence = nullptr;
+            *sequence = new glm_trt_sequence{runtime->runtime.sequence()};
         });
 }
 
-void glm_trt_session_free(glm_trt_session* session)
+void glm_trt_sequence_free(glm_trt_sequence* sequence)
 {
-    delete session;
+    delete sequence;
 }
 
-int glm_trt_session_reset(glm_trt_session* session)
+int glm_trt_sequence_reset(glm_trt_sequence* sequence)
 {
-    return guarded([&] { session->session.reset(); });
+    return guarded([&] { sequence->sequence.reset(); });
 }
 
-int64_t glm_trt_session_length(glm_trt_session const* session)
+int64_t glm_trt_sequence_length(glm_trt_sequence const* sequence)
 {
-    return session->session.length();
+    return sequence->sequence.length();
 }
 
-int glm_trt_append(glm_trt_session* session, int64_t const* ids, int64_t count, float* logits)
+int glm_trt_append(glm_trt_sequence* sequence, int64_t const* ids, int64_t count, float* logits)
 {
     return guarded(
         [&]
         {
-            expect(session && ids && count > 0, "glm_trt_append: expected a session and one token at least");
-            auto const& found = session->session.prefill({ids, ids + count});
+            expect(sequence && ids && count > 0, "glm_trt_append: expected a sequence and one token at least");
+            auto const& found = sequence->sequence.prefill({ids, ids + count});
             if (logits)
             {
                 std::copy(found.begin(), found.end(), logits);
@@ -168,13 +168,13 @@ int glm_trt_append(glm_trt_session* session, int64_t const* ids, int64_t count, 
         });
 }
 
-int glm_trt_generate(glm_trt_session* session, int64_t const* ids, int64_t count, glm_trt_options const* options,
+int glm_trt_generate(glm_trt_sequence* sequence, int64_t const* ids, int64_t count, glm_trt_options const* options,
     glm_trt_on_token on_token, void* user, int64_t* tokens, int64_t* made)
 {
     return guarded(
         [&]
         {
-            expect(session && ids && count > 0 && options && tokens && made,
+            expect(sequence && ids && count > 0 && options && tokens && made,
                 "glm_trt_generate: a pointer is NULL, or there is no token");
             expectSize(*options);
             *made = 0;
@@ -186,7 +186,7 @@ int glm_trt_generate(glm_trt_session* session, int64_t const* ids, int64_t count
             wanted.minP = options->min_p;
             wanted.repetitionPenalty = options->repetition_penalty;
             wanted.seed = options->seed;
-            auto const result = session->session.generate({ids, ids + count}, wanted,
+            auto const result = sequence->sequence.generate({ids, ids + count}, wanted,
                 [&](int64_t token) { return on_token == nullptr || on_token(token, user) != 0; });
             std::copy(result.tokens.begin(), result.tokens.end(), tokens);
             *made = static_cast<int64_t>(result.tokens.size());

@@ -120,7 +120,7 @@ void Model::close() noexcept
 
 void Model::allocate()
 {
-    requireMemory(mDevice, sessionMemory(mBundle, mEngines, mDtype));
+    requireMemory(mDevice, sequenceMemory(mBundle, mEngines, mDtype));
     for (auto const& [name, bytes] : bufferSizes(mBundle, mEngines, mDtype))
     {
         mBuffers[name] = DeviceBuffer(mDevice, bytes);

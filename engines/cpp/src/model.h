@@ -4,7 +4,7 @@
 #include "bundle.h"
 #include "device.h"
 #include "engine.h"
-#include "memory_plan.h"
+#include "memory_use.h"
 #include "weights.h"
 
 #include <map>

@@ -38,7 +38,7 @@ struct Runtime::Impl
     std::optional<DeviceWeights> weights;
 };
 
-struct Session::Impl
+struct Sequence::Impl
 {
     explicit Impl(std::shared_ptr<Runtime::Impl> of)
         : runtime(std::move(of))
@@ -46,7 +46,7 @@ struct Session::Impl
     {
     }
 
-    std::shared_ptr<Runtime::Impl> runtime; // with the weights and the device, as long as a session lives
+    std::shared_ptr<Runtime::Impl> runtime; // with the weights and the device, as long as a sequence lives
     Model model;
     std::vector<int64_t> tokens;
 };
@@ -68,7 +68,7 @@ Runtime Runtime::load(std::string const& directory, LoadOptions const& options)
     impl->dtype = options.dtype.empty() ? nameOf(impl->bundle->manifest().checkpoint.dtype) : options.dtype;
     impl->engines = loadTensorRtEngines(impl->tensorRt, *impl->bundle, backend, impl->dtype, *impl->device);
     Dtype const dtype = dtypeOf(impl->dtype).value();
-    requireMemory(*impl->device, memoryPlan(*impl->bundle, impl->engines, dtype));
+    requireMemory(*impl->device, wholeMemory(*impl->bundle, impl->engines, dtype));
     impl->weights.emplace(*impl->bundle, dtype, *impl->device);
     return Runtime(impl);
 }
@@ -81,9 +81,9 @@ Runtime::Runtime(Runtime&&) noexcept = default;
 Runtime& Runtime::operator=(Runtime&&) noexcept = default;
 Runtime::~Runtime() = default;
 
-Session Runtime::session()
+Sequence Runtime::sequence()
 {
-    return Session(std::make_unique<Session::Impl>(mImpl));
+    return Sequence(std::make_unique<Sequence::Impl>(mImpl));
 }
 
 int64_t Runtime::maxSeqLen() const
@@ -101,27 +101,27 @@ std::vector<int64_t> const& Runtime::endTokens() const
     return mImpl->bundle->manifest().model.eosTokenIds;
 }
 
-Session::Session(std::unique_ptr<Impl> impl)
+Sequence::Sequence(std::unique_ptr<Impl> impl)
     : mImpl(std::move(impl))
 {
 }
-Session::Session(Session&&) noexcept = default;
-Session& Session::operator=(Session&&) noexcept = default;
-Session::~Session() = default;
+Sequence::Sequence(Sequence&&) noexcept = default;
+Sequence& Sequence::operator=(Sequence&&) noexcept = default;
+Sequence::~Sequence() = default;
 
-std::vector<float> const& Session::prefill(std::vector<int64_t> const& ids)
+std::vector<float> const& Sequence::prefill(std::vector<int64_t> const& ids)
 {
     auto const& logits = mImpl->model.append(ids);
     mImpl->tokens.insert(mImpl->tokens.end(), ids.begin(), ids.end());
     return logits;
 }
 
-std::vector<float> const& Session::decode(int64_t id)
+std::vector<float> const& Sequence::decode(int64_t id)
 {
     return prefill({id});
 }
 
-Generated Session::generate(std::vector<int64_t> const& ids, GenerateOptions const& options,
+Generated Sequence::generate(std::vector<int64_t> const& ids, GenerateOptions const& options,
     std::function<bool(int64_t)> const& onToken)
 {
     Sampling const sampling{options.temperature, options.topK, options.topP, options.minP, options.repetitionPenalty,
@@ -157,25 +157,25 @@ Generated Session::generate(std::vector<int64_t> const& ids, GenerateOptions con
     return result;
 }
 
-int64_t Session::length() const
+int64_t Sequence::length() const
 {
     return mImpl->model.length();
 }
 
-void Session::reset()
+void Sequence::reset()
 {
     mImpl->model.reset();
     mImpl->tokens.clear();
 }
 
-State Session::save()
+State Sequence::save()
 {
     SavedStates const saved = mImpl->model.save();
     auto const* data = reinterpret_cast<unsigned char const*>(saved.data.data());
     return {mImpl->tokens, std::vector<unsigned char>(data, data + saved.data.size())};
 }
 
-void Session::restore(State const& state)
+void Sequence::restore(State const& state)
 {
     auto const* data = reinterpret_cast<std::byte const*>(state.data.data());
     mImpl->model.restore({static_cast<int64_t>(state.tokens.size()),
@@ -183,7 +183,7 @@ void Session::restore(State const& state)
     mImpl->tokens = state.tokens;
 }
 
-bool Session::usesGraph() const
+bool Sequence::usesGraph() const
 {
     return mImpl->model.isRecorded();
 }

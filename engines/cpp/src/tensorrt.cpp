@@ -135,9 +135,9 @@ std::unique_ptr<nvinfer1::IExecutionContext> makeContext(
 class TensorRtExecution : public Execution
 {
 public:
-    TensorRtExecution(std::shared_ptr<TensorRt> session, std::unique_ptr<nvinfer1::IExecutionContext> context,
+    TensorRtExecution(std::shared_ptr<TensorRt> tensorRt, std::unique_ptr<nvinfer1::IExecutionContext> context,
         Device& device, std::string kind)
-        : mSession(std::move(session))
+        : mTensorRt(std::move(tensorRt))
         , mContext(std::move(context))
         , mDevice(device)
         , mKind(std::move(kind))
@@ -164,11 +164,11 @@ private:
     {
         if (!good)
         {
-            throw Error(mKind + ": TensorRT refused its " + what + ": " + mSession->logger.last());
+            throw Error(mKind + ": TensorRT refused its " + what + ": " + mTensorRt->logger.last());
         }
     }
 
-    std::shared_ptr<TensorRt> mSession;
+    std::shared_ptr<TensorRt> mTensorRt;
     std::unique_ptr<nvinfer1::IExecutionContext> mContext;
     Device& mDevice;
     std::string mKind;
@@ -178,17 +178,17 @@ class TensorRtEngine : public Engine
 {
 public:
     TensorRtEngine(
-        std::shared_ptr<TensorRt> session, EngineEntry const& file, std::filesystem::path const& path, Device& device)
-        : mSession(std::move(session))
+        std::shared_ptr<TensorRt> tensorRt, EngineEntry const& file, std::filesystem::path const& path, Device& device)
+        : mTensorRt(std::move(tensorRt))
         , mDevice(device)
         , mKind(file.kind)
     {
         std::string const plan = FileReader(path).rest();
-        mEngine.reset(mSession->runtime->deserializeCudaEngine(plan.data(), plan.size()));
+        mEngine.reset(mTensorRt->runtime->deserializeCudaEngine(plan.data(), plan.size()));
         if (mEngine == nullptr)
         {
             throw BundleError(path.string() + ": cannot be loaded (built with " + file.backend + " "
-                + file.backendVersion + " for " + file.target + "): " + mSession->logger.last());
+                + file.backendVersion + " for " + file.target + "): " + mTensorRt->logger.last());
         }
         for (int32_t i = 0; i < mEngine->getNbIOTensors(); ++i)
         {
@@ -226,10 +226,10 @@ public:
         auto* stream = static_cast<cudaStream_t>(mDevice.stream());
         if (context == nullptr || !context->setOptimizationProfileAsync(index, stream))
         {
-            throw Error(mKind + ": no execution context: " + mSession->logger.last());
+            throw Error(mKind + ": no execution context: " + mTensorRt->logger.last());
         }
         context->setDeviceMemoryV2(scratch, mEngine->getDeviceMemorySizeForProfileV2(index));
-        return std::make_unique<TensorRtExecution>(mSession, std::move(context), mDevice, mKind);
+        return std::make_unique<TensorRtExecution>(mTensorRt, std::move(context), mDevice, mKind);
     }
 
 private:
@@ -280,7 +280,7 @@ private:
         }
     }
 
-    std::shared_ptr<TensorRt> mSession;
+    std::shared_ptr<TensorRt> mTensorRt;
     Device& mDevice;
     std::string mKind;
     std::unique_ptr<nvinfer1::ICudaEngine> mEngine;
@@ -301,7 +301,7 @@ std::shared_ptr<TensorRt> openTensorRt(std::string const& backend)
     return std::make_shared<TensorRt>(backend);
 }
 
-Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle const& bundle,
+Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& tensorRt, Bundle const& bundle,
     std::string const& backend, std::string const& dtype, Device& device)
 {
     std::string const target = device.target();
@@ -327,10 +327,10 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
     if (needsLibrary)
     {
         auto const path = bundle.directory() / bundle.manifest().library.value();
-        if (session->runtime->getPluginRegistry().loadLibrary(path.c_str()) == nullptr)
+        if (tensorRt->runtime->getPluginRegistry().loadLibrary(path.c_str()) == nullptr)
         {
             throw BundleError(bundle.directory().string() + ": its plugin library cannot be loaded: "
-                + session->logger.last());
+                + tensorRt->logger.last());
         }
     }
     Engines engines;
@@ -340,7 +340,7 @@ Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle con
         {
             EngineEntry const& file = *files.at(block.kind);
             engines[block.kind]
-                = std::make_shared<TensorRtEngine>(session, file, bundle.directory() / file.file, device);
+                = std::make_shared<TensorRtEngine>(tensorRt, file, bundle.directory() / file.file, device);
         }
     }
     return engines;

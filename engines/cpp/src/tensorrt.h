@@ -4,7 +4,7 @@
 #include "bundle.h"
 #include "device.h"
 #include "engine.h"
-#include "memory_plan.h"
+#include "memory_use.h"
 
 #include <memory>
 #include <string>
@@ -24,7 +24,7 @@ std::shared_ptr<TensorRt> openTensorRt(std::string const& backend);
 
 //! An engine a kind, of the bundle's for `device` in `dtype`; made and destroyed while the device is current.
 //! Throws BundleError where an engine is not in the bundle or cannot be loaded.
-Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& session, Bundle const& bundle,
+Engines loadTensorRtEngines(std::shared_ptr<TensorRt> const& tensorRt, Bundle const& bundle,
     std::string const& backend, std::string const& dtype, Device& device);
 
 } // namespace glm_trt

@@ -5,7 +5,7 @@
 #include "bundle.h"
 #include "host_engine.h"
 #include "manifest.h"
-#include "memory_plan.h"
+#include "memory_use.h"
 #include "sha256.h"
 
 #include <cmath>

@@ -123,15 +123,15 @@ void testMemory(Bundle const& bundle)
 {
     HostDevice device;
     auto const engines = makeEngines(device);
-    auto const plan = memoryPlan(bundle, engines, Dtype::kFloat32);
+    auto const uses = wholeMemory(bundle, engines, Dtype::kFloat32);
     size_t needed = 0;
     std::map<std::string, size_t> of;
-    for (auto const& use : plan)
+    for (auto const& use : uses)
     {
         needed += use.bytes;
         of[use.what] = use.bytes;
     }
-    CHECK(of.size() == plan.size() && of.size() == 4);
+    CHECK(of.size() == uses.size() && of.size() == 4);
     // Rounded up to 256: five weights, of which the head shares the embedding; two caches and two turns of a state.
     CHECK(of.at("weights") == 5 * 256 && of.at("states") == 2 * 256 + 2 * 256 && of.at("engines' scratch") == 1024);
     device.free = needed - 1;
@@ -139,7 +139,7 @@ void testMemory(Bundle const& bundle)
         [&]
         {
             CurrentDevice const current(device);
-            requireMemory(device, plan);
+            requireMemory(device, uses);
         });
     CHECK(text.find("too little memory: " + std::to_string(needed) + " bytes are needed") != std::string::npos);
     CHECK(text.find("weights 1280") != std::string::npos);

@@ -1,7 +1,7 @@
 // The library as a user has it, on the strict driver of tests/stand_ins and a stand-in for TensorRT (late_tensorrt.cpp).
 //
 //     whole                    everything
-//     whole failing            load and session must find no memory
+//     whole failing            load and a sequence must find no memory
 //     whole write DIRECTORY    a bundle for glm-trt-run; prints what follows on the tokens 1, 2, 3
 #include "check.h"
 #include "glm_trt/glm_trt.h"
@@ -36,29 +36,29 @@ std::vector<int64_t> following(std::vector<int64_t> ids)
     return {ids.begin() + static_cast<long>(prompt), ids.end()};
 }
 
-//! A sequence of chunks and steps, saved and gone on with in another session that outlives the runtime.
+//! A sequence of chunks and steps, saved and gone on with in another one that outlives the runtime.
 void runAll(fs::path const& place, std::atomic<int>& wrong)
 {
     auto const ids = tokens(14);
     std::optional<Runtime> runtime = Runtime::load(place.string());
-    Session session = runtime->session();
-    wrong += !equal(session.prefill(part(ids, 0, 8)), expected(part(ids, 0, 8)));
+    Sequence sequence = runtime->sequence();
+    wrong += !equal(sequence.prefill(part(ids, 0, 8)), expected(part(ids, 0, 8)));
     for (size_t i = 8; i < 11; ++i)
     {
-        wrong += !equal(session.decode(ids[i]), expected(part(ids, 0, i + 1)));
+        wrong += !equal(sequence.decode(ids[i]), expected(part(ids, 0, i + 1)));
     }
-    wrong += !session.usesGraph();
-    Session other = runtime->session();
-    other.restore(session.save());
+    wrong += !sequence.usesGraph();
+    Sequence other = runtime->sequence();
+    other.restore(sequence.save());
     runtime.reset();
     for (size_t i = 11; i < ids.size(); ++i)
     {
         wrong += !equal(other.decode(ids[i]), expected(part(ids, 0, i + 1)));
-        wrong += !equal(session.decode(ids[i]), expected(part(ids, 0, i + 1)));
+        wrong += !equal(sequence.decode(ids[i]), expected(part(ids, 0, i + 1)));
     }
-    session = std::move(other); // and the first is closed
-    session.reset();
-    wrong += !equal(session.prefill({4}), expected({4}));
+    sequence = std::move(other); // and the first is closed
+    sequence.reset();
+    wrong += !equal(sequence.prefill({4}), expected({4}));
 }
 
 //! Two bundles, each in a thread of its own.
@@ -79,11 +79,11 @@ void testTwoBundles(fs::path const& place)
     CHECK(wrong == 0);
 }
 
-//! Through the C interface, each call from another thread; the runtime is freed before its session.
+//! Through the C interface, each call from another thread; the runtime is freed before its sequence.
 void testC(fs::path const& place)
 {
     glm_trt_runtime* runtime = nullptr;
-    glm_trt_session* session = nullptr;
+    glm_trt_sequence* sequence = nullptr;
     glm_trt_options options{};
     options.size = sizeof options;
     int64_t const prompt[]{1, 2, 3};
@@ -96,19 +96,19 @@ void testC(fs::path const& place)
         CHECK(status == 0);
     };
     elsewhere([&] { return glm_trt_load(place.c_str(), nullptr, nullptr, &runtime); });
-    elsewhere([&] { return glm_trt_session_new(runtime, &session); });
+    elsewhere([&] { return glm_trt_sequence_new(runtime, &sequence); });
     elsewhere([&] { return glm_trt_default_options(&options); });
-    elsewhere([&] { return glm_trt_append(session, prompt, 2, nullptr); });
-    elsewhere([&] { return glm_trt_session_reset(session); });
+    elsewhere([&] { return glm_trt_append(sequence, prompt, 2, nullptr); });
+    elsewhere([&] { return glm_trt_sequence_reset(sequence); });
     elsewhere([&] { return glm_trt_free(runtime), 0; });
     elsewhere(
-        [&] { return glm_trt_generate(session, prompt, 3, &options, nullptr, nullptr, found.data(), &made); });
+        [&] { return glm_trt_generate(sequence, prompt, 3, &options, nullptr, nullptr, found.data(), &made); });
     found.resize(static_cast<size_t>(made));
     CHECK(found == following({1, 2, 3}));
     options.size = 56; // of a caller whose struct is another
-    CHECK(glm_trt_generate(session, prompt, 3, &options, nullptr, nullptr, found.data(), &made) == 2);
+    CHECK(glm_trt_generate(sequence, prompt, 3, &options, nullptr, nullptr, found.data(), &made) == 2);
     CHECK(std::string(glm_trt_last_error()).find("glm_trt_options: size 56: expected 64") == 0);
-    elsewhere([&] { return glm_trt_session_free(session), 0; });
+    elsewhere([&] { return glm_trt_sequence_free(sequence), 0; });
 }
 
 } // namespace
@@ -132,7 +132,7 @@ int main(int count, char** arguments)
         {
             writeFiles(place);
             std::string const said
-                = thrownBy<MissingCapabilityError>([&] { Runtime::load(place.string()).session(); });
+                = thrownBy<MissingCapabilityError>([&] { Runtime::load(place.string()).sequence(); });
             CHECK(said.find("the GPU has too little memory: ") == 0);
         }
         else

@@ -120,9 +120,9 @@ std::string joined(std::vector<int64_t> const& numbers, char const* between)
 void run(Options const& options)
 {
     auto runtime = glm_trt::Runtime::load(options.bundle, options.load);
-    auto session = runtime.session();
+    auto sequence = runtime.sequence();
     bool isFirst = true;
-    auto const result = session.generate(options.ids, options.generate,
+    auto const result = sequence.generate(options.ids, options.generate,
         [&](int64_t token)
         {
             if (!options.json)

@@ -40,13 +40,13 @@ def test_a_failed_open_leaves_nothing(tests_build: Path, call: str) -> None:
 
 
 def test_the_whole(tests_build: Path) -> None:
-    """Two bundles in two threads, sessions that outlive their runtime, the C interface."""
+    """Two bundles in two threads, sequences that outlive their runtime, the C interface."""
     run(tests_build, program="whole")
 
 
 @pytest.mark.parametrize("at", [1, 4, 8, 14])
 def test_a_failed_load_leaves_nothing(tests_build: Path, at: int) -> None:
-    """Device memory is used up among weights, and among a session's buffers."""
+    """Device memory is used up among weights, and among a sequence's buffers."""
     run(tests_build, "failing", program="whole", STAND_IN_FAIL=f"cuMemAlloc:{at}")
 
 

@@ -18,7 +18,7 @@ extern "C"
 #endif
 
 typedef struct glm_trt_runtime glm_trt_runtime;
-typedef struct glm_trt_session glm_trt_session;
+typedef struct glm_trt_sequence glm_trt_sequence;
 
 /* As glm_trt::GenerateOptions. Set size to sizeof(glm_trt_options), then glm_trt_default_options fills in the rest:
  * the size says which fields the caller knows, as later releases may add some at the end. */
@@ -47,18 +47,18 @@ GLM_TRT_C_API int glm_trt_default_options(glm_trt_options* options);
 /* backend: "tensorrt" or "tensorrt-rtx", or NULL for the default; checkpoint: NULL, or where the weights lie if they moved. */
 GLM_TRT_C_API int glm_trt_load(
     char const* bundle, char const* backend, char const* checkpoint, glm_trt_runtime** runtime);
-GLM_TRT_C_API void glm_trt_free(glm_trt_runtime* runtime); /* its sessions may go on */
+GLM_TRT_C_API void glm_trt_free(glm_trt_runtime* runtime); /* its sequences may go on */
 GLM_TRT_C_API int64_t glm_trt_vocab_size(glm_trt_runtime const* runtime);
 GLM_TRT_C_API int64_t glm_trt_max_seq_len(glm_trt_runtime const* runtime);
 
-GLM_TRT_C_API int glm_trt_session_new(glm_trt_runtime* runtime, glm_trt_session** session);
-GLM_TRT_C_API void glm_trt_session_free(glm_trt_session* session);
-GLM_TRT_C_API int glm_trt_session_reset(glm_trt_session* session);
-GLM_TRT_C_API int64_t glm_trt_session_length(glm_trt_session const* session);
+GLM_TRT_C_API int glm_trt_sequence_new(glm_trt_runtime* runtime, glm_trt_sequence** sequence);
+GLM_TRT_C_API void glm_trt_sequence_free(glm_trt_sequence* sequence);
+GLM_TRT_C_API int glm_trt_sequence_reset(glm_trt_sequence* sequence);
+GLM_TRT_C_API int64_t glm_trt_sequence_length(glm_trt_sequence const* sequence);
 /* ids [count]; logits float [vocab] of the last token, or NULL. */
-GLM_TRT_C_API int glm_trt_append(glm_trt_session* session, int64_t const* ids, int64_t count, float* logits);
+GLM_TRT_C_API int glm_trt_append(glm_trt_sequence* sequence, int64_t const* ids, int64_t count, float* logits);
 /* ids [count]; on_token may be NULL; made: how many tokens came, of which up to max_new_tokens go to tokens. */
-GLM_TRT_C_API int glm_trt_generate(glm_trt_session* session, int64_t const* ids, int64_t count,
+GLM_TRT_C_API int glm_trt_generate(glm_trt_sequence* sequence, int64_t const* ids, int64_t count,
     glm_trt_options const* options, glm_trt_on_token on_token, void* user, int64_t* tokens, int64_t* made);
 
 #ifdef __cplusplus

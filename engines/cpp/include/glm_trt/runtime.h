@@ -1,20 +1,20 @@
 // glm-trt: a bundle's TensorRT engines from C++. Link glm_trt::glm_trt; see docs/runtime_cpp.md.
 //
 //     auto runtime = glm_trt::Runtime::load("bundle");
-//     auto session = runtime.session();
+//     auto sequence = runtime.sequence();
 //     glm_trt::GenerateOptions options;
-//     auto result = session.generate({154822, 154824}, options, [](int64_t token) { return true; });
+//     auto result = sequence.generate({154822, 154824}, options, [](int64_t token) { return true; });
 //
-// | what              | shape    | type    |                                                             |
-// |-------------------|----------|---------|-------------------------------------------------------------|
-// | ids               | [S]      | int64   | 0 ... vocabSize() - 1; S >= 1                               |
-// | logits            | [vocab]  | float32 | of the last token                                           |
-// | a session's state | opaque   |         | length() tokens, at most maxSeqLen()                        |
+// | what               | shape    | type    |                                                             |
+// |--------------------|----------|---------|-------------------------------------------------------------|
+// | ids                | [S]      | int64   | 0 ... vocabSize() - 1; S >= 1                               |
+// | logits             | [vocab]  | float32 | of the last token                                           |
+// | a sequence's state | opaque   |         | length() tokens, at most maxSeqLen()                        |
 //
 // Everything throws glm_trt::Error or a class derived from it (errors.h), with the texts of the Python runtime. A
-// runtime and its sessions are called from any thread, one at a time; several runtimes from several at once. The weights
-// lie on the GPU once for all sessions of a runtime, and a session's states beside them. A session keeps alive what it
-// needs of its runtime.
+// runtime and its sequences are called from any thread, one at a time; several runtimes from several at once. The
+// weights lie on the GPU once for all sequences of a runtime, and a sequence's states beside them. A sequence keeps
+// alive what it needs of its runtime.
 #pragma once
 
 #include "errors.h"
@@ -62,12 +62,12 @@ struct GLM_TRT_API State
     std::vector<unsigned char> data;
 };
 
-class GLM_TRT_API Session
+class GLM_TRT_API Sequence
 {
 public:
-    Session(Session&&) noexcept;
-    Session& operator=(Session&&) noexcept;
-    ~Session();
+    Sequence(Sequence&&) noexcept;
+    Sequence& operator=(Sequence&&) noexcept;
+    ~Sequence();
 
     //! Append ids [S], in chunks; logits [vocab] of the last, good until the next call.
     std::vector<float> const& prefill(std::vector<int64_t> const& ids);
@@ -87,7 +87,7 @@ public:
 private:
     friend class Runtime;
     struct Impl;
-    explicit Session(std::unique_ptr<Impl> impl);
+    explicit Sequence(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> mImpl;
 };
 
@@ -101,13 +101,13 @@ public:
     ~Runtime();
 
     //! An empty sequence.
-    Session session();
+    Sequence sequence();
     int64_t maxSeqLen() const;
     int64_t vocabSize() const;
     std::vector<int64_t> const& endTokens() const;
 
 private:
-    friend class Session;
+    friend class Sequence;
     struct Impl;
     explicit Runtime(std::shared_ptr<Impl> impl);
     std::shared_ptr<Impl> mImpl;

@@ -1,4 +1,4 @@
-#include "memory_plan.h"
+#include "memory_use.h"
 
 #include "glm_trt/errors.h"
 #include "weights.h"
@@ -104,16 +104,16 @@ std::map<std::string, size_t> bufferSizes(Bundle const& bundle, Engines const& e
 namespace
 {
 
-std::vector<MemoryUse> largestFirst(std::vector<MemoryUse> plan)
+std::vector<MemoryUse> largestFirst(std::vector<MemoryUse> uses)
 {
     std::stable_sort(
-        plan.begin(), plan.end(), [](MemoryUse const& a, MemoryUse const& b) { return a.bytes > b.bytes; });
-    return plan;
+        uses.begin(), uses.end(), [](MemoryUse const& a, MemoryUse const& b) { return a.bytes > b.bytes; });
+    return uses;
 }
 
 } // namespace
 
-std::vector<MemoryUse> sessionMemory(Bundle const& bundle, Engines const& engines, Dtype dtype)
+std::vector<MemoryUse> sequenceMemory(Bundle const& bundle, Engines const& engines, Dtype dtype)
 {
     size_t scratch = 0;
     size_t states = 0;
@@ -126,18 +126,18 @@ std::vector<MemoryUse> sessionMemory(Bundle const& bundle, Engines const& engine
     return largestFirst({{"states", states}, {"activations", activations}, {"engines' scratch", scratch}});
 }
 
-std::vector<MemoryUse> memoryPlan(Bundle const& bundle, Engines const& engines, Dtype dtype)
+std::vector<MemoryUse> wholeMemory(Bundle const& bundle, Engines const& engines, Dtype dtype)
 {
-    std::vector<MemoryUse> plan = sessionMemory(bundle, engines, dtype);
-    plan.insert(plan.begin(), {"weights", DeviceWeights::bytes(bundle, dtype)});
-    return largestFirst(std::move(plan));
+    std::vector<MemoryUse> uses = sequenceMemory(bundle, engines, dtype);
+    uses.insert(uses.begin(), {"weights", DeviceWeights::bytes(bundle, dtype)});
+    return largestFirst(std::move(uses));
 }
 
-void requireMemory(Device& device, std::vector<MemoryUse> const& plan)
+void requireMemory(Device& device, std::vector<MemoryUse> const& uses)
 {
     size_t needed = 0;
     std::string parts;
-    for (auto const& use : plan)
+    for (auto const& use : uses)
     {
         needed += use.bytes;
         parts += (parts.empty() ? "" : ", ") + use.what + " " + std::to_string(use.bytes);

@@ -24,13 +24,13 @@ using Engines = std::map<std::string, std::shared_ptr<Engine>>; // by kind
 
 //! The device memory that a sequence on these engines takes, largest first. Every buffer is rounded up to 256 bytes,
 //! TensorRT's alignment.
-std::vector<MemoryUse> sessionMemory(Bundle const& bundle, Engines const& engines, Dtype dtype);
+std::vector<MemoryUse> sequenceMemory(Bundle const& bundle, Engines const& engines, Dtype dtype);
 
 //! The same with the weights, which sequences share.
-std::vector<MemoryUse> memoryPlan(Bundle const& bundle, Engines const& engines, Dtype dtype);
+std::vector<MemoryUse> wholeMemory(Bundle const& bundle, Engines const& engines, Dtype dtype);
 
 //! Throws MissingCapabilityError, which lists the parts, where the device has not so much memory.
-void requireMemory(Device& device, std::vector<MemoryUse> const& plan);
+void requireMemory(Device& device, std::vector<MemoryUse> const& uses);
 
 //! Every buffer but the weights, with its size.
 std::map<std::string, size_t> bufferSizes(Bundle const& bundle, Engines const& engines, Dtype dtype);
