@@ -81,7 +81,10 @@ def spinner(text: str, quiet: bool = False) -> Iterator[None]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns of text on stdout, as wide as their widest cell and indented by two."""
+    """Columns of text on stdout, as wide as their widest cell and indented by two.
+
+    Not a table of rich, which wraps cells at the width of the terminal: what is piped is searched.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

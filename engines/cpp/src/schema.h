@@ -1,4 +1,5 @@
-// The part of JSON Schema that the bundle's schemas use.
+// The part of JSON Schema that the bundle's schemas use. By hand: the wheel that brings the JSON parser has no
+// validator, and no other wheel has one for it.
 #pragma once
 
 #include "json.h"

@@ -60,6 +60,7 @@ std::vector<int64_t> ids(std::string const& name, std::string const& text)
     return found;
 }
 
+//! By hand, as getopt prints errors of its own; these are thrown, as all others.
 Options parse(int count, char** arguments)
 {
     Options options;
