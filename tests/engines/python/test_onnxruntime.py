@@ -36,8 +36,10 @@ def test_logits_equal_transformers(tmp_path: Path, shape: str) -> None:
                 expected = oracle(ids, use_cache=False).logits.numpy()
             found = runtime.forward(ids.numpy())
             assert relative(found, expected) < TOLERANCE, (batch, length)
+        # Token by token: all of them of one shape, of the others those behind most of the prompt.
+        cuts = range(0 if shape == "plain" else 270, length)
         sequence = runtime.backend.batch(1)
-        steps = [sequence.step(ids.numpy()[:, i : i + 1]) for i in range(length)]
+        steps = [sequence.step(x, logits="all") for x in np.split(ids.numpy(), cuts[1:], axis=1)]
         assert relative(np.concatenate(steps, axis=1), found) < TOLERANCE
 
 
