@@ -12,7 +12,7 @@ from onnx import helper
 LAYER, HEAD = "mtp.0", "mtp.0.head"
 
 
-@fault("mtp", LAYER, "Concat", "Gemm")
+@fault("mtp", LAYER, "Concat", "Gemm", slow=True)
 def token_and_hidden_state_exchanged(bundle: Faulty) -> None:
     """The projection takes the embedding of the following token first."""
 
