@@ -23,6 +23,7 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.common.interpreter import round_to_nearest
+from glm_trt.validate import walk
 from glm_trt.validate.cases import CaseOptions
 from glm_trt.validate.subjects import open_subject
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
@@ -50,14 +51,19 @@ def test_right_ones_pass(made: Made, name: str, backend: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "longest"),
+    ("name", "dtype", "longest", "steps"),
     [
-        ("plain", "bfloat16", 4),
-        pytest.param("plain", "bfloat16", 18, marks=pytest.mark.slow),
-        ("hybrid", "float32", 6),
+        ("plain", "bfloat16", 4, 0),
+        pytest.param("plain", "bfloat16", 18, 0, marks=pytest.mark.slow),
+        ("hybrid", "float32", 6, 8),
+        pytest.param("hybrid", "float32", 6, 64, marks=pytest.mark.slow),
     ],
 )
-def test_interpreted_kernels_pass(made: Made, name: str, dtype: str, longest: int) -> None:
+def test_interpreted_kernels_pass(
+    made: Made, name: str, dtype: str, longest: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`steps` are those of linear layers, one after another, of which a validation makes 64."""
+    monkeypatch.setattr(walk, "STEPS", steps)
     checkpoint, bundle = made(name)
     options = ValidationOptions("kernels", dtype, checkpoint, CaseOptions(longest=longest))
     report = validate_bundle(bundle, options)
@@ -180,7 +186,7 @@ RETURNED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536",
 def deep(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Bundles of 3 and 8 layers, each of 25 MB in float32 and of 50 in float64."""
     place = tmp_path_factory.mktemp("deep")
-    wide = dict(hidden_size=256, moe_intermediate_size=512, n_routed_experts=16)
+    wide = dict(moe_intermediate_size=4860)  # all else as others trace it
     for layers in (3, 8):
         save(make_oracle(num_hidden_layers=layers, **wide), place / f"c{layers}")
         options = ExportOptions(("float32",), max_seq_len=8)
