@@ -34,13 +34,13 @@ from onnx import TensorProto, helper, numpy_helper
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.states import STATE_AXES
-from glm_trt.validate.cases import CaseOptions, make_cases
-from glm_trt.validate.measure import BlockResult, Measures, is_state
-from glm_trt.validate.reference import Reference, fitting_threads
-from glm_trt.validate.subjects import Subject, default_subject, open_subject
-from glm_trt.validate.systematic import BIAS, STANDARD_ERRORS, UPDATE
-from glm_trt.validate.verdict import block_severity, judge_block
-from glm_trt.validate.walk import Observation, runners_of, start, walk_block, written
+from glm_trt.validate.judging.measure import BlockResult, Measures, is_state
+from glm_trt.validate.judging.systematic import BIAS, STANDARD_ERRORS, UPDATE
+from glm_trt.validate.judging.verdict import block_severity, judge_block
+from glm_trt.validate.running.cases import CaseOptions, make_cases
+from glm_trt.validate.running.reference import Reference, fitting_threads
+from glm_trt.validate.running.subjects import Subject, default_subject, open_subject
+from glm_trt.validate.running.walk import Observation, runners_of, start, walk_block, written
 
 Arrays = dict[str, Any]
 CHANNEL = "bias of one channel"

@@ -23,7 +23,7 @@ from traces import SharedTraces, trace_once
 from glm_trt.export import trace
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.running.reference import Reference
 
 # Side by side, each worker has one core: threads of several would wait for one another.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -67,7 +67,7 @@ def traced_once() -> Iterator[None]:
     """Exports and bisections take the traces that all tests share; what tests tracing calls it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace_block", trace_once)
-        patch.setattr("glm_trt.validate.graph_check.FreshGraphs", SharedTraces)
+        patch.setattr("glm_trt.validate.checking.graph_check.FreshGraphs", SharedTraces)
         yield
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from glm_trt.engines.build.flavours import load_flavour
 from glm_trt.export.bundle.format import FORMAT_VERSION
-from glm_trt.validate import recording, report_files
+from glm_trt.validate.reporting import report_files
+from glm_trt.validate.saving import recording
 
 ROOT = Path(__file__).parent.parent
 

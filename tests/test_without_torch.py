@@ -200,7 +200,7 @@ def test_commands_that_need_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
     code, output, errors = glm_trt_command(*line, absent=absent)
     assert code == 0 and output.startswith("polygraphy run "), errors
     # Saved runs and files of Polygraphy's are compared with NumPy alone.
-    diff = "import glm_trt.validate.diff, glm_trt.validate.polygraphy_diff"
+    diff = "import glm_trt.validate.saving.diff, glm_trt.validate.saving.polygraphy_diff"
     assert without(*ABSENT, code=diff)[0] == 0
 
 

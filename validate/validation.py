@@ -13,22 +13,22 @@ from pathlib import Path
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.validate.baseline import compare_with_baseline
-from glm_trt.validate.cases import Case, CaseOptions, held_text, make_cases
-from glm_trt.validate.environment import describe_backend, describe_environment
-from glm_trt.validate.figures import Report
-from glm_trt.validate.graph_check import check_graphs, open_fresh
-from glm_trt.validate.limits import ALLOWED_RATIO, tolerances
-from glm_trt.validate.measure import Measures
-from glm_trt.validate.policy import NO_POLICY, RUNTIME, Target, read_policy, target_of
-from glm_trt.validate.recording import Recorder
-from glm_trt.validate.reference import Reference, fitting_threads
-from glm_trt.validate.report import TARGETS, assemble
-from glm_trt.validate.report_files import read_report
-from glm_trt.validate.runtime_check import reason_to_skip, runtime_observations
-from glm_trt.validate.subjects import Subject, as_backend, open_subject, require_subject
-from glm_trt.validate.transformers_check import transformers_line
-from glm_trt.validate.walk import (
+from glm_trt.validate.checking.graph_check import check_graphs, open_fresh
+from glm_trt.validate.checking.transformers_check import transformers_line
+from glm_trt.validate.checking.weights_check import WeightsCheck
+from glm_trt.validate.judging.figures import Report
+from glm_trt.validate.judging.limits import ALLOWED_RATIO, tolerances
+from glm_trt.validate.judging.measure import Measures
+from glm_trt.validate.judging.policy import NO_POLICY, RUNTIME, Target, read_policy, target_of
+from glm_trt.validate.reporting.baseline import compare_with_baseline
+from glm_trt.validate.reporting.report import TARGETS, assemble
+from glm_trt.validate.reporting.report_files import read_report
+from glm_trt.validate.running.cases import Case, CaseOptions, held_text, make_cases
+from glm_trt.validate.running.environment import describe_backend, describe_environment
+from glm_trt.validate.running.reference import Reference, fitting_threads
+from glm_trt.validate.running.runtime_check import reason_to_skip, runtime_observations
+from glm_trt.validate.running.subjects import Subject, as_backend, open_subject, require_subject
+from glm_trt.validate.running.walk import (
     Flow,
     Observation,
     runners_of,
@@ -36,7 +36,7 @@ from glm_trt.validate.walk import (
     start_prediction,
     walk_block,
 )
-from glm_trt.validate.weights_check import WeightsCheck
+from glm_trt.validate.saving.recording import Recorder
 
 # What is done now, with its count; and how much of the work is behind it, from 0 to 1.
 Progress = Callable[..., None]

@@ -22,7 +22,7 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = validation_options(options)
     # Now that there is what it imports.
-    from glm_trt.validate.bisect import bisect_bundle, describe_finding
+    from glm_trt.validate.finding.bisect import bisect_bundle, describe_finding
 
     with Progress("bisect", quiet=options.json) as progress:
         report = bisect_bundle(options.bundle, settings, options.output, progress)

@@ -14,7 +14,7 @@ from typing import Any
 
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.model.requirements import require
-from glm_trt.validate.names import SUBJECTS
+from glm_trt.validate.running.names import SUBJECTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -123,8 +123,8 @@ def validation_options(options: argparse.Namespace) -> Any:
     Raises MissingCapabilityError where the eager model cannot be run.
     """
     require(options.command, "validate", "torch", "onnxscript")
-    from glm_trt.validate.cases import LONGEST, CaseOptions, read_text
-    from glm_trt.validate.subjects import default_subject
+    from glm_trt.validate.running.cases import LONGEST, CaseOptions, read_text
+    from glm_trt.validate.running.subjects import default_subject
     from glm_trt.validate.validation import ValidationOptions
 
     check_seed(options)
@@ -162,7 +162,7 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
 
 def check_report(options: argparse.Namespace) -> None:
     """Raise, before the work, where `--report` cannot be written."""
-    from glm_trt.validate.report_files import check_report_place
+    from glm_trt.validate.reporting.report_files import check_report_place
 
     if options.report:
         check_report_place(options.report)
@@ -170,7 +170,7 @@ def check_report(options: argparse.Namespace) -> None:
 
 def print_report(report: dict[str, Any], options: argparse.Namespace) -> int:
     """Write and print a report; the exit code that it stands for."""
-    from glm_trt.validate.report_files import write_report
+    from glm_trt.validate.reporting.report_files import write_report
 
     if options.report:
         write_report(report, options.report)
@@ -179,8 +179,8 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> int:
 
 def show_report(report: dict[str, Any], options: argparse.Namespace) -> int:
     """Print a report that is written already; the exit code that it stands for."""
-    from glm_trt.validate.report_files import PAGE
-    from glm_trt.validate.report_text import summary
+    from glm_trt.validate.reporting.report_files import PAGE
+    from glm_trt.validate.reporting.report_text import summary
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(json.dumps(report) if options.json else summary(report, columns))

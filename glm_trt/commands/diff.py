@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from glm_trt.validate.diff import DiffOptions, diff_runs
+    from glm_trt.validate.saving.diff import DiffOptions, diff_runs
 
     if options.a.is_file() or options.b.is_file():
         return _diff_results(options)
@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _diff_results(options: argparse.Namespace) -> int:
-    from glm_trt.validate.polygraphy_diff import describe_results, diff_results
+    from glm_trt.validate.saving.polygraphy_diff import describe_results, diff_results
 
     for name in ("report", "policy", "baseline"):
         if getattr(options, name):

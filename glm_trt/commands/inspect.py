@@ -88,7 +88,7 @@ def _cast_lines(casts: list[Cast] | str) -> list[str]:
 
 def _print_polygraphy_line(options: argparse.Namespace) -> int:
     from glm_trt.export.bundle.read import Bundle
-    from glm_trt.validate.polygraphy_run import polygraphy_line
+    from glm_trt.validate.saving.polygraphy_run import polygraphy_line
 
     bundle = options.bundle
     line = polygraphy_line(

@@ -49,8 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     check_report(options)
     # Now that there is what they import.
-    from glm_trt.validate.kept_report import keep_report, kept_report, validation_key
-    from glm_trt.validate.polygraphy_files import is_installed
+    from glm_trt.validate.reporting.kept_report import keep_report, kept_report, validation_key
+    from glm_trt.validate.saving.polygraphy_files import is_installed
     from glm_trt.validate.validation import validate_bundle
 
     key = None

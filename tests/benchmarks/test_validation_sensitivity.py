@@ -29,7 +29,7 @@ from validation_sensitivity import (
     smallest,
 )
 
-from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.running.graph_evaluator import GraphEvaluator
 
 ROWS, WIDTH = 5, 4
 

@@ -24,7 +24,7 @@ from glm_trt.model.checkpoint.presets import preset_config
 from glm_trt.model.config import ModelConfig
 from glm_trt.plugins.common.contract import StackedExperts
 from glm_trt.plugins.folders import CONTRACTS
-from glm_trt.validate.polygraphy_run import block_feeds
+from glm_trt.validate.saving.polygraphy_run import block_feeds
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -26,7 +26,7 @@ from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.checkpoint.weights import load_block
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.states import layer_states
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parent.parent / "data" / "glm-5.1-tiny"

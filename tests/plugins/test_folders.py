@@ -40,7 +40,7 @@ from glm_trt.plugins.folders import CONTRACTS, part_of
 from glm_trt.plugins.common.selection import Selection
 from glm_trt.plugins.library import build_key
 from glm_trt.plugins.operators import RegisteredOperators
-from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.running.graph_evaluator import GraphEvaluator
 
 case = part_of("toy_add", "cases").CASES[0]
 inputs = case.make(torch.Generator().manual_seed(0), torch.float32)
@@ -82,7 +82,7 @@ from glm_trt.export.trace import trace_block
 from glm_trt.model.checkpoint.weights import empty_block, fill_block
 from glm_trt.model.glm_moe_dsa import run_block
 from glm_trt.model.operators import EagerOperators
-from glm_trt.validate.subjects import KernelOperators
+from glm_trt.validate.running.subjects import KernelOperators
 
 config = ModelConfig.from_dict(preset_config("glm-5.1", "tiny", layers=1, with_mtp=False))
 model = trace_block(config, "dense_indexed", torch.float32)

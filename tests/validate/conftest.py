@@ -10,8 +10,8 @@ import pytest
 from bundles import make_bundle
 
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.validate import transformers_check
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.checking import transformers_check
+from glm_trt.validate.running.reference import Reference
 
 Made = Callable[[str], tuple[Path, Path]]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_trt.export.bundle.format import Block
-from glm_trt.validate.reference import OWN_WEIGHTS, EagerBlock, Reference
+from glm_trt.validate.running.reference import OWN_WEIGHTS, EagerBlock, Reference
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -17,7 +17,7 @@ from references import Arrays, digest
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle.format import Block
 from glm_trt.model.checkpoint.bindings import tensor_names
-from glm_trt.validate.subjects import GraphSubject
+from glm_trt.validate.running.subjects import GraphSubject
 
 _KEPT: dict[tuple[str, str], Arrays] = {}  # of right bundles
 

@@ -22,11 +22,11 @@ from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import BundleError
-from glm_trt.validate.bisect import bisect_bundle, describe_finding
-from glm_trt.validate.graph_values import probes as graph_probes
-from glm_trt.validate.operator_search import OperatorSearch
-from glm_trt.validate.reference import Reference
-from glm_trt.validate.subjects import open_subject
+from glm_trt.validate.checking.graph_values import probes as graph_probes
+from glm_trt.validate.finding.bisect import bisect_bundle, describe_finding
+from glm_trt.validate.finding.operator_search import OperatorSearch
+from glm_trt.validate.running.reference import Reference
+from glm_trt.validate.running.subjects import open_subject
 from glm_trt.validate.validation import ValidationOptions
 
 pytestmark = pytest.mark.usefixtures("shared_walks")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glm_trt.validate.compare import ULP_EDGES, Choices, Difference
-from glm_trt.validate.limits import explain, pair_entry
-from glm_trt.validate.measure import Pair
+from glm_trt.validate.judging.compare import ULP_EDGES, Choices, Difference
+from glm_trt.validate.judging.limits import explain, pair_entry
+from glm_trt.validate.judging.measure import Pair
 
 
 def test_relative_difference_is_pooled() -> None:

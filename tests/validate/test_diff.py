@@ -12,11 +12,11 @@ import pytest
 from faults import FAULTS, Faulty
 
 from glm_trt.cli import main
-from glm_trt.validate import recording
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.choices import CHOSEN_BY
-from glm_trt.validate.diff import diff_runs
-from glm_trt.validate.recording import Recording, RecordingError
+from glm_trt.validate.judging.choices import CHOSEN_BY
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.saving import recording
+from glm_trt.validate.saving.diff import diff_runs
+from glm_trt.validate.saving.recording import Recording, RecordingError
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")

@@ -18,8 +18,8 @@ from shared_runs import runs_shared
 
 from glm_trt.cli import main
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.validate.bisect import bisect_bundle
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.finding.bisect import bisect_bundle
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]

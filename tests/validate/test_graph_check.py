@@ -17,13 +17,13 @@ from onnx import helper, numpy_helper
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.bodies import function_bodies
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.fresh_graphs import FreshGraphs
-from glm_trt.validate.graph_check import KindCheck, check_kind, open_fresh
-from glm_trt.validate.graph_difference import differences, inserted_before
-from glm_trt.validate.graph_values import body_problem
-from glm_trt.validate.reference import Reference
-from glm_trt.validate.report_text import graphs_line, summary
+from glm_trt.validate.checking.fresh_graphs import FreshGraphs
+from glm_trt.validate.checking.graph_check import KindCheck, check_kind, open_fresh
+from glm_trt.validate.checking.graph_difference import differences, inserted_before
+from glm_trt.validate.checking.graph_values import body_problem
+from glm_trt.validate.reporting.report_text import graphs_line, summary
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.running.reference import Reference
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]
@@ -229,7 +229,7 @@ def test_no_graphs_in_the_dtype(made: Made) -> None:
 def test_what_cannot_be_compared_is_no_note(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glm_trt.validate.graph_values.probes", lambda *_: [("pass", {})])
+    monkeypatch.setattr("glm_trt.validate.checking.graph_values.probes", lambda *_: [("pass", {})])
     check = checked(made, tmp_path, "layer.1", turned_addition)
     assert check.problem is not None
     assert "the values cannot be compared: layer.1: no probe has a value" in check.problem

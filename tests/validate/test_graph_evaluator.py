@@ -18,7 +18,7 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.checkpoint.bindings import bound_tensor
 from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import BlockError, GlmTrtError
-from glm_trt.validate.graph_evaluator import GraphEvaluator
+from glm_trt.validate.running.graph_evaluator import GraphEvaluator
 
 Made = Callable[[str], tuple[Path, Path]]
 

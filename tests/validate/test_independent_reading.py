@@ -21,8 +21,8 @@ from glm_trt.model.checkpoint import bindings as b
 from glm_trt.model.checkpoint.read import EMBEDDING, HEAD, SINGLE_FILE, Checkpoint
 from glm_trt.model.checkpoint.weights import empty_block, load_weights
 from glm_trt.model.errors import BundleError
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.published import PublishedWeights
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.running.published import PublishedWeights
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Rows = dict[str, dict[str, Any]]  # the bindings of a block by their inputs' names

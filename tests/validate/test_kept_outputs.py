@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from glm_trt.validate.compare import Choices, Difference
-from glm_trt.validate.kept_outputs import MOST_COLUMNS, MOST_ROWS, Kept, keep, with_arrays
-from glm_trt.validate.measure import BlockResult, EndToEnd, Pair
-from glm_trt.validate.packing import pack, unpack
-from glm_trt.validate.problem_kinds import Finding, ProblemKind
-from glm_trt.validate.walk import Observation
+from glm_trt.validate.judging.compare import Choices, Difference
+from glm_trt.validate.judging.measure import BlockResult, EndToEnd, Pair
+from glm_trt.validate.judging.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.running.walk import Observation
+from glm_trt.validate.saving.kept_outputs import MOST_COLUMNS, MOST_ROWS, Kept, keep, with_arrays
+from glm_trt.validate.saving.packing import pack, unpack
 
 
 def again(kind: object, value: object) -> object:

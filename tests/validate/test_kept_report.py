@@ -16,9 +16,10 @@ from checkpoints import make_oracle, save
 from glm_trt.cli import main
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
-from glm_trt.validate import kept_report, validation
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.kept_report import validation_key
+from glm_trt.validate import validation
+from glm_trt.validate.reporting import kept_report
+from glm_trt.validate.reporting.kept_report import validation_key
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions
 
 SHORT = ["--longest", "4"]

@@ -16,13 +16,13 @@ from onnx import helper
 from test_faults import problems
 
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.compare import Choices
-from glm_trt.validate.measure import BlockResult
-from glm_trt.validate.near_ties import NearTies
-from glm_trt.validate.partings import Parted, Partings, SetAside
+from glm_trt.validate.judging.compare import Choices
+from glm_trt.validate.judging.measure import BlockResult
+from glm_trt.validate.judging.near_ties import NearTies
+from glm_trt.validate.judging.partings import Parted, Partings, SetAside
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.running.walk import Observation
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
-from glm_trt.validate.walk import Observation
 
 Made = Callable[[str], tuple[Path, Path]]
 LENGTH = 8

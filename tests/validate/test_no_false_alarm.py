@@ -12,7 +12,7 @@ from test_faults import problems
 from transformers import GlmMoeDsaForCausalLM
 
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 # Published models have 32 heads in their indexers; a score is a sum over them.

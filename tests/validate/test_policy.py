@@ -16,17 +16,21 @@ from faults import FAULTS, Faulty
 
 from glm_trt.cli import main
 from glm_trt.model.config import ModelConfig
-from glm_trt.validate.baseline import ALLOWED_GROWTH, ALLOWED_ROW_GROWTH, compare_with_baseline
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.compare import Choices
-from glm_trt.validate.measure import BlockResult, EndToEnd, Measures, Pair
-from glm_trt.validate.policy import Policy, PolicyError, Rule, Target, Where, read_policy
-from glm_trt.validate.problem_kinds import Finding, ProblemKind
-from glm_trt.validate.problems import PROBLEMS_SHOWN
-from glm_trt.validate.report_files import ReportError, read_report
-from glm_trt.validate.report_text import unused_rules
+from glm_trt.validate.judging.compare import Choices
+from glm_trt.validate.judging.measure import BlockResult, EndToEnd, Measures, Pair
+from glm_trt.validate.judging.policy import Policy, PolicyError, Rule, Target, Where, read_policy
+from glm_trt.validate.judging.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.judging.problems import PROBLEMS_SHOWN
+from glm_trt.validate.judging.verdict import judge
+from glm_trt.validate.reporting.baseline import (
+    ALLOWED_GROWTH,
+    ALLOWED_ROW_GROWTH,
+    compare_with_baseline,
+)
+from glm_trt.validate.reporting.report_files import ReportError, read_report
+from glm_trt.validate.reporting.report_text import unused_rules
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
-from glm_trt.validate.verdict import judge
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]

@@ -11,10 +11,10 @@ import pytest
 from polygraphy.comparator import RunResults
 
 from glm_trt.cli import main
-from glm_trt.validate import polygraphy_files
-from glm_trt.validate.polygraphy_diff import diff_results
-from glm_trt.validate.polygraphy_files import BlockResults, ResultsError, read_results
-from glm_trt.validate.walk import Observation
+from glm_trt.validate.running.walk import Observation
+from glm_trt.validate.saving import polygraphy_files
+from glm_trt.validate.saving.polygraphy_diff import diff_results
+from glm_trt.validate.saving.polygraphy_files import BlockResults, ResultsError, read_results
 
 SHAPE = (1, 3, 4)
 

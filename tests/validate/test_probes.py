@@ -13,14 +13,20 @@ import pytest
 
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
-from glm_trt.validate import probes
-from glm_trt.validate.cases import Case
-from glm_trt.validate.many_steps import has_many_steps, run_many_steps
-from glm_trt.validate.measure import Measures
-from glm_trt.validate.probes import GARBAGE, Probe, before_round_up, make_probes, usual_tokens
+from glm_trt.validate.judging.measure import Measures
+from glm_trt.validate.judging.verdict import judge_block
+from glm_trt.validate.running import probes
+from glm_trt.validate.running.cases import Case
+from glm_trt.validate.running.many_steps import has_many_steps, run_many_steps
+from glm_trt.validate.running.probes import (
+    GARBAGE,
+    Probe,
+    before_round_up,
+    make_probes,
+    usual_tokens,
+)
+from glm_trt.validate.running.walk import CHAINS, Flow, Observation, Runners, cast, in_range, start
 from glm_trt.validate.validation import all_blocks, open_bundle
-from glm_trt.validate.verdict import judge_block
-from glm_trt.validate.walk import CHAINS, Flow, Observation, Runners, cast, in_range, start
 
 Made = Callable[[str], tuple[Path, Path]]
 POSITIONS = 8192

@@ -12,10 +12,10 @@ from test_faults import problems
 
 from glm_trt.engines.python.onnxruntime_backend import OnnxruntimeBackend
 from glm_trt.export.bundle.format import Block
-from glm_trt.validate.cases import Case, CaseOptions, make_cases
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.running.cases import Case, CaseOptions, make_cases
+from glm_trt.validate.running.reference import Reference
+from glm_trt.validate.running.walk import start, start_prediction
 from glm_trt.validate.validation import ValidationOptions, open_bundle, validate_bundle
-from glm_trt.validate.walk import start, start_prediction
 
 Made = Callable[[str], tuple[Path, Path]]
 # Two rows: 3 + 1 + 1 tokens and 1 + 2 + 1, in passes of 3, 2 and 1 columns.

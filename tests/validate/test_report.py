@@ -17,11 +17,16 @@ from pages import CONTRAST, launch
 
 from glm_trt.cli import main
 from glm_trt.model.errors import MissingCapabilityError
-from glm_trt.validate import report_files
-from glm_trt.validate.report_charts import draw_charts
-from glm_trt.validate.report_files import ReportError, check_report_place, read_report, schema
-from glm_trt.validate.report_page import path, prose
-from glm_trt.validate.report_text import percent, summary
+from glm_trt.validate.reporting import report_files
+from glm_trt.validate.reporting.report_charts import draw_charts
+from glm_trt.validate.reporting.report_files import (
+    ReportError,
+    check_report_place,
+    read_report,
+    schema,
+)
+from glm_trt.validate.reporting.report_page import path, prose
+from glm_trt.validate.reporting.report_text import percent, summary
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
 Made = Callable[[str], tuple[Path, Path]]

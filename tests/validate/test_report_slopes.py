@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from glm_trt.validate.report_slopes import slopes_line, worst_of_kinds, worst_slopes
-from glm_trt.validate.report_text import far_line
+from glm_trt.validate.reporting.report_slopes import slopes_line, worst_of_kinds, worst_slopes
+from glm_trt.validate.reporting.report_text import far_line
 
 
 def slope(found: float, lowest: float, highest: float) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError
 from glm_trt.plugins.common.interpreter import round_to_nearest
-from glm_trt.validate import walk
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.subjects import open_subject
+from glm_trt.validate.running import walk
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.running.subjects import open_subject
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
@@ -72,7 +72,7 @@ def test_interpreted_kernels_pass(
 
 def test_a_wrong_kernel_is_found(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels are what runs: a wrong one fails, where the graphs in PyTorch pass."""
-    from glm_trt.validate import subjects
+    from glm_trt.validate.running import subjects
 
     run = subjects.run
 
@@ -151,8 +151,9 @@ PEAKS = """
 import json, os, sys
 from pathlib import Path
 from traces import SharedTraces
-from glm_trt.validate import cases, graph_check, runtime_check
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.running import cases, runtime_check
+from glm_trt.validate.checking import graph_check
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 import onnxruntime, torch
 

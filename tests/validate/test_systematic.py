@@ -14,9 +14,9 @@ from faults import Edit, Faulty, constant, insert, maker_of, node_of
 from onnx import helper
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.validate.choices import compare_choices, most_near_ties
-from glm_trt.validate.compare import Choices
-from glm_trt.validate.systematic import ITSELF, UPDATE, Systematic, judged, regressors_of
+from glm_trt.validate.judging.choices import compare_choices, most_near_ties
+from glm_trt.validate.judging.compare import Choices
+from glm_trt.validate.judging.systematic import ITSELF, UPDATE, Systematic, judged, regressors_of
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]

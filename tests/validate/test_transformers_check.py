@@ -13,8 +13,8 @@ from test_faults import problems
 from transformers.utils import logging as library
 
 from glm_trt.model.glm_moe_dsa import Head
-from glm_trt.validate import transformers_check
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.checking import transformers_check
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 Made = Callable[[str], tuple[Path, Path]]

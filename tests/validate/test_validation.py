@@ -23,10 +23,10 @@ from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint.safetensors_file import TensorFiles
 from glm_trt.model.errors import CheckpointError
-from glm_trt.validate.bisect import describe_finding
-from glm_trt.validate.cases import CaseOptions
-from glm_trt.validate.reference import OWN_WEIGHTS
-from glm_trt.validate.report_files import schema
+from glm_trt.validate.finding.bisect import describe_finding
+from glm_trt.validate.reporting.report_files import schema
+from glm_trt.validate.running.cases import CaseOptions
+from glm_trt.validate.running.reference import OWN_WEIGHTS
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")
@@ -204,7 +204,7 @@ def test_a_block_that_does_not_run_fails(
     """
     from glm_trt.engines.python import onnxruntime_backend
     from glm_trt.model.checkpoint.bindings import bound_tensor
-    from glm_trt.validate import subjects
+    from glm_trt.validate.running import subjects
 
     def cut(binding: Any, *rest: Any) -> Any:
         array = bound_tensor(binding, *rest)

@@ -14,11 +14,11 @@ from faults import Faulty
 from glm_trt.export.bundle.format import Block
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.model.checkpoint import bindings as b
-from glm_trt.validate import weights_check
-from glm_trt.validate.problem_kinds import Finding, ProblemKind
-from glm_trt.validate.reference import Reference
+from glm_trt.validate.checking import weights_check
+from glm_trt.validate.checking.weights_check import WeightsCheck
+from glm_trt.validate.judging.problem_kinds import Finding, ProblemKind
+from glm_trt.validate.running.reference import Reference
 from glm_trt.validate.validation import all_blocks
-from glm_trt.validate.weights_check import WeightsCheck
 
 Made = Callable[[str], tuple[Path, Path]]
 DOWN = "mlp.experts.down_proj"

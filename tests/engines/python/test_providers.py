@@ -31,9 +31,9 @@ from glm_trt.engines.python.runtime import Runtime
 from glm_trt.export.bundle.read import Bundle
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.errors import GlmTrtError, MissingCapabilityError
-from glm_trt.validate.environment import describe_backend
-from glm_trt.validate.polygraphy_run import block_feeds, polygraphy_line
-from glm_trt.validate.subjects import open_subject
+from glm_trt.validate.running.environment import describe_backend
+from glm_trt.validate.running.subjects import open_subject
+from glm_trt.validate.saving.polygraphy_run import block_feeds, polygraphy_line
 
 Session = ort.InferenceSession  # before any test puts another in its place
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))

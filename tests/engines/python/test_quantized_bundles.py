@@ -32,7 +32,7 @@ from glm_trt.model.checkpoint.read import Checkpoint
 from glm_trt.model.checkpoint.safetensors_file import TensorFiles
 from glm_trt.plugins.common.contract import StackedExperts
 from glm_trt.plugins.folders import CONTRACTS
-from glm_trt.validate.cases import CaseOptions
+from glm_trt.validate.running.cases import CaseOptions
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 pytestmark = pytest.mark.usefixtures("shared_walks")

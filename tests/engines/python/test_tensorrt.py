@@ -45,7 +45,7 @@ from glm_trt.export.bundle.write import write_manifest
 from glm_trt.export.export_checkpoint import ExportOptions, export_checkpoint
 from glm_trt.model.checkpoint.generate import CheckpointOptions, make_checkpoint
 from glm_trt.model.errors import BundleError, GlmTrtError, MissingCapabilityError
-from glm_trt.validate import cases, subjects
+from glm_trt.validate.running import cases, subjects
 from glm_trt.validate.validation import ValidationOptions, validate_bundle
 
 TINY = Path(__file__).parents[2] / "data" / "glm-5.1-tiny"

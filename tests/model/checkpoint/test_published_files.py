@@ -23,7 +23,7 @@ from glm_trt.model.checkpoint.bindings import layer_bindings
 from glm_trt.model.checkpoint.read import HEAD, INDEX_FILE, SINGLE_FILE, Checkpoint
 from glm_trt.model.checkpoint.weights import as_torch
 from glm_trt.model.errors import CheckpointError, ConfigError
-from glm_trt.validate.published import PublishedTensors
+from glm_trt.validate.running.published import PublishedTensors
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Path], None]

@@ -1,0 +1,1 @@
+"""What is compared beside a run: weights, graphs, transformers' own model."""

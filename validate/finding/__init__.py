@@ -1,0 +1,1 @@
+"""Where a fault is: the first bad block, its operator, a small input."""

@@ -1,0 +1,1 @@
+"""Reports as text, page and data; one held against an earlier one."""
