@@ -90,6 +90,15 @@ def test_too_many_in_one_block() -> None:
     assert found == [["topk_indices: 80 near ties of its own run, allowed 67: the dtype has 20"]]
 
 
+def test_what_follows_a_fault_is_its_doing() -> None:
+    """Scores of later blocks' own are judged all the same."""
+    ties = NearTies("bfloat16")
+    list(ties.add(block(20, 20)))
+    ties.faulty()
+    later = [x.text for x in ties.add(block(80, 20, (300, 20)))]
+    assert later == ["80 near ties, allowed 67: the dtype has 20"]
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_few_more_in_every_block_are_many_in_all(own: bool) -> None:
     """Said of the block in which they become too many, once; not of what is said by itself."""

@@ -37,10 +37,19 @@ class NearTies:
         self._ratio = ALLOWED_RATIO[dtype]
         self._sums: dict[tuple[str, str], tuple[int, int]] = {}
         self._said: set[tuple[str, str]] = set()
+        self._behind_a_fault = False
+
+    def faulty(self) -> None:
+        """The block that was added last is wrong: what later ones make of its output is its doing,
+        so near ties of their own runs are not held against them.
+        """
+        self._behind_a_fault = True
 
     def add(self, result: BlockResult) -> Iterator[Excess]:
         """What there is too much of in the next block; in the sum, where it is first too much."""
         for name, what, found, dtype in _counts(result):
+            if what == PROPAGATED and self._behind_a_fault:
+                continue
             if excess := self._excess(name, what, found, dtype):
                 yield excess  # and no part of the sum, which would say so again
                 continue

@@ -126,6 +126,8 @@ def _block_entry(
         note(excess.output, f": {excess.text}", ProblemKind.NEAR_TIES, excess.ratio)
     for finding in shown(result.findings):
         note(finding.output, f": {finding.text}", finding.kind)
+    if problems:
+        near_ties.faulty()
     return {
         "name": result.name,
         "kind": result.kind,
