@@ -36,6 +36,18 @@ class Cost:
     narrow: bool = False
 
 
+def sizes_of_experts(config: ModelConfig) -> Sizes | None:
+    """Of the axes that operators of MoE experts have in common, as in `Cost`."""
+    if "sparse" not in config.mlp_layer_types:
+        return None
+    return {
+        "E": config.n_routed_experts,
+        "I": config.moe_intermediate_size,
+        "hidden": config.hidden_size,
+        "k": config.num_experts_per_tok,
+    }
+
+
 def sizes_of_call(
     contract: Contract, sizes: Sizes, batch: int, tokens: int, context: int, itemsize: int = 2
 ) -> dict[str, int]:

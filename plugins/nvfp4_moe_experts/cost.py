@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from glm_trt.model.config import ModelConfig
-from glm_trt.plugins.common.cost import Cost, Sizes
+from glm_trt.plugins.common.cost import Cost, Sizes, sizes_of_experts
 
 
 def sizes(config: ModelConfig) -> Sizes | None:
     """As in `Cost`."""
-    if "sparse" not in config.mlp_layer_types:
-        return None
-    return {
-        "E": config.n_routed_experts,
-        "gate_and_up": 2 * config.moe_intermediate_size,
-        "hidden": config.hidden_size,
-        "k": config.num_experts_per_tok,
-    }
+    found = sizes_of_experts(config)
+    return found and {**found, "gate_and_up": 2 * found["I"]}
 
 
 COST = Cost(

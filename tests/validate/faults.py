@@ -124,6 +124,17 @@ def constant(model: onnx.ModelProto, name: str, value: Any) -> str:
     return name
 
 
+def exchange(bundle: Faulty, name: str) -> None:
+    """A weight of two layers, exchanged in what says which tensor feeds which input."""
+    path = bundle.directory / bundle.manifest["bindings"]
+    bindings = json.loads(path.read_text())
+    one, other = (
+        next(x for x in bindings[block] if x["name"] == name) for block in ("layer.1", "layer.2")
+    )
+    one["tensors"], other["tensors"] = other["tensors"], one["tensors"]
+    path.write_text(json.dumps(bindings))
+
+
 # Weights.
 
 
@@ -210,15 +221,7 @@ def exchanged_nvfp4_nibbles(bundle: Faulty) -> None:
 
 @fault("plain", "layer.1", "Gemm")
 def exchanged_bindings(bundle: Faulty) -> None:
-    """One weight of two layers, exchanged in what says which tensor feeds which input."""
-    path = bundle.directory / bundle.manifest["bindings"]
-    bindings = json.loads(path.read_text())
-    name = "self_attn.o_proj.weight"
-    one, other = (
-        next(x for x in bindings[block] if x["name"] == name) for block in ("layer.1", "layer.2")
-    )
-    one["tensors"], other["tensors"] = other["tensors"], one["tensors"]
-    path.write_text(json.dumps(bindings))
+    exchange(bundle, "self_attn.o_proj.weight")
 
 
 # Graphs.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from faults import Faulty, fault
+from faults import Faulty, exchange, fault
 
 
 @fault("plain", "embedding", "Gather", slow=True)
@@ -40,15 +39,7 @@ def one_expert_an_ulp_low(bundle: Faulty) -> None:
 
 @fault("plain", "layer.1", "RMSNormalization")
 def norms_of_two_layers_exchanged(bundle: Faulty) -> None:
-    """Norms of one shape, in what says which tensor feeds which input."""
-    path = bundle.directory / bundle.manifest["bindings"]
-    bindings = json.loads(path.read_text())
-    name = "input_layernorm.weight"
-    one, other = (
-        next(x for x in bindings[block] if x["name"] == name) for block in ("layer.1", "layer.2")
-    )
-    one["tensors"], other["tensors"] = other["tensors"], one["tensors"]
-    path.write_text(json.dumps(bindings))
+    exchange(bundle, "input_layernorm.weight")
 
 
 @fault("fp8", "layer.1", "Fp8MoeExperts", slow=True)
